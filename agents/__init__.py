@@ -1,0 +1,25 @@
+"""Learners: GRPO for the language model, surgeons for the operations, and the curriculum of both."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.config import TrainConfig
+    from agents.training import RunSummary, train
+
+__all__ = ["RunSummary", "TrainConfig", "train"]
+
+_HOMES = {
+    "RunSummary": "agents.training",
+    "TrainConfig": "agents.config",
+    "train": "agents.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

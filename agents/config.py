@@ -1,0 +1,137 @@
+"""What can be chosen of a run, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agents.curriculum import CurriculumConfig
+from agents.grpo.learner import GRPOConfig
+from agents.surgeons import check_surgeon
+from avatarl_env.choices import check_choice
+from avatarl_env.episode import OperationConfig
+from avatarl_env.lm.gpt import GPTConfig
+
+PRESET_NAMES = ("smoke", "laptop", "full")
+TRACKS = ("off", "offline", "online")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the language model; the vocabulary comes from the corpus.
+
+    Raises:
+        ValueError: if the heads do not divide the width into even head dims, or a size is below 1.
+    """
+
+    context: int = 128
+    """Longest window it sees, characters."""
+    n_layers: int = 4
+    """Blocks."""
+    n_heads: int = 4
+    """Attention heads per block; divides the width."""
+    width: int = 128
+    """Residual stream, channels."""
+
+    def __post_init__(self) -> None:
+        self.with_vocabulary(1)
+
+    def with_vocabulary(self, vocab_size: int) -> GPTConfig:
+        """Return the sizes of a GPT over so many tokens."""
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context=self.context,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            width=self.width,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a language model by RL, operate on it, and say what the surgeon was worth.
+
+    Raises:
+        ValueError: if a value is unknown or out of range.
+    """
+
+    preset: str = "laptop"
+    """smoke (under a minute), laptop (a few minutes on two cores) or full (a GPU)."""
+    corpus: str = "auto"
+    """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
+    surgeon: str = "sac"
+    """sac, random, zero, or none for no surgery at all."""
+    seed: int = 0
+    """Of everything: the same seed, machine and threads give the same run."""
+    out: str | None = None
+    """Run folder, new or empty; default runs/DATE-TIME-PRESET."""
+    track: str | None = None
+    """Weights & Biases: off, offline or online; default what WANDB_MODE says, else off."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 is torch's own choice."""
+    lm: ModelConfig = field(default_factory=ModelConfig)
+    """The language model."""
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    """How it learns."""
+    operation: OperationConfig = field(default_factory=OperationConfig)
+    """The surgeon's task."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Who learns when."""
+
+    def __post_init__(self) -> None:
+        check_choice("preset", self.preset, PRESET_NAMES)
+        check_surgeon(self.surgeon)
+        if self.track is not None:
+            check_choice("track", self.track, TRACKS)
+        for name in ("seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.operation.check_context(self.lm.context)
+
+
+def preset(name: str) -> TrainConfig:
+    """Return a preset.
+
+    Raises:
+        ValueError: if there is none of that name; names the closest.
+    """
+    check_choice("preset", name, PRESET_NAMES)
+    return {"smoke": _smoke, "laptop": TrainConfig, "full": _full}[name]()
+
+
+def _smoke() -> TrainConfig:
+    """Every part of the machinery in under a minute; nothing is learned well."""
+    return TrainConfig(
+        preset="smoke",
+        lm=ModelConfig(context=64, n_layers=2, n_heads=2, width=64),
+        grpo=GRPOConfig(batch_size=16, learning_rate=6e-3, warmup_updates=10),
+        operation=OperationConfig(n_prompts=16, prompt_length=16, n_new=32),
+        curriculum=CurriculumConfig(
+            bootstrap_updates=120,
+            surgery_rounds=3,
+            joint_rounds=2,
+            updates_per_round=10,
+            judge_prompts=64,
+            evaluate_every=40,
+        ),
+    )
+
+
+def _full() -> TrainConfig:
+    """The model of ten million parameters, for a GPU."""
+    return TrainConfig(
+        preset="full",
+        lm=ModelConfig(context=256, n_layers=6, n_heads=6, width=384),
+        grpo=GRPOConfig(
+            batch_size=64, learning_rate=1e-3, warmup_updates=100, precision="bfloat16"
+        ),
+        operation=OperationConfig(n_prompts=64, prompt_length=64, n_new=128),
+        curriculum=CurriculumConfig(
+            bootstrap_updates=3_000,
+            surgery_rounds=100,
+            joint_rounds=50,
+            updates_per_round=20,
+            evaluate_every=250,
+        ),
+    )

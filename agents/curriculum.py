@@ -1,0 +1,166 @@
+"""The curriculum: phases as data, and the loop that runs them.
+
+A phase says which learners are on and for how many steps; a step is some GRPO updates, then some
+operations, then, where the phase allows it, an attempt to commit one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.effect import final_coefficients
+from agents.grpo.learner import GRPOLearner, GRPOStats
+from agents.judgement import Judgement, judge
+from agents.surgeons import NONE, OperationRecord, Surgeon
+from avatarl_env.choices import check_choice
+from avatarl_env.env import AttentionSurgeryEnv
+
+PROBE, IF_BETTER = "probe", "if_better"
+FALSE_COMMIT_RATE = 0.05  # chance that a worthless operation passes one of a commit's two bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """How long the phases are, and what becomes of good operations.
+
+    Raises:
+        ValueError: if a value is unknown or out of range.
+    """
+
+    bootstrap_updates: int = 560
+    """GRPO updates of the first phase, without a surgeon."""
+    surgery_rounds: int = 8
+    """Rounds of operations of the second phase, without GRPO."""
+    joint_rounds: int = 8
+    """Rounds of the third phase, each GRPO updates, then operations, then a commit's judgement."""
+    updates_per_round: int = 15
+    """GRPO updates of a joint round."""
+    operations_per_round: int = 4
+    """Operations of a round."""
+    commit: str = IF_BETTER
+    """probe (operations are always undone) or if_better (kept in joint, if judged to be better)."""
+    judge_prompts: int = 256
+    """Fresh prompts, and as many windows, that an operation is judged on."""
+    evaluate_every: int = 50
+    """GRPO updates between measurements on a fixed slice of the validation text."""
+
+    def __post_init__(self) -> None:
+        least = {"operations_per_round": 1, "judge_prompts": 2, "evaluate_every": 1}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least.get(name, 0):
+                raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
+        check_choice("commit", self.commit, (PROBE, IF_BETTER))
+
+    @property
+    def n_updates(self) -> int:
+        """GRPO updates of all phases."""
+        return self.bootstrap_updates + self.joint_rounds * self.updates_per_round
+
+
+class Phase(NamedTuple):
+    """Which learners are on, and for how long."""
+
+    name: str
+    steps: int
+    updates: int
+    """GRPO updates per step."""
+    operations: int
+    """Operations per step."""
+    commits: bool
+    """Whether each step ends with an attempt to commit."""
+
+
+def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
+    """Return the phases that have something to do.
+
+    Without a surgeon the language model gets the same updates, and nothing operates.
+    """
+    operations = 0 if surgeon == NONE else config.operations_per_round
+    commits = config.commit == IF_BETTER and operations > 0
+    phases = (
+        Phase("bootstrap", config.bootstrap_updates, 1, 0, commits=False),
+        Phase("surgery", config.surgery_rounds, 0, operations, commits=False),
+        Phase("joint", config.joint_rounds, config.updates_per_round, operations, commits),
+    )
+    return tuple(p for p in phases if p.steps and (p.updates or p.operations))
+
+
+class Commit(NamedTuple):
+    """One attempt to keep an operation."""
+
+    coefficients: NDArray[np.float64]
+    judgement: Judgement
+    kept: bool
+
+
+class Journal(Protocol):
+    """Who is told what happens."""
+
+    def updated(self, stats: GRPOStats) -> None:
+        """Take note of a GRPO update."""
+
+    def operated(self, records: list[OperationRecord], surgeon: Surgeon) -> None:
+        """Take note of a round of operations."""
+
+    def judged(self, commit: Commit) -> None:
+        """Take note of an attempt to commit."""
+
+
+class Curriculum:
+    """The loop: GRPO trains the model, the surgeon operates on it."""
+
+    def __init__(
+        self,
+        learner: GRPOLearner,
+        env: AttentionSurgeryEnv,
+        surgeon: Surgeon | None,
+        config: CurriculumConfig,
+        rng: np.random.Generator,
+    ) -> None:
+        """Bring everybody together.
+
+        Args:
+            learner: trains the model that ``env`` holds.
+            env: where the surgeon operates, and its operations are judged and committed.
+            surgeon: None for no surgery.
+            config: commit policy.
+            rng: draws the judgement's prompts.
+        """
+        self.learner = learner
+        self.env = env
+        self.surgeon = surgeon
+        self.config = config
+        self._rng = rng
+
+    def run(self, phase: Phase, journal: Journal) -> None:
+        """Run one phase."""
+        for _ in range(phase.steps):
+            for _ in range(phase.updates):
+                journal.updated(self.learner.update())
+                self.env.model_changed()
+            if phase.operations and self.surgeon is not None:
+                journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
+                if phase.commits:
+                    journal.judged(self._consider(self.surgeon))
+
+    def _consider(self, surgeon: Surgeon) -> Commit:
+        """Judge one deterministic operation on fresh text; keep it if it is better."""
+        env = self.env
+        coefficients = final_coefficients(surgeon, env, int(self._rng.integers(2**31)))
+        judgement = judge(
+            env.patient,
+            env.operator,
+            coefficients,
+            env.config,
+            n_prompts=self.config.judge_prompts,
+            rng=self._rng,
+        )
+        if judgement.is_improvement:
+            env.commit()
+        return Commit(coefficients, judgement, judgement.is_improvement)

@@ -1,0 +1,79 @@
+"""How well a language model predicts held-out text.
+
+Shapes: B windows, T characters, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from avatarl_env.lm.gpt import GPT
+from avatarl_env.patient import eval_mode
+
+PROGRESS_CHARACTERS = 16_384  # length of the fixed slice that progress is measured on
+_TOKENS_PER_BATCH = 8_192
+
+
+class TextMetrics(NamedTuple):
+    """Means over the predicted characters."""
+
+    loss: float
+    """Cross-entropy, nats per character."""
+    bits_per_char: float
+    """The same in bits."""
+    accuracy: float
+    """Share of characters that were the most probable one, in [0, 1]."""
+    entropy: float
+    """Of the predictions, nats per character."""
+
+
+@torch.no_grad()
+def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
+    """Predict every character of a text but the first, each once.
+
+    Windows overlap by half a context, so that each character (but those of the first window) is
+    predicted from at least half a context of history.
+
+    Args:
+        model: the language model.
+        tokens: (T,) the text, at least two characters.
+
+    Raises:
+        ValueError: if there are fewer than two characters.
+    """
+    n_targets = len(tokens) - 1
+    if n_targets < 1:
+        raise ValueError(f"tokens must be at least two, got {len(tokens)}")
+    length = min(model.context, n_targets)
+    stride = max(1, length // 2)
+    starts = np.arange(0, n_targets - length + 1, stride)
+    if starts[-1] + length < n_targets:
+        starts = np.append(starts, n_targets - length)
+    done = np.concatenate([[0], starts[:-1] + length])  # first target not yet counted
+    sums = np.zeros(3)
+    rows = max(1, _TOKENS_PER_BATCH // length)
+    with eval_mode(model):
+        for begin in range(0, len(starts), rows):
+            some = starts[begin : begin + rows]
+            windows = torch.from_numpy(tokens[some[:, None] + np.arange(length + 1)])
+            windows = windows.to(model.embed.weight.device)
+            counted = some[:, None] + np.arange(length) >= done[begin : begin + rows, None]
+            sums += _sums(model, windows, torch.from_numpy(counted).to(windows.device))
+    loss, hits, entropy = (sums / n_targets).tolist()
+    return TextMetrics(loss, loss / math.log(2), hits, entropy)
+
+
+def _sums(model: GPT, windows: torch.Tensor, counted: torch.Tensor) -> NDArray[np.float64]:
+    """Return summed loss, hits and entropy over the counted positions (B, T)."""
+    log_probs = torch.log_softmax(model(windows[:, :-1]).float(), dim=-1)  # (B, T, V)
+    targets = windows[:, 1:]
+    loss = -log_probs.gather(2, targets[:, :, None])[:, :, 0]
+    hits = (log_probs.argmax(-1) == targets).float()
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    stacked = torch.stack([loss, hits, entropy]).double() * counted
+    return np.asarray(stacked.sum((1, 2)).cpu().numpy())

@@ -1,0 +1,1 @@
+"""GRPO for a character-level language model: rewards, advantages, objectives, the learner."""

@@ -1,0 +1,223 @@
+"""The run's journal: what the curriculum does becomes rows, a progress bar and samples."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.curriculum import FALSE_COMMIT_RATE, Commit, Phase
+from agents.evaluation import PROGRESS_CHARACTERS, evaluate_text
+from agents.grpo.learner import GRPOLearner, GRPOStats
+from agents.surgeons import OperationRecord, Surgeon
+from agents.tracking import Clock, MetricWriter
+from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.patient import Prompts
+
+WRITE_EVERY = 5  # updates between two rows of kind "grpo"
+SAMPLE_CHARACTERS = 240
+TRAINING_COST = 3  # a forward and backward costs about as much as three forwards
+
+
+class Journal:
+    """Writes the rows of a run and shows how far it is."""
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        learner: GRPOLearner,
+        env: AttentionSurgeryEnv,
+        *,
+        evaluate_every: int,
+        rng: np.random.Generator,
+        quiet: bool = False,
+    ) -> None:
+        """Open the journal; the run's clock starts now.
+
+        Args:
+            writer: takes the rows.
+            learner: whose updates are counted.
+            env: whose patient is evaluated and sampled.
+            evaluate_every: updates between two evaluations.
+            rng: draws the samples' dice.
+            quiet: show no progress bar.
+        """
+        self._writer = writer
+        self._learner = learner
+        self._env = env
+        self._evaluate_every = evaluate_every
+        self._quiet = quiet
+        self._start = time.perf_counter()
+        self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}
+        self._phase = Phase("start", 0, 0, 0, commits=False)
+        self._rates: list[float] = []
+        self._last_update = self._start
+        self._phase_start = self._start
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self.n_operations = 0
+        self.commits: list[dict[str, Any]] = []
+        self._last_coefficients: np.ndarray | None = None
+        # The dice and prompts of all samples are the same, so that samples can be compared.
+        self._sample = env.patient.prompts(
+            "surgeon", 2, env.config.prompt_length, SAMPLE_CHARACTERS, rng
+        )
+
+    @property
+    def forward_tokens(self) -> int:
+        """Compute spent so far on learning and operating, in tokens of one forward.
+
+        Evaluations for the reader (progress, final figures, samples) are not counted.
+        """
+        learned = self._learner.n_done * self._learner.tokens_per_update
+        return TRAINING_COST * learned + self._env.patient.forward_tokens
+
+    @property
+    def seconds(self) -> float:
+        """Time since the journal was opened."""
+        return time.perf_counter() - self._start
+
+    def begin(self, phase: Phase) -> None:
+        """Open a phase."""
+        self._phase = phase
+        self._first, self._last = {}, {}
+        per_step = phase.updates + phase.operations
+        self._bar = tqdm(
+            total=phase.steps * per_step, desc=f"{phase.name:>9}", disable=self._quiet, unit="it"
+        )
+        self._phase_start = self._last_update = time.perf_counter()
+
+    def end(self) -> dict[str, Any]:
+        """Close the phase; return its name, steps, seconds, and first and last metrics."""
+        if self._phase.updates:
+            self._evaluate()
+        self._write_samples()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        return {
+            "name": self._phase.name,
+            "steps": self._phase.steps,
+            "seconds": time.perf_counter() - self._phase_start,
+            "first": self._first,
+            "last": self._last,
+        }
+
+    def say(self, text: str) -> None:
+        """Tell the reader something, without breaking a progress bar."""
+        if not self._quiet:
+            tqdm.write(text)
+
+    def updated(self, stats: GRPOStats) -> None:
+        """Take note of a GRPO update."""
+        now = time.perf_counter()
+        self._rates.append(self._learner.tokens_per_update / (now - self._last_update))
+        self._last_update = now
+        self._advance(1, loss=f"{stats.loss:.4f}", reward=f"{stats.reward:.3f}")
+        n_done = self._learner.n_done
+        if n_done % WRITE_EVERY == 0 or n_done == 1:
+            row = {f"grpo/{name}": value for name, value in stats._asdict().items()}
+            row["time/tokens_per_second"] = float(np.median(self._rates))
+            self._rates.clear()
+            self._write("grpo", row)
+        if n_done % self._evaluate_every == 0:
+            self._evaluate()
+        self._last_update = time.perf_counter()
+
+    def operated(self, records: list[OperationRecord], surgeon: Surgeon) -> None:
+        """Take note of a round of operations."""
+        for record in records:
+            self.n_operations += 1
+            self._last_coefficients = record.coefficients
+            row: dict[str, Any] = {
+                "surgeon/return": record.total,
+                "surgeon/length": record.length,
+                "surgeon/mean_abs_action": record.mean_abs_action,
+                "surgeon/coefficients": record.coefficients,
+                "surgeon/flatline": record.flatline,
+                "surgeon/lost_score": record.lost_score,
+            }
+            row |= {f"score/{name}": value for name, value in record.terms.items()}
+            row |= {f"baseline/{name}": value for name, value in record.baseline_terms.items()}
+            self._write("operation", row)
+        stats = surgeon.stats()
+        if stats:
+            self._write("surgeon", dict(stats))
+        mean = float(np.mean([record.total for record in records]))
+        self._advance(len(records), operation=f"{mean:+.4f}")
+        self._last_update = time.perf_counter()
+
+    def judged(self, commit: Commit) -> None:
+        """Take note of an attempt to commit."""
+        row = {
+            "kept": commit.kept,
+            "kl_ref_gain": commit.judgement.kl_ref_gain._asdict(),
+            "heldout_loss_fall": commit.judgement.heldout_loss_fall._asdict(),
+            "coefficients": commit.coefficients.tolist(),
+        }
+        self._write("commit", {f"commit/{name}": value for name, value in row.items()})
+        self.commits.append({"phase": self._phase.name, "update": self._learner.n_done, **row})
+        kept = sum(record["kept"] for record in self.commits)
+        self._advance(0, commits=f"{kept}/{len(self.commits)}")
+        self._last_update = time.perf_counter()
+
+    def commit_summary(self, policy: str) -> dict[str, Any]:
+        """Return tries, keeps and the number of false ones to be expected at most."""
+        tried = len(self.commits)
+        return {
+            "policy": policy,
+            "tried": tried,
+            "kept": sum(commit["kept"] for commit in self.commits),
+            "expected_false_at_most": tried * FALSE_COMMIT_RATE,
+            "operations": self.commits,
+        }
+
+    def _evaluate(self) -> None:
+        validation = self._env.patient.splits["validation"][: PROGRESS_CHARACTERS + 1]
+        metrics = evaluate_text(self._env.patient.model, validation)
+        row = {f"validation/{name}": value for name, value in metrics._asdict().items()}
+        self._write("evaluation", row)
+        self._advance(0, accuracy=f"{metrics.accuracy:.3f}")
+
+    def _write_samples(self) -> None:
+        """Write what the model writes now and, in phases that operate, under the last operation."""
+        patient = self._env.patient
+        spent = patient.forward_tokens
+        plain = self._texts(patient.evaluate(self._sample).writing.tokens)
+        operated: list[str | None] = [None] * len(plain)
+        if self._phase.operations and self._last_coefficients is not None:
+            evaluation = patient.evaluate_operated(
+                self._env.operator, self._last_coefficients, self._sample
+            )
+            operated = [*self._texts(evaluation.writing.tokens)]
+        patient.forward_tokens = spent
+        n_prompt = self._sample.tokens.shape[1]
+        for prompt, text, other in zip(self._sample.tokens, plain, operated, strict=True):
+            row = {"prompt": patient.tokenizer.decode(prompt[:n_prompt]), "text": text}
+            self._write("sample", {**row, "operated_text": other})
+
+    def _texts(self, tokens: np.ndarray) -> list[str]:
+        n_prompt = self._sample.tokens.shape[1]
+        return [self._env.patient.tokenizer.decode(row[n_prompt:]) for row in tokens]
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        clock = Clock(
+            phase=self._phase.name,
+            update=self._learner.n_done,
+            operation=self.n_operations,
+            forward_tokens=self.forward_tokens,
+            seconds=self.seconds,
+        )
+        self._writer.write(kind, clock, row)
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        self._first = numbers | self._first
+        self._last |= numbers
+
+    def _advance(self, n: int, **shown: str) -> None:
+        self._shown |= shown
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(n)

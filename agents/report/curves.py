@@ -1,0 +1,107 @@
+"""The metrics that a report draws against compute, with what a reader has to know of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A metric that is drawn against compute.
+
+    Attributes:
+        key: Short name, unique in the page.
+        kind: Kind of the rows that carry the metric.
+        metric: The metric's name in the rows.
+        title: Title of the figure.
+        unit: Unit of the metric, in words.
+        caption: What one sees, for somebody who has read nothing else.
+        colour: CSS variable of the line.
+        percent: Whether the metric is a share, to be shown in percent.
+        reference: Field of the n-gram references to compare with, if any.
+        noisy: Whether to draw faint points under a running mean.
+    """
+
+    key: str
+    kind: str
+    metric: str
+    title: str
+    unit: str = ""
+    caption: str = ""
+    colour: str = "--model"
+    percent: bool = False
+    reference: str | None = None
+    noisy: bool = False
+
+    def show(self, value: float) -> str:
+        """Write a value with its unit's precision."""
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
+
+
+CURVES = (
+    Curve(
+        key="accuracy",
+        kind="evaluation",
+        metric="validation/accuracy",
+        title="Next-character accuracy",
+        unit="share of characters",
+        caption="How often the model's first guess is the character that comes next, on held-out "
+        "text. Higher is better. The dashed lines are tables that count which character follows "
+        "the last 1 (bigram) to 4 (5-gram) characters.",
+        percent=True,
+        reference="accuracy",
+    ),
+    Curve(
+        key="loss",
+        kind="evaluation",
+        metric="validation/loss",
+        title="Loss",
+        unit="nats per character",
+        caption="How surprised the model is by held-out text. Lower is better. The same tables are "
+        "dashed; where the true entropy of the text is known, no model can get below it.",
+        reference="loss",
+    ),
+    Curve(
+        key="entropy",
+        kind="evaluation",
+        metric="validation/entropy",
+        title="Entropy of the predictions",
+        unit="nats per character",
+        caption="How undecided the model is about the next character. Near zero it would say the "
+        "same thing over and over; far above the loss it hedges.",
+    ),
+    Curve(
+        key="reward",
+        kind="grpo",
+        metric="grpo/reward",
+        title="Reward of the model's training",
+        unit="chance of a right guess",
+        caption="What the language model earns while it trains: the chance that a character drawn "
+        "from its prediction is the right one. Faint points are single updates, the line is "
+        "their running mean.",
+        noisy=True,
+    ),
+    Curve(
+        key="return",
+        kind="operation",
+        metric="surgeon/return",
+        title="Return of the operations",
+        unit="nats per character",
+        caption="What the surgeon is paid for one operation: by how much the text of the operated "
+        "model scores above that of the same model without it. The line is the running mean. A "
+        "cross at the lower edge is an operation that broke the text (a flatline) and was fined.",
+        colour="--surgeon",
+        noisy=True,
+    ),
+    Curve(
+        key="action",
+        kind="operation",
+        metric="surgeon/mean_abs_action",
+        title="Size of the surgeon's actions",
+        unit="mean absolute action, 0 to 1",
+        caption="How boldly the surgeon moves. Zero leaves the model as it is, one is as far as an "
+        "action can go.",
+        colour="--surgeon",
+        noisy=True,
+    ),
+)

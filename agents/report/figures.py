@@ -1,0 +1,350 @@
+"""The report's figures as plain Plotly dictionaries.
+
+Colours are the names of CSS variables, `var(--model)`: the page looks them up when it draws, so
+that a figure follows the reader's light or dark theme.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from agents.report.curves import Curve
+from agents.report.data import Row, RunRecord, Series, running_mean
+
+Figure = dict[str, Any]
+
+N_PHASE_TINTS = 3
+WHO = ("surgeon", "random", "zero")
+
+_HEIGHT = 300  # pixels, the height of a plot in the page
+_MARGIN = {"l": 56, "r": 62, "t": 26, "b": 44}
+_LABEL_GAP = 13  # pixels between the centres of two labels
+_LOSS_HEADROOM = 0.9  # nats above the bigram table, which every model soon leaves behind
+
+
+def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
+    """Draw one metric against compute, with phases, n-gram lines and kept operations.
+
+    Returns:
+        The figure, or None where the run has no such metric.
+    """
+    series = run.series(curve.kind, curve.metric)
+    if not series.y:
+        return None
+    levels = _reference_levels(run, curve)
+    low, high = _value_range(run, curve, series, list(levels.values()))
+    data = _curve_traces(curve, series)
+    if curve.key == "return":
+        data += _flatline_traces(run, low + 0.03 * (high - low))
+    commits = run.kept_commits()
+    if commits and curve.kind == "evaluation":
+        data.append(_commit_trace(commits, series))
+    layout = {
+        "height": _HEIGHT,
+        "margin": _MARGIN,
+        "showlegend": False,
+        "xaxis": {
+            "title": {"text": "compute, in forward tokens"},
+            "range": [0, max(row["forward_tokens"] for row in run.rows) or 1],
+            "exponentformat": "SI",
+        },
+        "yaxis": {
+            "title": {"text": html.escape(curve.unit)},
+            "range": [low, high],
+            "tickformat": ".0%" if curve.percent else "",
+        },
+        "shapes": _phase_shapes(run) + _level_shapes(levels) + _commit_shapes(commits),
+        "annotations": _phase_labels(run) + _level_labels(levels, low, high),
+    }
+    return {"data": data, "layout": layout}
+
+
+def effect_figure(measurements: list[Row], quantity: str, unit: str) -> Figure:
+    """Draw what the surgeon, random and zero operations gained, with their intervals.
+
+    Args:
+        measurements: The measurements of the summary, in order.
+        quantity: Which gain to draw, `kl_ref_gain` or `heldout_loss_fall`.
+        unit: Its unit, in words.
+    """
+    data = []
+    for place, who in enumerate(WHO):
+        gains = [measurement[quantity][who] for measurement in measurements]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": who,
+                "x": [gain["mean"] for gain in gains],
+                # The first measurement on top, and within it the surgeon first.
+                "y": [0.25 * (1 - place) - index for index in range(len(gains))],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [gain["high"] - gain["mean"] for gain in gains],
+                    "arrayminus": [gain["mean"] - gain["low"] for gain in gains],
+                    "color": f"var(--{who})",
+                    "thickness": 2,
+                    "width": 5,
+                },
+                "marker": {"color": f"var(--{who})", "size": 9},
+                "hovertemplate": f"{who}: %{{x:.4f}}<extra></extra>",
+            }
+        )
+    after = [html.escape(str(measurement["after"])) for measurement in measurements]
+    layout = {
+        "height": 110 + 90 * len(after),
+        "margin": {"l": 90, "r": 16, "t": 34, "b": 44},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "xaxis": {"title": {"text": unit}, "zeroline": True, "zerolinewidth": 2},
+        "yaxis": {
+            "tickvals": [-index for index in range(len(after))],
+            "ticktext": [f"after {name}" for name in after],
+            "range": [0.6 - len(after), 0.6],
+            "showgrid": False,
+            "zeroline": False,
+        },
+    }
+    return {"data": data, "layout": layout}
+
+
+def _curve_traces(curve: Curve, series: Series) -> list[Figure]:
+    number = "%{y:.1%}" if curve.percent else "%{y:.4~g}"
+    hover = f"{number} at %{{x:.3~s}} tokens<extra></extra>"
+    colour = f"var({curve.colour})"
+    if not curve.noisy:
+        return [_line(series, colour, hover)]
+    points = _markers(series.x, series.y, {"color": colour, "size": 4, "opacity": 0.35}, hover)
+    means = _means(series)
+    phases = dict.fromkeys(means.phase)
+    return [points, *(_line(_part(means, name), colour, f"mean {hover}") for name in phases)]
+
+
+def _means(series: Series) -> Series:
+    return running_mean(series, window=max(3, min(50, len(series.y) // 10)))
+
+
+def _part(series: Series, phase: str) -> Series:
+    """Cut out one phase, so that no line is drawn across the phases in between."""
+    places = [index for index, name in enumerate(series.phase) if name == phase]
+    return Series(
+        [series.x[index] for index in places],
+        [series.y[index] for index in places],
+        [phase] * len(places),
+    )
+
+
+def _line(series: Series, colour: str, hover: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines" if len(series.x) > 1 else "markers",
+        "x": series.x,
+        "y": _rounded(series.y),
+        "line": {"color": colour, "width": 2.5},
+        "marker": {"color": colour, "size": 7},
+        "hovertemplate": hover,
+    }
+
+
+def _markers(x: list[int], y: list[float], marker: Figure, hover: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": _rounded(y),
+        "marker": marker,
+        "hovertemplate": hover,
+    }
+
+
+def _flatline_traces(run: RunRecord, bottom: float) -> list[Figure]:
+    """Mark flatlines at the bottom: their fine is a constant, far below the other returns."""
+    rows = [row for row in run.of_kind("operation") if row.get("surgeon/flatline")]
+    if not rows:
+        return []
+    marker = {"color": "var(--bad)", "size": 7, "symbol": "x"}
+    places = [row["forward_tokens"] for row in rows]
+    trace = _markers(places, [bottom] * len(rows), marker, "flatline: %{text}<extra></extra>")
+    texts = [html.escape(str(row["surgeon/flatline"])) for row in rows]
+    return [{**trace, "text": texts}]
+
+
+def _commit_trace(commits: list[Row], series: Series) -> Figure:
+    """Mark the kept operations on a curve."""
+    places = [row["forward_tokens"] for row in commits]
+    marker = {
+        "color": "var(--surgeon)",
+        "size": 11,
+        "symbol": "diamond",
+        "line": {"color": "var(--paper)", "width": 1.5},
+    }
+    heights = [_interpolate(place, series.x, series.y) for place in places]
+    return _markers(places, heights, marker, "an operation was kept here<extra></extra>")
+
+
+def _interpolate(place: float, x: list[int], y: list[float]) -> float:
+    """Read a curve of rising x between its points, and flat beyond them."""
+    after = next((index for index, value in enumerate(x) if value >= place), len(x) - 1)
+    before = max(after - 1, 0)
+    width = x[after] - x[before]
+    share = min(max((place - x[before]) / width, 0.0), 1.0) if width else 1.0
+    return y[before] + share * (y[after] - y[before])
+
+
+def _reference_levels(run: RunRecord, curve: Curve) -> dict[str, float]:
+    """Name the horizontal lines of a figure: n-gram tables, and the entropy of the text."""
+    if curve.reference is None:
+        return {}
+    references = run.summary.get("references") or []
+    levels = {row["name"]: row[curve.reference] for row in references}
+    floor = run.fact("corpus_nats_per_char")
+    if curve.key == "loss" and floor is not None:
+        levels["true"] = floor
+    return {name: float(level) for name, level in levels.items() if level is not None}
+
+
+def _value_range(
+    run: RunRecord, curve: Curve, series: Series, levels: list[float]
+) -> tuple[float, float]:
+    """Choose what part of the vertical axis to show."""
+    values = series.y
+    if curve.key == "return":
+        # The fine of a flatline is far below all else: it counts in the mean, and is shown apart.
+        rows = [row for row in run.of_kind(curve.kind) if not row.get("surgeon/flatline")]
+        lasting = [row[curve.metric] for row in rows if row.get(curve.metric) is not None]
+        values = lasting + _means(series).y
+    low, high = min(values + levels), max(values + levels)
+    if curve.key == "loss" and levels:
+        high = min(high, max(*levels, series.y[-1]) + _LOSS_HEADROOM)
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+    return low - pad, high + pad
+
+
+def _phase_shapes(run: RunRecord) -> list[Figure]:
+    return [
+        {
+            "type": "rect",
+            "xref": "x",
+            "yref": "paper",
+            "x0": span.start,
+            "x1": span.end,
+            "y0": 0,
+            "y1": 1,
+            "fillcolor": f"var(--phase-{index % N_PHASE_TINTS})",
+            "line": {"width": 0},
+            "layer": "below",
+        }
+        for index, span in enumerate(run.phases())
+    ]
+
+
+def _phase_labels(run: RunRecord) -> list[Figure]:
+    spans = run.phases()
+    total = spans[-1].end or 1
+    return [
+        {
+            "text": html.escape(span.name),
+            "xref": "x",
+            "yref": "paper",
+            "x": (span.start + span.end) / 2,
+            "y": 1,
+            "yanchor": "bottom",
+            "showarrow": False,
+            "font": {"size": 11, "color": "var(--muted)"},
+        }
+        for span in spans
+        if (span.end - span.start) / total > 0.15  # in less than this a name does not fit
+    ]
+
+
+def _level_shapes(levels: dict[str, float]) -> list[Figure]:
+    return [
+        {
+            "type": "line",
+            "xref": "paper",
+            "yref": "y",
+            "x0": 0,
+            "x1": 1,
+            "y0": level,
+            "y1": level,
+            "line": {
+                "color": "var(--good)" if name == "true" else "var(--muted)",
+                "width": 1.2,
+                "dash": "dash",
+            },
+        }
+        for name, level in levels.items()
+    ]
+
+
+def _level_labels(levels: dict[str, float], low: float, high: float) -> list[Figure]:
+    """Write the names beside the lines, moved apart where they would touch."""
+    scale = (_HEIGHT - _MARGIN["t"] - _MARGIN["b"]) / (high - low)
+    names = sorted(levels, key=levels.__getitem__)
+    wanted = [levels[name] * scale for name in names]
+    return [
+        {
+            "text": html.escape(name),
+            "xref": "paper",
+            "yref": "y",
+            "x": 1,
+            "y": levels[name],
+            "xanchor": "left",
+            "xshift": 4,
+            "yshift": round(place - want, 1),
+            "showarrow": False,
+            "font": {"size": 11, "color": "var(--good)" if name == "true" else "var(--muted)"},
+        }
+        for name, want, place in zip(names, wanted, spread(wanted, _LABEL_GAP), strict=True)
+    ]
+
+
+def spread(wanted: list[float], gap: float) -> list[float]:
+    """Move points on a line apart until neighbours are a gap apart, moving them little.
+
+    Points that touch are gathered into groups; a group stands around the mean of what its members
+    wanted.
+
+    Args:
+        wanted: Where the points would like to stand, in rising order.
+        gap: Least distance of two neighbours.
+
+    Returns:
+        Where they stand, in the same order.
+    """
+    groups: list[list[float]] = []
+    for point in wanted:
+        groups.append([point])
+        while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_bottom(group, gap) + index * gap for group in groups for index in range(len(group))]
+
+
+def _bottom(group: list[float], gap: float) -> float:
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+
+
+def _top(group: list[float], gap: float) -> float:
+    return sum(group) / len(group) + gap * (len(group) - 1) / 2
+
+
+def _commit_shapes(commits: list[Row]) -> list[Figure]:
+    return [
+        {
+            "type": "line",
+            "xref": "x",
+            "yref": "paper",
+            "x0": row["forward_tokens"],
+            "x1": row["forward_tokens"],
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": "var(--surgeon)", "width": 1, "dash": "dot"},
+        }
+        for row in commits
+    ]
+
+
+def _rounded(values: list[float]) -> list[float]:
+    """Keep six significant digits, which is more than a screen can show."""
+    return [float(f"{value:.6g}") for value in values]

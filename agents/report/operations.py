@@ -1,0 +1,177 @@
+"""The report's section on operations: what they were worth, how they went, which were kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from agents.report.data import Row, RunRecord
+from agents.report.figures import WHO, Figure, effect_figure
+from agents.report.parts import (
+    DASH,
+    Html,
+    figure,
+    interval,
+    join,
+    number,
+    paragraph,
+    percent,
+    signed,
+    table,
+)
+
+_EFFECTS = (
+    (
+        "kl_ref_gain",
+        "Gain in score",
+        "nats per character",
+        "By how much the text of the operated model scores above that of the same model without "
+        "the operation, on fresh held-out prompts. Right of zero is better.",
+    ),
+    (
+        "heldout_loss_fall",
+        "Fall in held-out loss",
+        "nats per character",
+        "By how much an operation lowers the loss on real held-out text. Right of zero is better.",
+    ),
+)
+
+
+def operations_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
+    """Write the whole section.
+
+    Args:
+        run: The run.
+        figures: The page's figures by key; those of this section are added.
+    """
+    operations = run.of_kind("operation")
+    effect = run.summary.get("surgeon_effect") or {}
+    measurements = effect.get("measurements") or []
+    if not operations and not measurements:
+        return paragraph("There were no operations.")
+    parts = [_effect(measurements, figures)] if measurements else []
+    if operations:
+        parts.append(_operation_table(run, operations))
+    parts.append(_commits(run))
+    return join(parts)
+
+
+def _effect(measurements: list[Row], figures: dict[str, Figure]) -> Html:
+    frames = []
+    for quantity, title, unit, caption in _EFFECTS:
+        key = f"effect-{quantity}"
+        figures[key] = effect_figure(measurements, quantity, unit)
+        spoken = "; ".join(
+            f"after {measurement['after']}, {who}: {interval(measurement[quantity][who])}"
+            for measurement in measurements
+            for who in WHO
+        )
+        frames.append(figure(key, title, f"{caption} The bars are 95 % intervals.", spoken))
+    rows = [
+        (
+            f"after {measurement['after']}",
+            who,
+            *(interval(measurement[quantity][who]) for quantity, *_ in _EFFECTS),
+            measurement["n_prompts"],
+            measurement["n_operations"],
+        )
+        for measurement in measurements
+        for who in WHO
+    ]
+    head = (
+        "Measured",
+        "Who operated",
+        *(title for _, title, *_ in _EFFECTS),
+        "Prompts",
+        "Operations",
+    )
+    return join(
+        [
+            Html(f'<div class="figures">{join(frames)}</div>'),
+            table("The surgeon beside chance and beside doing nothing", head, rows),
+        ]
+    )
+
+
+def _operation_table(run: RunRecord, operations: list[Row]) -> Html:
+    rows = []
+    for name in dict.fromkeys(row["phase"] for row in operations):
+        mine = [row for row in operations if row["phase"] == name]
+        returns = [row["surgeon/return"] for row in mine if row.get("surgeon/return") is not None]
+        causes = Counter(
+            str(row["surgeon/flatline"]) for row in mine if row.get("surgeon/flatline")
+        )
+        helped = sum(value > 0 for value in returns)
+        rows.append(
+            (
+                name,
+                len(mine),
+                signed(_mean(returns)),
+                signed(max(returns, default=None)),
+                percent(helped / len(returns) if returns else None),
+                ", ".join(f"{count} {cause}" for cause, count in causes.items()) or "none",
+                number(_mean([row.get("surgeon/length") for row in mine]), 1),
+                number(_mean([row.get("surgeon/mean_abs_action") for row in mine]), 2),
+            )
+        )
+    head = (
+        "Phase",
+        "Operations",
+        "Mean return",
+        "Best return",
+        "Above zero",
+        "Flatlines",
+        "Mean length",
+        "Mean |action|",
+    )
+    return table("Operations, by phase", head, rows)
+
+
+def _commits(run: RunRecord) -> Html:
+    tries = run.of_kind("commit")
+    summary = run.summary.get("commits") or {}
+    parts = []
+    if summary:
+        tried, kept = summary.get("tried", len(tries)), summary.get("kept", 0)
+        expected = summary.get("expected_false_at_most")
+        chance = (
+            ""
+            if expected is None
+            else f" By luck alone at most {number(expected, 2)} would be kept."
+        )
+        parts.append(
+            paragraph(
+                f"Commit policy {summary.get('policy', DASH)}: {tried} operations were put to the "
+                f"test on fresh text, {kept} kept.{chance}"
+            )
+        )
+    if tries:
+        rows = [_commit_row(index, row) for index, row in enumerate(tries, start=1)]
+        head = (
+            "Try",
+            "Phase",
+            "Update",
+            "Kept",
+            "Gain in score",
+            "Fall in held-out loss",
+            "Coefficients",
+        )
+        parts.append(table("Operations put to the test, with 95 % intervals", head, rows))
+    return join(parts)
+
+
+def _commit_row(index: int, row: Row) -> tuple[object, ...]:
+    coefficients = [number(value, 2) for value in row.get("commit/coefficients") or []]
+    return (
+        index,
+        row["phase"],
+        row["update"],
+        Html('<span class="yes">kept</span>') if row.get("commit/kept") else "undone",
+        interval(row["commit/kl_ref_gain"]),
+        interval(row["commit/heldout_loss_fall"]),
+        Html(f'<span class="wide">{", ".join(coefficients)}</span>'),
+    )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,57 @@
+"""Keep a library that seeds and draws from the global generators away from everybody else's dice.
+
+Stable-Baselines3 reseeds Python's, numpy's and torch's global generators when an algorithm is
+built, and draws from them afterwards. Inside :meth:`PrivateRandomness.use` the global generators
+hold the surgeon's own state; outside they hold what they held before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class GlobalStates(NamedTuple):
+    """States of the three global generators."""
+
+    python: Any
+    numpy: Any
+    torch: torch.Tensor
+
+
+class PrivateRandomness:
+    """One consumer's own copy of the global generators (CPU: surgeons do not run on a GPU)."""
+
+    def __init__(self, seed: int) -> None:
+        """Start from a seed, without touching the global generators."""
+        self._states = GlobalStates(
+            random.Random(seed).getstate(),
+            np.random.RandomState(seed % 2**32).get_state(),
+            torch.Generator().manual_seed(seed).get_state(),
+        )
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Swap the consumer's generators in for the body, and out again whatever happens."""
+        outside = _read()
+        _write(self._states)
+        try:
+            yield
+        finally:
+            self._states = _read()
+            _write(outside)
+
+
+def _read() -> GlobalStates:
+    return GlobalStates(random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+
+
+def _write(states: GlobalStates) -> None:
+    random.setstate(states.python)
+    np.random.set_state(states.numpy)  # noqa: NPY002
+    torch.set_rng_state(states.torch)

@@ -1,0 +1,114 @@
+"""Stable-Baselines3 algorithms as surgeons: one adapter, one table of defaults."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from agents.surgeons.base import FloatArray, OperationRecord, OperationRecorder
+from agents.surgeons.randomness import PrivateRandomness
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+# An operation is a finite task of a few steps: nothing is discounted.
+GAMMA = 1.0
+
+
+class Algorithm(NamedTuple):
+    """Where an algorithm lives and how it is set up for short finite operations."""
+
+    module: str
+    name: str
+    options: Mapping[str, Any]
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "sac": Algorithm(
+        "stable_baselines3",
+        "SAC",
+        {
+            # An evaluation of the language model costs a hundred gradient steps of these nets.
+            "policy_kwargs": {"net_arch": [128, 128]},
+            "learning_rate": 1e-3,
+            "batch_size": 256,
+            # Old transitions tell of a language model that is no more.
+            "buffer_size": 20_000,
+            "learning_starts": 64,
+            "train_freq": (1, "episode"),
+            "gradient_steps": 32,
+            # Half of the customary -A: most of what there is to gain needs a steady hand.
+            "target_entropy": "auto",
+        },
+    ),
+}
+
+
+class SB3Surgeon:
+    """An off-policy algorithm of Stable-Baselines3 that learns from whole operations."""
+
+    def __init__(
+        self, name: str, env: gymnasium.Env[FloatArray, FloatArray], seed: int, **options: Any
+    ) -> None:
+        """Build the algorithm.
+
+        Args:
+            name: a key of :data:`ALGORITHMS`.
+            env: an ``AttentionSurgery-v0``.
+            seed: of the algorithm and of the environment's prompts.
+            **options: the algorithm's own keyword arguments, over the table's.
+        """
+        from stable_baselines3.common.logger import Logger
+        from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+        algorithm = ALGORITHMS[name]
+        make = getattr(importlib.import_module(algorithm.module), algorithm.name)
+        self._recorder = OperationRecorder(env)
+        self._randomness = PrivateRandomness(seed)
+        with self._randomness.use():
+            # Observations by running mean and spread, rewards (hundredths of a nat) by spread.
+            self._env = VecNormalize(DummyVecEnv([lambda: self._recorder]), gamma=GAMMA)
+            settings = {"gamma": GAMMA, "device": "cpu", **algorithm.options, **options}
+            self.model: OffPolicyAlgorithm = make("MlpPolicy", self._env, seed=seed, **settings)
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
+
+    def operate(self, n_operations: int) -> list[OperationRecord]:
+        """Perform whole operations, beginning with a fresh reset, and learn from them."""
+        # SB3 keeps the last observation between calls of learn(). It belongs to the model as it
+        # was then: going on from it would pay the model's own progress out to the surgeon.
+        self.model._last_obs = None
+        with self._randomness.use():
+            for _ in range(n_operations):
+                # With train_freq = (1, "episode") a call for one step is one whole operation.
+                self.model.learn(1, log_interval=None, reset_num_timesteps=False)
+        return self._recorder.collect()
+
+    def act(self, observation: FloatArray) -> FloatArray:
+        """Return the deterministic action (A,) for an observation (O,)."""
+        normalised = self._env.normalize_obs(observation)
+        with self._randomness.use():
+            action, _ = self.model.predict(np.asarray(normalised), deterministic=True)
+        return np.asarray(action, dtype=np.float32)
+
+    def stats(self) -> Mapping[str, float]:
+        """Return the algorithm's latest losses, ``surgeon/actor_loss`` and so on."""
+        return {
+            key.replace("train/", "surgeon/"): float(value)
+            for key, value in self.model.logger.name_to_value.items()
+            if key.startswith("train/")
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder."""
+        self.model.save(folder / "surgeon.zip")
+        rms = self._env.obs_rms
+        content = {"mean": rms.mean.tolist(), "var": rms.var.tolist(), "count": float(rms.count)}
+        content["return_var"] = float(self._env.ret_rms.var)
+        path = folder / "surgeon_normalisation.json"
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")

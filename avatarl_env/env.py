@@ -1,0 +1,261 @@
+"""AttentionSurgery-v0: the Gymnasium environment. Glue only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from avatarl_env.episode import Episode, OperationConfig
+from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.observation import Observation
+from avatarl_env.patient import Patient
+from avatarl_env.rendering import render_ansi
+from avatarl_env.scoring import TERMS, Score
+from avatarl_env.surgery import make_operator
+from avatarl_env.text.corpus import Corpus
+
+
+class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Operate on the attention weights of a language model, for the sake of what it writes.
+
+    ## Description
+    One episode is one operation on the model as it stands when `reset` is called. `reset` draws
+    prompts of real text and one block of uniforms; the unoperated model continues the prompts, the
+    baseline. Each step is an incision: it moves coefficients, the operator turns them into edits of
+    the attention weights, the operated model continues the same prompts with the same uniforms, and
+    the weights are put back bit for bit. Between calls of `step` the model is always unoperated.
+
+    ## Action Space
+    `Box(-1, 1, (A,), float32)`: `c <- clip(c + step_size * action, -1, 1)`. What the A coefficients
+    mean is the operator's business: `env.unwrapped.operator.labels` names them.
+
+    ## Observation Space
+    `Box(-10, 10, float32)`: readings of the operated model while it reads the prompts, the
+    baseline's score terms, the improvement so far, the coefficients and the time left; the table is
+    in `avatarl_env.observation.Observation`. Its scaling is constant.
+
+    ## Rewards
+    The rise of the score (default: `kl_ref`, see `avatarl_env.scoring`) since the step before. An
+    episode's return is the operation's total improvement, nats per token; that of an operation that
+    ends in a flatline is `-flatline_penalty`.
+
+    ## Starting State
+    `c = 0`. With `injury > 0` a hidden `c_inj ~ U(-injury, injury)^A` is drawn and every evaluation
+    is at `c_inj + c`, so that the best answer, `c = -c_inj`, is known and differs each time.
+
+    ## Episode End
+    *Termination*: all incisions made; or a flatline: non-finite logits, entropy outside
+    [0.5, 1.5] times the unoperated model's, or trigram collisions more than 5 above its own.
+    `info["flatline"]` names the cause. *Truncation*: never by this environment.
+
+    ## Info
+    `score`, `improvement`, `score_terms`, `baseline_terms`, `coefficients`; at the end `is_success`
+    and `lost_score` (what the injury had cost).
+
+    ## Version History
+    * v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 2}
+
+    def __init__(  # noqa: PLR0913 - a Gymnasium environment is configured by flat keywords
+        self,
+        lm: str | Patient = "bundled",
+        *,
+        corpus: str | None = None,
+        operator: str = "head_gain",
+        operator_options: Mapping[str, Any] | None = None,
+        score: Mapping[str, float] | None = None,
+        n_incisions: int = 4,
+        step_size: float = 0.5,
+        n_prompts: int = 32,
+        prompt_length: int = 32,
+        n_new: int = 64,
+        split: str = "surgeon",
+        injury: float = 0.0,
+        flatline_penalty: float = 1.0,
+        device: str = "cpu",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+    ) -> None:
+        """Put a model on the table.
+
+        Args:
+            lm: `"bundled"`, a run folder or a model folder (or a `Patient`, in Python).
+            corpus: corpus name or path; default the one the model learned.
+            operator: name of the operator.
+            operator_options: its keyword arguments.
+            score: weights by term name; default `{"kl_ref": 1.0}`. Fixed for the env's life.
+            n_incisions: steps of an episode, at least 1.
+            step_size: most that an incision moves a coefficient; n_incisions * step_size >= 1.
+            n_prompts: texts written per evaluation, at least 2.
+            prompt_length: tokens of real text that each continues, at least 2.
+            n_new: tokens written after each prompt, at least 4.
+            split: part of the corpus that prompts come from.
+            injury: half-width of the hidden injury.
+            flatline_penalty: minus the return of a flatlined operation.
+            device: where a loaded model goes.
+            dtype: of a loaded model's weights.
+            render_mode: None or `"ansi"`: the texts before and after, as a string.
+
+        Raises:
+            ValueError: if an argument is unknown or out of range, or prompt plus new text does not
+                fit the model's context.
+        """
+        self.patient = lm if isinstance(lm, Patient) else Patient.load(lm, corpus, device, dtype)
+        self.config = OperationConfig(
+            n_incisions=n_incisions,
+            step_size=step_size,
+            n_prompts=n_prompts,
+            prompt_length=prompt_length,
+            n_new=n_new,
+            split=split,
+            injury=injury,
+            flatline_penalty=flatline_penalty,
+        )
+        self.config.check_context(self.patient.model.context)
+        self.score = Score(score)
+        self.operator = make_operator(operator, self.patient.targets, **dict(operator_options or {}))
+        n_coefficients = len(self.operator.labels)
+        self._observation = Observation(
+            self.patient.targets, self.patient.model.config.width, tuple(TERMS), n_coefficients
+        )
+        self.observation_space = self._observation.space()
+        self.action_space = Box(-1.0, 1.0, (n_coefficients,), np.float32)
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            modes = self.metadata["render_modes"]
+            raise ValueError(f"render_mode must be None or one of {modes}, got {render_mode!r}")
+        self.render_mode = render_mode
+        self._episode: Episode | None = None
+        self._is_stale = False
+
+    @classmethod
+    def from_model(
+        cls, model: GPT, tokenizer: CharTokenizer, corpus: Corpus, **keywords: Any
+    ) -> Self:
+        """Put a live model on the table; it is shared with the caller, not copied.
+
+        Args:
+            model: the patient; it stays on its device.
+            tokenizer: its own.
+            corpus: the text it is held against.
+            **keywords: as for the constructor.
+        """
+        return cls(Patient(model, tokenizer, corpus), **keywords)
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Make one incision.
+
+        Raises:
+            RuntimeError: if there is no operation under way, or the model changed since `reset`.
+            ValueError: if the action has another shape than the action space or is not finite.
+        """
+        episode = self._episode_under_way()
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ValueError(
+                f"action must be {self.action_space.shape} finite numbers, got {action!r}"
+            )
+        where = episode.incise(action)
+        evaluation = self.patient.evaluate_operated(self.operator, where, episode.prompts)
+        outcome = episode.conclude(evaluation, self.score)
+        return self._observe(), outcome.reward, outcome.terminated, False, outcome.info
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begin an operation on the model as it stands."""
+        super().reset(seed=seed)
+        config = self.config
+        rng = self.np_random
+        prompts = self.patient.prompts(
+            config.split, config.n_prompts, config.prompt_length, config.n_new, rng
+        )
+        injury = rng.uniform(-config.injury, config.injury, len(self.operator.labels))
+        healthy = self.patient.evaluate(prompts)
+        baseline = healthy
+        if config.injury:
+            baseline = self.patient.evaluate_operated(self.operator, injury, prompts)
+        self._episode = Episode.begin(
+            config, prompts, injury, baseline, healthy.terms, self.score
+        )
+        self._is_stale = False
+        return self._observe(), self._episode.info(self.score)
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the texts before and after, or None without a render mode.
+
+        Raises:
+            RuntimeError: before the first `reset`.
+        """
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() does nothing without a render_mode, such as 'ansi'")
+            return None
+        if self._episode is None:
+            raise RuntimeError("render() needs an operation: call reset() first")
+        return render_ansi(self._episode, self.patient.tokenizer, self.operator.labels)
+
+    def model_changed(self) -> None:
+        """Say that the model's parameters changed: the operation under way is void."""
+        self._is_stale = True
+
+    def commit(self) -> None:
+        """Keep the present operation (never the injury) in the weights; `reset` is then required.
+
+        Raises:
+            RuntimeError: if there is no operation, or the model changed since `reset`.
+        """
+        if self._episode is None or self._is_stale:
+            raise RuntimeError("commit() needs an operation on the model as it is: call reset()")
+        self.patient.commit(self.operator, self._episode.coefficients)
+        self.model_changed()
+
+    def fork(self) -> Self:
+        """Return an environment in the same state on the same (shared) model."""
+        other = copy.copy(self)
+        other._np_random = copy.deepcopy(self._np_random)
+        other._episode = copy.deepcopy(self._episode)
+        other.action_space = copy.deepcopy(self.action_space)
+        other.observation_space = copy.deepcopy(self.observation_space)
+        return other
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that changes from step to step, but for the model: a copy."""
+        return copy.deepcopy(
+            {"rng": self.np_random.bit_generator.state, "episode": self._episode}
+            | {"is_stale": self._is_stale}
+        )
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_state` returned; what follows is replayed exactly."""
+        state = copy.deepcopy(state)
+        self.np_random.bit_generator.state = state["rng"]
+        self._episode = state["episode"]
+        self._is_stale = state["is_stale"]
+
+    def _episode_under_way(self) -> Episode:
+        if self._episode is None or self._episode.is_over:
+            raise RuntimeError("step() needs an operation under way: call reset() first")
+        if self._is_stale:
+            raise RuntimeError("the model changed during the operation: call reset() first")
+        return self._episode
+
+    def _observe(self) -> NDArray[np.float32]:
+        episode = self._episode
+        assert episode is not None
+        return self._observation.observe(
+            episode.present.vitals,
+            episode.baseline.terms,
+            episode.score - self.score(episode.baseline.terms),
+            episode.coefficients,
+            episode.time_left,
+        )

@@ -1,0 +1,184 @@
+"""One operation as a Markov decision process: all of its arithmetic, nothing of Gymnasium.
+
+Shapes: A coefficients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avatarl_env.choices import check_choice
+from avatarl_env.patient import Evaluation, Prompts
+from avatarl_env.scoring import Score
+from avatarl_env.text.corpus import SPLITS
+
+ENTROPY_RANGE = (0.5, 1.5)  # times the unoperated model's; outside it the patient flatlines
+COLLISION_MARGIN = 5.0  # above the unoperated model's
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationConfig:
+    """The rules of an operation.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    n_incisions: int = 4
+    """Steps of an episode; 1 makes it a bandit."""
+    step_size: float = 0.5
+    """Most that one incision moves a coefficient; times n_incisions at least 1."""
+    n_prompts: int = 32
+    """Texts written per evaluation."""
+    prompt_length: int = 32
+    """Tokens of real text that each continues; at least 2."""
+    n_new: int = 64
+    """Tokens written after each prompt; at least 4."""
+    split: str = "surgeon"
+    """Where prompts come from: train, surgeon or validation."""
+    injury: float = 0.0
+    """Half-width of the hidden injury's coefficients; 0 for none."""
+    flatline_penalty: float = 1.0
+    """Minus the return of an operation that the patient does not survive."""
+
+    def __post_init__(self) -> None:
+        least = {"n_incisions": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not self.n_incisions * self.step_size >= 1:
+            raise ValueError(
+                "n_incisions * step_size must be at least 1, or coefficients are out of reach, "
+                f"got {self.n_incisions} * {self.step_size}"
+            )
+        for name in ("injury", "flatline_penalty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        check_choice("split", self.split, SPLITS)
+
+    def check_context(self, context: int) -> None:
+        """Raise a ValueError unless prompt and new text fit a model's context."""
+        if self.prompt_length + self.n_new > context:
+            raise ValueError(
+                f"prompt_length + n_new must fit the model's context of {context}, "
+                f"got {self.prompt_length} + {self.n_new}"
+            )
+
+
+class Outcome(NamedTuple):
+    """What an incision led to."""
+
+    reward: float
+    terminated: bool
+    info: dict[str, Any]
+
+
+@dataclass
+class Episode:
+    """The state of one operation."""
+
+    config: OperationConfig
+    prompts: Prompts
+    injury: NDArray[np.float64]
+    """(A,) hidden; every evaluation is at injury + coefficients."""
+    coefficients: NDArray[np.float64]
+    """(A,) in [-1, 1]."""
+    baseline: Evaluation
+    """Of the unoperated (but injured) model."""
+    healthy_terms: dict[str, float]
+    """Terms of the model without operation and injury."""
+    present: Evaluation
+    """Of the model as operated now."""
+    score: float
+    """Of ``present``."""
+    total_reward: float = 0.0
+    n_done: int = 0
+    """Incisions made."""
+    is_over: bool = False
+
+    @classmethod
+    def begin(
+        cls,
+        config: OperationConfig,
+        prompts: Prompts,
+        injury: NDArray[np.float64],
+        baseline: Evaluation,
+        healthy_terms: dict[str, float],
+        score: Score,
+    ) -> Episode:
+        """Start at c = 0."""
+        zeros = np.zeros_like(injury)
+        present = score(baseline.terms)
+        return cls(
+            config, prompts, injury, zeros, baseline, healthy_terms, baseline, present
+        )
+
+    @property
+    def time_left(self) -> float:
+        """Share of the incisions not made yet."""
+        return 1.0 - self.n_done / self.config.n_incisions
+
+    def incise(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Move the coefficients; return where to evaluate: injury plus coefficients, (A,).
+
+        Args:
+            action: (A,), clipped to [-1, 1].
+        """
+        step = self.config.step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
+        self.coefficients = np.clip(self.coefficients + step, -1.0, 1.0)
+        self.n_done += 1
+        return self.injury + self.coefficients
+
+    def conclude(self, evaluation: Evaluation, score: Score) -> Outcome:
+        """Pay for the incision just made, given the evaluation it asked for.
+
+        The reward is the score's rise, so an episode's rewards add up to its improvement; a
+        flatline's makes them add up to minus the penalty.
+        """
+        previous, self.present = self.score, evaluation
+        self.score = score(evaluation.terms)
+        cause = self._flatline_cause(evaluation)
+        if cause:
+            reward = -self.config.flatline_penalty - self.total_reward
+        else:
+            reward = self.score - previous
+        self.total_reward += reward
+        self.is_over = bool(cause) or self.n_done == self.config.n_incisions
+        return Outcome(reward, self.is_over, self.info(score, cause))
+
+    def info(self, score: Score, cause: str = "") -> dict[str, Any]:
+        """Return the step's info, fresh and finite."""
+        improvement = self.score - score(self.baseline.terms)
+        info: dict[str, Any] = {
+            "score": self.score,
+            "improvement": improvement,
+            "score_terms": dict(self.present.terms),
+            "baseline_terms": dict(self.baseline.terms),
+            "coefficients": self.coefficients.copy(),
+        }
+        if cause:
+            info["flatline"] = cause
+        if self.is_over:
+            info["is_success"] = not cause and improvement > 0
+            info["lost_score"] = score(self.healthy_terms) - score(self.baseline.terms)
+        return info
+
+    def _flatline_cause(self, evaluation: Evaluation) -> str:
+        if not evaluation.writing.is_finite:
+            return "non-finite logits"
+        if not self.coefficients.any():
+            return ""
+        # An operation that heals an injury must not be punished for leaving the injured range.
+        references = (self.baseline.terms, self.healthy_terms)
+        entropies = [terms["entropy"] for terms in references]
+        low, high = ENTROPY_RANGE[0] * min(entropies), ENTROPY_RANGE[1] * max(entropies)
+        value = evaluation.terms["entropy"]
+        if not low <= value <= high:
+            return f"entropy {value:.3f} outside [{low:.3f}, {high:.3f}] nats"
+        limit = max(terms["collision_l2"] for terms in references) + COLLISION_MARGIN
+        value = evaluation.terms["collision_l2"]
+        return f"collision_l2 {value:.2f} above {limit:.2f}" if value > limit else ""

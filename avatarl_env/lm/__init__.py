@@ -1,0 +1,1 @@
+"""The language model: network, cached sampling, character tokenizer."""

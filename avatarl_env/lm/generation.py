@@ -1,0 +1,162 @@
+"""Sampling text from a language model, driven by a block of uniforms.
+
+Knows nothing of characters, scores or generators: the caller draws the uniforms, so two models
+(or one model before and after surgery) can be compared on the same dice.
+
+Shapes: B rows, P prompt tokens, N new tokens, S positions seen, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, preallocated for a whole context."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        """Start empty on a (L, 2, B, H, context, D) buffer."""
+        self._buffer = buffer
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new (B, H, T, D) keys and values; return all S of that layer."""
+        stop = self.length + k.size(2)
+        self._buffer[layer, 0, :, :, self.length : stop] = k
+        self._buffer[layer, 1, :, :, self.length : stop] = v
+        return self._buffer[layer, 0, :, :, :stop], self._buffer[layer, 1, :, :, :stop]
+
+    def advance(self, n_tokens: int) -> None:
+        """Count positions as seen, once every layer has appended them."""
+        self.length += n_tokens
+
+    def reset(self) -> None:
+        """Forget every position."""
+        self.length = 0
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model."""
+
+    @property
+    def context(self) -> int:
+        """Longest window the model can read, tokens."""
+
+    def new_cache(self, n_rows: int) -> KVCache:
+        """Return an empty cache for ``n_rows`` rows."""
+
+    def __call__(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Map tokens (B, T) to next-token logits (B, T, V)."""
+
+
+class Generation(NamedTuple):
+    """What a model wrote."""
+
+    tokens: Tensor
+    """(B, P + N) int64: the prompts and what follows them."""
+    log_probs: Tensor
+    """(B, N) log-probability of each new token when it was sampled, nats."""
+    distributions: Tensor | None
+    """(B, N, V) log-probabilities of all tokens at each new position, or None if not asked for."""
+
+
+def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Pick the token whose slice of [0, 1) holds each uniform.
+
+    Args:
+        log_probs: (..., V) normalised log-probabilities.
+        uniforms: (..., K) in [0, 1).
+
+    Returns:
+        (..., K) int64. A token of probability zero is never picked; a row with a NaN gives
+        token 0.
+    """
+    # Half precision has too few steps for a sum of many small slices, and for the uniforms.
+    probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)).exp()
+    cdf = probs.cumsum(-1)
+    if cdf.device.type != "cpu":  # a parallel scan rounds every prefix its own way
+        cdf = cdf.masked_fill(probs == 0, 0).cummax(-1).values
+    cdf = cdf.masked_fill(cdf.isnan().any(-1, keepdim=True), 1.0)
+    # Measured against the sum as it was rounded, a uniform below 1 always falls inside.
+    total = cdf[..., -1:]
+    points = torch.minimum(uniforms.to(cdf) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cdf, points, right=True)
+
+
+def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
+    if prompts.dim() != 2 or prompts.size(1) < 1:
+        raise ValueError(f"prompts must be (B, P) with P >= 1, got {tuple(prompts.shape)}")
+    if uniforms.dim() != 2 or uniforms.size(0) != prompts.size(0) or uniforms.size(1) < 1:
+        raise ValueError(
+            f"uniforms must be ({prompts.size(0)}, N) with N >= 1, got {tuple(uniforms.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompts: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float = 1.0,
+    return_distributions: bool = False,
+    use_cache: bool = True,
+) -> Generation:
+    """Let the model continue every prompt by one token per column of uniforms.
+
+    When the text outgrows the context, its last half-context is kept and read anew.
+
+    Args:
+        model: the writer; its weights, mode and generators are not touched.
+        prompts: (B, P) int64, P >= 1.
+        uniforms: (B, N) in [0, 1): one draw for each new token.
+        temperature: divides the logits, > 0; the log-probabilities are the tempered policy's.
+        return_distributions: also return every new position's full distribution.
+        use_cache: False reads the whole window again for every token: slow, and the oracle
+            that the cached path is tested against.
+
+    Returns:
+        The tokens, their log-probabilities and, if asked, the distributions.
+
+    Raises:
+        ValueError: if a shape or the temperature is out of range.
+    """
+    _check(prompts, uniforms, temperature)
+    n_rows, n_prompt = prompts.size()
+    n_total = n_prompt + uniforms.size(1)
+    keep = max(1, model.context // 2)
+    tokens = torch.cat([prompts, prompts.new_zeros(n_rows, n_total - n_prompt)], dim=1)
+    start = 0 if n_prompt <= model.context else n_prompt - keep  # of the window
+    cache = model.new_cache(n_rows) if use_cache else None
+    log_probs, distributions = [], []
+
+    logits = model(tokens[:, start:n_prompt], cache)[:, -1]  # (B, V)
+    for position in range(n_prompt, n_total):
+        # 1) sample
+        policy = torch.log_softmax(logits.float() / temperature, dim=-1)
+        token = inverse_cdf(policy, uniforms[:, position - n_prompt, None])  # (B, 1)
+        tokens[:, position] = token[:, 0]
+        log_probs.append(policy.gather(1, token)[:, 0])
+        if return_distributions:
+            distributions.append(policy)
+        # 2) read on: the newest token, or the whole window where nothing of it is cached
+        stop = position + 1
+        if stop == n_total:
+            break
+        if stop - start > model.context:
+            start = stop - keep
+            if cache is not None:
+                cache.reset()
+        unread = start if cache is None or cache.length == 0 else position
+        logits = model(tokens[:, unread:stop], cache)[:, -1]
+
+    return Generation(
+        tokens,
+        torch.stack(log_probs, dim=1),
+        torch.stack(distributions, dim=1) if return_distributions else None,
+    )

@@ -1,0 +1,88 @@
+"""A language model in a folder: weights as safetensors, sizes and vocabulary as JSON."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.tokenizer import CharTokenizer
+
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+BUNDLED = "bundled"
+
+
+class StoredModel(NamedTuple):
+    """What :func:`load_model` found."""
+
+    model: GPT
+    tokenizer: CharTokenizer
+    about: dict[str, Any]
+    """What its maker wrote beside it: ``corpus`` and ``made_by`` at least."""
+
+
+def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[str, Any]) -> None:
+    """Write a model into ``folder``, made if need be.
+
+    Args:
+        folder: where to.
+        model: its weights are stored as they are, tied ones once.
+        tokenizer: stored beside them.
+        about: JSON-able; ``corpus`` names the text it learned, ``made_by`` the command.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    save_file(weights, folder / WEIGHTS)
+    sizes = {name: getattr(model.config, name) for name in GPTConfig.__dataclass_fields__}
+    content = {"gpt": sizes, "tokenizer": tokenizer.to_dict(), **about}
+    (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def model_folder(lm: str) -> Path:
+    """Return the folder that ``lm`` means: the bundled patient, a run folder, or a model folder.
+
+    Raises:
+        ValueError: if there is no model.
+    """
+    if lm == BUNDLED:
+        return Path(str(files("avatarl_env").joinpath("bundled")))
+    for folder in (Path(lm) / "checkpoints" / "final", Path(lm)):
+        if (folder / ABOUT).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    raise ValueError(
+        f"lm must be {BUNDLED!r}, a finished run's folder or one with {ABOUT} and {WEIGHTS}, "
+        f"got {lm!r}"
+    )
+
+
+def load_model(lm: str = BUNDLED) -> StoredModel:
+    """Load a stored model, on the CPU and in eval mode.
+
+    Args:
+        lm: ``"bundled"``, a run folder, or a folder that :func:`save_model` wrote.
+
+    Raises:
+        ValueError: if there is no model, or its files do not fit together.
+    """
+    from safetensors.torch import load_file
+
+    folder = model_folder(lm)
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    model = GPT(GPTConfig(**about.pop("gpt")))
+    weights = load_file(folder / WEIGHTS)
+    expected = dict(model.named_parameters())
+    wrong = sorted(set(weights) ^ set(expected)) or sorted(
+        name for name, p in expected.items() if p.shape != weights[name].shape
+    )
+    if wrong:
+        raise ValueError(f"lm must hold the weights its {ABOUT} describes, {folder} differs: {wrong}")
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])
+    return StoredModel(model.eval(), CharTokenizer.from_dict(about.pop("tokenizer")), about)

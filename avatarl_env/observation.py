@@ -1,0 +1,187 @@
+"""What the surgeon sees: readings of the operated model while it reads the prompts.
+
+Shapes: B prompts, P prompt tokens, C width, L attention layers, H heads, D head dim, A coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from avatarl_env.surgery.targets import AttentionTarget
+
+N_PROJECTED = 16  # numbers that the hidden state is projected to
+LIMIT = 10.0  # observations are clipped to [-LIMIT, LIMIT]
+SCORE_SCALE = 10.0  # a tenth of a nat of improvement reads as 1
+TERM_SCALES = {"collision_l2": 0.1}  # every other term is of order one as it is
+
+
+class Vitals(NamedTuple):
+    """Readings of one forward over the prompts."""
+
+    hidden: NDArray[np.float32]
+    """(C,) final hidden state at the prompts' last token, mean over prompts."""
+    query_log_rms: NDArray[np.float32]
+    """(L * H,) log root mean square of each head's queries."""
+    output_log_rms: NDArray[np.float32]
+    """(L * H,) log root mean square of what each head writes into the residual stream."""
+
+
+class VitalSigns:
+    """Context manager that reads a model's vitals off the first forward inside its body.
+
+    Plain forward hooks, so any attention kernel will do.
+    """
+
+    def __init__(self, model: nn.Module, targets: Sequence[AttentionTarget]) -> None:
+        """Choose the model; its hooks are set on entry and removed on exit."""
+        self._model = model
+        self._targets = targets
+        self._handles: list[RemovableHandle] = []
+        self._queries: dict[int, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
+        self._hidden: Tensor | None = None
+        self._logits: Tensor | None = None
+
+    def __enter__(self) -> Self:
+        """Set the hooks."""
+        for index, target in enumerate(self._targets):
+            self._handles += [
+                target.query.register_forward_hook(self._read_queries(index, target)),
+                target.output.register_forward_hook(self._read_output(index, target)),
+            ]
+        head = self._model.get_output_embeddings()  # type: ignore[operator]
+        self._handles.append(head.register_forward_hook(self._read_head))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def prompt_logits(self) -> Tensor:
+        """(B, P, V) logits of the first forward."""
+        assert self._logits is not None, "the model's output head was never called"
+        return self._logits
+
+    def read(self) -> Vitals:
+        """Return the readings; the body must have run a forward."""
+        assert self._hidden is not None, "the model's output head was never called"
+        assert len(self._queries) == len(self._outputs) == len(self._targets), "a hook never fired"
+        order = range(len(self._targets))
+        return Vitals(
+            self._hidden.float().cpu().numpy(),
+            torch.cat([self._queries[i] for i in order]).cpu().numpy(),
+            torch.cat([self._outputs[i] for i in order]).cpu().numpy(),
+        )
+
+    def _read_queries(self, index: int, target: AttentionTarget) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if index not in self._queries:
+                queries = target.queries(output.detach())  # (B, P, H, D)
+                self._queries[index] = _log_rms(queries, (0, 1, 3))
+
+        return hook
+
+    def _read_output(self, index: int, target: AttentionTarget) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if index not in self._outputs:
+                heads = inputs[0].detach().unflatten(-1, (target.n_heads, target.head_dim))
+                weight = target.output_by_head().detach()  # (C, H, D)
+                written = torch.einsum("bphd,chd->hbpc", heads, weight)
+                self._outputs[index] = _log_rms(written, (1, 2, 3))
+
+        return hook
+
+    def _read_head(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if self._logits is None:
+            self._hidden = inputs[0].detach()[:, -1].mean(0)  # (C,)
+            self._logits = output.detach()
+
+
+class Observation:
+    """Layout of the observation, its space and its making, in one place.
+
+    =====================  =======  ==========================================================
+    numbers                count    scaling
+    =====================  =======  ==========================================================
+    projected hidden       16       constant random matrix, rows of variance 1 / C
+    query log-RMS          L * H    half
+    head output log-RMS    L * H    half
+    baseline score terms   terms    collision_l2 a tenth, the rest as they are
+    score minus baseline   1        times 10
+    coefficients           A        as they are
+    time left              1        share of the incisions, 1 at first, 0 at the end
+    =====================  =======  ==========================================================
+    """
+
+    def __init__(
+        self, targets: Sequence[AttentionTarget], width: int, terms: Sequence[str], n_coef: int
+    ) -> None:
+        """Fix the layout.
+
+        Args:
+            targets: attention layers to read.
+            width: C.
+            terms: names of the score terms, in order.
+            n_coef: A.
+        """
+        self._terms = tuple(terms)
+        self._n_coef = n_coef
+        n_heads = sum(target.n_heads for target in targets)
+        self.size = N_PROJECTED + 2 * n_heads + len(self._terms) + 1 + n_coef + 1
+        # Seeded by a constant: two runs, or two surgeons, see the same projection.
+        rng = np.random.default_rng(20_17)
+        self._projection = rng.normal(0.0, width**-0.5, (N_PROJECTED, width))
+
+    def space(self) -> Box:
+        """Return the observation space."""
+        return Box(-LIMIT, LIMIT, (self.size,), np.float32)
+
+    def observe(
+        self,
+        vitals: Vitals,
+        baseline_terms: dict[str, float],
+        improvement: float,
+        coefficients: NDArray[np.float64],
+        time_left: float,
+    ) -> NDArray[np.float32]:
+        """Return the observation, (size,) float32, a fresh array, always finite.
+
+        Args:
+            vitals: of the operated model.
+            baseline_terms: of the unoperated model.
+            improvement: score so far minus the baseline's.
+            coefficients: (A,).
+            time_left: share of the incisions left, in [0, 1].
+        """
+        parts = [
+            self._projection @ vitals.hidden,
+            0.5 * vitals.query_log_rms,
+            0.5 * vitals.output_log_rms,
+            [baseline_terms[name] * TERM_SCALES.get(name, 1.0) for name in self._terms],
+            [SCORE_SCALE * improvement],
+            coefficients,
+            [time_left],
+        ]
+        flat = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=LIMIT, neginf=-LIMIT)
+        return np.clip(flat, -LIMIT, LIMIT).astype(np.float32)
+
+
+def _log_rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return x.float().square().mean(dims).clamp_min(1e-12).log().mul(0.5)

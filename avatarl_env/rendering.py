@@ -1,0 +1,56 @@
+"""The operation as text: what the model wrote before, and what it writes now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avatarl_env.episode import Episode
+from avatarl_env.lm.tokenizer import CharTokenizer
+
+N_SHOWN = 3  # prompts
+
+
+def render_ansi(episode: Episode, tokenizer: CharTokenizer, labels: Sequence[str]) -> str:
+    """Return prompts, texts before and after, score terms and coefficients.
+
+    Args:
+        episode: the operation.
+        tokenizer: turns tokens into text.
+        labels: names of the coefficients, (A,).
+    """
+    config = episode.config
+    lines = [f"incision {episode.n_done} of {config.n_incisions}"]
+    pairs = zip(episode.baseline.writing.tokens, episode.present.writing.tokens, strict=True)
+    for number, (before, after) in enumerate(pairs):
+        if number == N_SHOWN:
+            break
+        lines += [
+            f"--- prompt {number + 1}",
+            tokenizer.decode(before[: config.prompt_length]),
+            "--- before",
+            _new_text(before, config.prompt_length, tokenizer),
+            "--- after",
+            _new_text(after, config.prompt_length, tokenizer),
+        ]
+    lines.append("--- score terms: before -> after")
+    for name, before_value in episode.baseline.terms.items():
+        lines.append(f"{name:>14} {before_value:9.4f} -> {episode.present.terms[name]:9.4f}")
+    lines.append(f"--- coefficients; improvement so far {episode.total_reward:+.4f}")
+    for label, value in zip(labels, episode.coefficients, strict=True):
+        lines.append(f"{label:>36} {value:+.3f} {_bar(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _new_text(tokens: NDArray[np.int64], n_prompt: int, tokenizer: CharTokenizer) -> str:
+    return tokenizer.decode(tokens[n_prompt:])
+
+
+def _bar(value: float, half: int = 10) -> str:
+    """Draw a number in [-1, 1] as a bar that grows from the middle."""
+    filled = round(abs(value) * half)
+    left = "#" * filled if value < 0 else ""
+    right = "#" * filled if value > 0 else ""
+    return f"{left:>{half}}|{right:<{half}}"

@@ -1,0 +1,230 @@
+"""Scores of what a model wrote: named terms, their weighted sum, paired improvement.
+
+Shapes: B prompts, P prompt tokens, N new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avatarl_env.choices import check_choice
+from avatarl_env.text.ngram import NGramReference
+
+Array = NDArray[np.float64]
+
+BOUND = 1e3
+"""Terms are clipped to [-BOUND, BOUND]; what is not a number becomes the bad end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """What a model wrote after B prompts, and how well it read them."""
+
+    tokens: NDArray[np.int64]
+    """(B, P + N) prompts and what follows them."""
+    n_prompt: int
+    """P."""
+    log_probs: Array
+    """(B, N) log-probability of each new token when it was sampled, nats."""
+    distributions: Array
+    """(B, N, V) all log-probabilities there, nats."""
+    prompt_loss: Array
+    """(B,) teacher-forced loss on the prompt's own tokens from the second on, nats per token."""
+
+    @property
+    def new_tokens(self) -> NDArray[np.int64]:
+        """(B, N) the new tokens alone."""
+        return self.tokens[:, self.n_prompt :]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every probability and loss is a number."""
+        return not (np.isnan(self.distributions).any() or np.isnan(self.prompt_loss).any())
+
+
+class TextReference:
+    """What honest text looks like: an n-gram model and trigram frequencies of the training text."""
+
+    def __init__(self, tokens: NDArray[np.int64], vocab_size: int, order: int = 5) -> None:
+        """Count.
+
+        Args:
+            tokens: (T,) the training text, T >= max(order, 4).
+            vocab_size: V.
+            order: of the n-gram model.
+        """
+        self.ngram = NGramReference.fit(tokens, vocab_size, order)
+        self.vocab_size = vocab_size
+        self._codes, counts = np.unique(_codes(tokens[None], 3, vocab_size), return_counts=True)
+        self._frequencies = counts / counts.sum()
+        self._self_collision = float((self._frequencies**2).sum())
+
+    def trigram_distance(self, tokens: NDArray[np.int64]) -> float:
+        """Return 1000 times the unbiased squared L2 distance of trigram frequencies.
+
+        ``sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2``, a U-statistic:
+        0 on average for text like the reference whatever its length, about 70 for a loop of ten
+        trigrams.
+
+        Args:
+            tokens: (B, N) rows; trigrams do not cross rows. N >= 3, at least two trigrams.
+        """
+        codes, counts = np.unique(_codes(tokens, 3, self.vocab_size), return_counts=True)
+        n = counts.sum()
+        place = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        expected = np.where(self._codes[place] == codes, self._frequencies[place], 0.0)
+        collisions = (counts * (counts - 1)).sum() / (n * (n - 1))
+        cross = (counts * expected).sum() / n
+        return float(1e3 * (collisions - 2 * cross + self._self_collision))
+
+
+def kl_ref(writing: Writing, reference: TextReference) -> Array:
+    """Return minus the KL divergence from the reference on the model's own text, (B,), nats/token.
+
+    Mean over the new tokens of ``sum_a p(a) (log q(a) - log p(a))``: the whole distribution at
+    each position, not only the token drawn. At most 0, which only ``p = q`` reaches; loops,
+    gibberish, sharpening and flattening all lower it.
+    """
+    log_q = reference.ngram.next_log_probs(writing.tokens, writing.n_prompt)  # (B, N, V)
+    log_p = writing.distributions
+    p = np.exp(log_p)
+    gap = np.where(p > 0, p * (log_q - np.where(p > 0, log_p, 0.0)), 0.0)
+    return np.asarray(gap.sum(-1).mean(-1))
+
+
+def heldout_loss(writing: Writing, reference: TextReference) -> Array:
+    """Return the teacher-forced loss on the prompts, real held-out text: (B,), nats/token."""
+    return writing.prompt_loss
+
+
+def ref_loglik(writing: Writing, reference: TextReference) -> Array:
+    """Return the mean log-likelihood of the new tokens under the reference: (B,), nats/token.
+
+    Hackable: loops of common words score above real text. For comparison only.
+    """
+    log_q = reference.ngram.target_log_probs(writing.tokens, writing.n_prompt)
+    return np.asarray(log_q, dtype=np.float64).mean(-1)
+
+
+def entropy(writing: Writing, reference: TextReference) -> Array:
+    """Return the mean entropy of the model's own distributions: (B,), nats/token."""
+    p = np.exp(writing.distributions)
+    return np.asarray(-np.where(p > 0, p * writing.distributions, 0.0).sum(-1).mean(-1))
+
+
+def distinct(writing: Writing, reference: TextReference) -> Array:
+    """Return the share of distinct 4-grams among all 4-grams written, (1,), in (0, 1]."""
+    codes = _codes(writing.new_tokens, min(4, writing.new_tokens.shape[1]), reference.vocab_size)
+    return np.array([np.unique(codes).size / codes.size])
+
+
+def collision_l2(writing: Writing, reference: TextReference) -> Array:
+    """Return 1000 times the squared L2 distance of trigram frequencies to real text's, (1,)."""
+    return np.array([reference.trigram_distance(writing.new_tokens)])
+
+
+class Term(NamedTuple):
+    """A named property of a batch of texts."""
+
+    measure: Callable[[Writing, TextReference], Array]
+    """Per prompt (B,) or for the whole batch (1,); the term is the mean."""
+    sign: float
+    """+1 if more is better, -1 if less is: a positive weight always rewards the better."""
+
+
+TERMS: dict[str, Term] = {
+    "kl_ref": Term(kl_ref, 1.0),
+    "heldout_loss": Term(heldout_loss, -1.0),
+    "distinct": Term(distinct, 1.0),
+    "collision_l2": Term(collision_l2, -1.0),
+    "ref_loglik": Term(ref_loglik, 1.0),
+    "entropy": Term(entropy, 1.0),
+}
+"""Score terms by name; add one with ``TERMS["mine"] = Term(measure, sign)``."""
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {"kl_ref": 1.0}
+
+
+class Score:
+    """A weighted sum of terms, fixed for life."""
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        """Choose the weights.
+
+        Args:
+            weights: by term name; default ``{"kl_ref": 1.0}``.
+
+        Raises:
+            ValueError: if a name is unknown (names the closest) or a weight is not finite.
+        """
+        self.weights = dict(DEFAULT_WEIGHTS if weights is None else weights)
+        if not self.weights:
+            raise ValueError("score must weigh at least one term, got none")
+        for name, weight in self.weights.items():
+            check_choice("score", name, TERMS)
+            if not math.isfinite(weight):
+                raise ValueError(f"score weights must be finite, got {name}={weight}")
+
+    def __call__(self, terms: Mapping[str, float]) -> float:
+        """Return the weighted sum; more is better."""
+        return sum(w * TERMS[name].sign * terms[name] for name, w in self.weights.items())
+
+
+def measure_terms(writing: Writing, reference: TextReference) -> dict[str, float]:
+    """Return every term of :data:`TERMS`, finite whatever the model did."""
+    terms = {}
+    with np.errstate(invalid="ignore", over="ignore"):
+        for name, term in TERMS.items():
+            value = float(np.mean(term.measure(writing, reference)))
+            bad = -term.sign * BOUND
+            terms[name] = bad if math.isnan(value) else min(max(value, -BOUND), BOUND)
+    return terms
+
+
+class Interval(NamedTuple):
+    """A mean of independent differences and how sure it is (Student's t)."""
+
+    mean: float
+    low: float
+    """Lower end of the two-sided 95 % interval."""
+    high: float
+    """Upper end of it."""
+    lower_bound: float
+    """One-sided 95 % lower bound."""
+    n: int
+    """Differences."""
+
+
+def interval(differences: NDArray[np.floating]) -> Interval:
+    """Return the mean of paired differences with its 95 % intervals.
+
+    Args:
+        differences: (n,) independent, n >= 2.
+
+    Raises:
+        ValueError: if there are fewer than two.
+    """
+    from scipy.special import stdtrit
+
+    n = len(differences)
+    if n < 2:
+        raise ValueError(f"differences must be at least two, got {n}")
+    mean = float(np.mean(differences))
+    error = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    two_sided, one_sided = (float(stdtrit(n - 1, level)) * error for level in (0.975, 0.95))
+    return Interval(mean, mean - two_sided, mean + two_sided, mean - one_sided, n)
+
+
+def _codes(tokens: NDArray[np.int64], n: int, vocab_size: int) -> NDArray[np.int64]:
+    """Number every n-gram of every row: (B * (N - n + 1),)."""
+    width = tokens.shape[1] - n + 1
+    codes = np.zeros((tokens.shape[0], width), dtype=np.int64)
+    for offset in range(n):
+        codes = codes * vocab_size + tokens[:, offset : offset + width]
+    return codes.ravel()

@@ -1,0 +1,17 @@
+"""Weight surgery on any torch model: edit attention weights in place, get them back bit for bit.
+
+Needs torch alone: nothing here knows of text, rewards or Gymnasium.
+"""
+
+from avatarl_env.surgery.operators import HeadGain, Operator, make_operator
+from avatarl_env.surgery.targets import AttentionTarget, find_targets
+from avatarl_env.surgery.theater import SurgicalTheater
+
+__all__ = [
+    "AttentionTarget",
+    "HeadGain",
+    "Operator",
+    "SurgicalTheater",
+    "find_targets",
+    "make_operator",
+]

@@ -1,0 +1,1 @@
+"""Text: corpora, the embedded play, the n-gram reference."""
