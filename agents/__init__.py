@@ -1,4 +1,4 @@
-"""Learners: GRPO for the language model, surgeons for the operations, and the curriculum of both."""
+"""Learners: GRPO for the language model, surgeons for the operations, the curriculum of both."""
 
 from __future__ import annotations
 

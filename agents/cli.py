@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
+import io
 import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.config import TrainConfig
 
 INTERRUPTED, BAD_INPUT = 130, 2
+_RULES = {
+    "invalid literal for int() with base 10:": "must be a whole number, got",
+    "could not convert string to float:": "must be a number, got",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,33 +30,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.showwarning = _show_warning
-    try:
-        return _train(words)
-    except ValueError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _train(words)
+        except KeyboardInterrupt:
+            print("train.py: interrupted", file=sys.stderr)
+            return INTERRUPTED
 
 
 def _train(words: list[str]) -> int:
-    import tyro
+    from agents.config import BadInput
 
-    from agents.config import TrainConfig, preset
+    try:
+        config = _parse(words)
+        if config is None:
+            return 0
+        from agents.training import train
 
-    base = preset(_preset_name(words))
-    config = tyro.cli(
-        TrainConfig,
-        prog="train.py",
-        default=base,
-        args=words,
-        config=(tyro.conf.ConsolidateSubcommandArgs, tyro.conf.FlagConversionOff),
-    )
-    from agents.training import train
-
-    run = train(config, command=shlex.join(["python", "train.py", *words]))
+        run = train(config, command=shlex.join(["python", "train.py", *words]))
+    except BadInput as error:
+        print(f"train.py: error: {_one_line(str(error))}", file=sys.stderr)
+        return BAD_INPUT
     metrics = run.summary["validation"]
     print(
         f"\nvalidation: accuracy {metrics['accuracy']:.1%}, loss {metrics['loss']:.3f} nats/char, "
@@ -52,6 +59,42 @@ def _train(words: list[str]) -> int:
         f"{run.verdict}\nreport: {run.folder / 'report.html'}"
     )
     return 0
+
+
+def _parse(words: list[str]) -> TrainConfig | None:
+    """Read the command line; None if it asked for help, which then stands on stdout.
+
+    Raises:
+        BadInput: if something in it is unknown or of the wrong kind.
+    """
+    import tyro
+
+    from agents.config import BadInput, TrainConfig, preset
+
+    complaint = io.StringIO()  # tyro frames what it has to say over several lines
+    try:
+        base = preset(_preset_name(words))
+        with contextlib.redirect_stderr(complaint):
+            config, unknown = tyro.cli(
+                TrainConfig,
+                prog="train.py",
+                default=base,
+                args=words,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    except SystemExit as leave:
+        if not leave.code:
+            return None
+        raise BadInput(_unframe(complaint.getvalue())) from None
+    if unknown:
+        flags = list(_flags(dataclasses.asdict(base)))
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise BadInput(f"arguments must be those that --help lists, got {unknown[0]!r}{hint}")
+    return config
 
 
 def _preset_name(words: list[str]) -> str:
@@ -63,6 +106,30 @@ def _preset_name(words: list[str]) -> str:
         elif word.startswith("--preset="):
             name = word.removeprefix("--preset=")
     return name
+
+
+def _flags(settings: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    """Yield the flags of all settings: `--seed`, `--lm.n-heads`, ..."""
+    for name, value in settings.items():
+        flag = prefix + name.replace("_", "-")
+        if isinstance(value, dict):
+            yield from _flags(value, f"{flag}.")
+        else:
+            yield flag
+
+
+def _unframe(box: str) -> str:
+    """Return the complaint that stands in tyro's box, without its title and the help below it."""
+    lines = [line.strip(" │") for line in box.splitlines()[1:]]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
+    text = _one_line(" ".join(lines[:rule]))
+    for pythons, ours in _RULES.items():
+        text = text.replace(pythons, ours)
+    return text.removeprefix("Error parsing ").removeprefix("TrainConfig: ")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

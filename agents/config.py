@@ -13,6 +13,11 @@ from avatarl_env.lm.gpt import GPTConfig
 
 PRESET_NAMES = ("smoke", "laptop", "full")
 TRACKS = ("off", "offline", "online")
+MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be done; nothing has been trained or written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ class TrainConfig:
         for name in ("seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         self.operation.check_context(self.lm.context)
 
 

@@ -6,7 +6,6 @@ operations, then, where the phase allows it, an attempt to commit one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 

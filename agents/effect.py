@@ -57,10 +57,11 @@ def measure_effect(
 
     Args:
         surgeon: asked for deterministic actions; learns nothing here.
-        env: where it operates; left in need of a reset.
+        env: where it operates; left in need of a reset, its patient's compute as it was.
         after: name of the phase just finished.
         rng: draws prompts and random operations.
     """
+    spent = env.patient.forward_tokens
     gains: dict[str, list[Gains]] = {name: [] for name in POLICIES}
     for _ in range(N_OPERATIONS):
         operations = [
@@ -79,6 +80,7 @@ def measure_effect(
         )
         for name, gain in zip(POLICIES, measured, strict=True):
             gains[name].append(gain)
+    env.patient.forward_tokens = spent  # this was for the reader, and taught nobody anything
     kl = {name: np.array([g.kl_ref_gain.mean() for g in gains[name]]) for name in POLICIES}
     loss = {name: np.array([g.heldout_loss_fall.mean() for g in gains[name]]) for name in POLICIES}
     return Effect(
@@ -105,9 +107,7 @@ def final_coefficients(
     return np.asarray(info["coefficients"])
 
 
-def random_coefficients(
-    env: AttentionSurgeryEnv, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def random_coefficients(env: AttentionSurgeryEnv, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return where uniformly random incisions end, (A,): what they see does not matter to them."""
     coefficients = np.zeros(env.action_space.shape or ())
     for _ in range(env.config.n_incisions):
@@ -127,7 +127,9 @@ def _sentence(effect: Effect, surgeon: str) -> str:
     gain = _phrase(effect.kl_ref_gain["surgeon"], "its score (kl_ref)", "raised", "lowered")
     loss = _phrase(effect.heldout_loss_fall["surgeon"], "the held-out loss", "lowered", "raised")
     over = effect.kl_ref_over_random
-    against = "better than" if over.low > 0 else "worse than" if over.high < 0 else "no different from"
+    against = "no different from"
+    if over.low > 0 or over.high < 0:
+        against = "better than" if over.low > 0 else "worse than"
     return (
         f"After {effect.after}, {surgeon}'s operations {gain} and {loss} "
         f"({effect.n_operations} operations on {effect.n_prompts} unseen prompts, 95 % intervals); "
@@ -143,8 +145,8 @@ def _phrase(gain: Interval, what: str, good: str, bad: str) -> str:
         return f"{good} {what} by {gain.mean:.4f} {UNIT} [{gain.low:.4f}, {gain.high:.4f}]"
     if gain.high < 0:
         return f"{bad} {what} by {-gain.mean:.4f} {UNIT} [{-gain.high:.4f}, {-gain.low:.4f}]"
-    largest = max(-gain.low, gain.high)
-    return f"had no effect on {what} that could be told from zero (none larger than {largest:.4f} {UNIT})"
+    largest = f"{max(-gain.low, gain.high):.4f} {UNIT}"
+    return f"had no effect on {what} that could be told from zero (none larger than {largest})"
 
 
 def _range(gain: Interval) -> str:

@@ -14,7 +14,6 @@ from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.surgeons import OperationRecord, Surgeon
 from agents.tracking import Clock, MetricWriter
 from avatarl_env.env import AttentionSurgeryEnv
-from avatarl_env.patient import Prompts
 
 WRITE_EVERY = 5  # updates between two rows of kind "grpo"
 SAMPLE_CHARACTERS = 240

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.config import TrainConfig
+from agents.config import BadInput, TrainConfig
 from agents.curriculum import Curriculum, make_phases
 from agents.effect import Effect, measure_effect, verdict
-from agents.evaluation import TextMetrics, evaluate_text
+from agents.evaluation import evaluate_text
 from agents.grpo.learner import PRECISIONS, GRPOLearner
 from agents.grpo.objectives import ESTIMATORS
 from agents.journal import Journal
 from agents.report import write_report
 from agents.surgeons import NONE, Surgeon, make_surgeon
 from agents.tracking import MetricWriter, RunFolder
+from agents.wandb_sink import is_wanted
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.attention import attention_backend
 from avatarl_env.lm.gpt import GPT
@@ -86,8 +87,9 @@ class Setup:
             ValueError: if the configuration does not fit the corpus or the machine.
         """
         self.device = _device(config.device)
+        is_wanted(config.track)  # refuses a WANDB_MODE that there is not
         self.corpus = load_corpus(config.corpus)
-        self.corpus.require(config.lm.context + 1, "context")
+        self.corpus.require(config.lm.context, "context")  # windows are one longer than that
         self.generators = Generators.spawn(config.seed)
         tokenizer = CharTokenizer.from_text(self.corpus.text)
         sizes = config.lm.with_vocabulary(tokenizer.vocab_size)
@@ -118,13 +120,16 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         The run's folder and summary.
 
     Raises:
-        ValueError: if the configuration does not fit the corpus or the machine, or the run folder
-            is not empty. Nothing has been trained then.
+        BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, or the
+            run folder is not empty. Nothing has been trained or written then.
     """
     start = time.perf_counter()
     with _threads(config.threads):
-        setup = Setup(config)
-        folder = RunFolder(config.out or _new_folder_name(config.preset))
+        try:
+            setup = Setup(config)
+            folder = RunFolder(config.out or _new_folder_name(config.preset))
+        except ValueError as error:  # a later one is no fault of the input, but of ours
+            raise BadInput(str(error)) from error
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
         settings["corpus_sha256"] = setup.corpus.sha256
         with MetricWriter(folder, config=settings, track=config.track) as writer:
@@ -265,7 +270,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be one that torch has, got {name!r}: {reason}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -63,7 +63,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 2}
+    metadata = {"render_modes": ["ansi"], "render_fps": 2}  # noqa: RUF012 - Gymnasium's own way
 
     def __init__(  # noqa: PLR0913 - a Gymnasium environment is configured by flat keywords
         self,
@@ -122,7 +122,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         )
         self.config.check_context(self.patient.model.context)
         self.score = Score(score)
-        self.operator = make_operator(operator, self.patient.targets, **dict(operator_options or {}))
+        options = dict(operator_options or {})
+        self.operator = make_operator(operator, self.patient.targets, **options)
         n_coefficients = len(self.operator.labels)
         self._observation = Observation(
             self.patient.targets, self.patient.model.config.width, tuple(TERMS), n_coefficients
@@ -134,7 +135,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             raise ValueError(f"render_mode must be None or one of {modes}, got {render_mode!r}")
         self.render_mode = render_mode
         self._episode: Episode | None = None
-        self._is_stale = False
+        # Of the patient when the episode began; None: the episode was void when it was saved.
+        self._n_changes: int | None = self.patient.n_changes
 
     @classmethod
     def from_model(
@@ -160,14 +162,16 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             ValueError: if the action has another shape than the action space or is not finite.
         """
         episode = self._episode_under_way()
-        action = np.asarray(action)
+        action = np.asarray(action, dtype=np.float64)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise ValueError(
                 f"action must be {self.action_space.shape} finite numbers, got {action!r}"
             )
-        where = episode.incise(action)
-        evaluation = self.patient.evaluate_operated(self.operator, where, episode.prompts)
-        outcome = episode.conclude(evaluation, self.score)
+        coefficients = episode.incise(action)
+        evaluation = self.patient.evaluate_operated(
+            self.operator, episode.injury + coefficients, episode.prompts
+        )
+        outcome = episode.conclude(coefficients, evaluation, self.score)
         return self._observe(), outcome.reward, outcome.terminated, False, outcome.info
 
     def reset(
@@ -185,13 +189,11 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         baseline = healthy
         if config.injury:
             baseline = self.patient.evaluate_operated(self.operator, injury, prompts)
-        self._episode = Episode.begin(
-            config, prompts, injury, baseline, healthy.terms, self.score
-        )
-        self._is_stale = False
+        self._episode = Episode.begin(config, prompts, injury, baseline, healthy.terms, self.score)
+        self._n_changes = self.patient.n_changes
         return self._observe(), self._episode.info(self.score)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the texts before and after, or None without a render mode.
 
         Raises:
@@ -205,8 +207,11 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return render_ansi(self._episode, self.patient.tokenizer, self.operator.labels)
 
     def model_changed(self) -> None:
-        """Say that the model's parameters changed: the operation under way is void."""
-        self._is_stale = True
+        """Say that the model's parameters changed.
+
+        The operation under way is void, and so are those of other environments on this patient.
+        """
+        self.patient.n_changes += 1
 
     def commit(self) -> None:
         """Keep the present operation (never the injury) in the weights; `reset` is then required.
@@ -214,10 +219,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         Raises:
             RuntimeError: if there is no operation, or the model changed since `reset`.
         """
-        if self._episode is None or self._is_stale:
+        if self._episode is None or self._is_stale():
             raise RuntimeError("commit() needs an operation on the model as it is: call reset()")
         self.patient.commit(self.operator, self._episode.coefficients)
-        self.model_changed()
 
     def fork(self) -> Self:
         """Return an environment in the same state on the same (shared) model."""
@@ -230,22 +234,24 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
     def get_state(self) -> dict[str, Any]:
         """Return all that changes from step to step, but for the model: a copy."""
-        return copy.deepcopy(
-            {"rng": self.np_random.bit_generator.state, "episode": self._episode}
-            | {"is_stale": self._is_stale}
-        )
+        n_changes = None if self._is_stale() else self._n_changes
+        state = {"rng": self.np_random.bit_generator.state, "episode": self._episode}
+        return copy.deepcopy(state | {"n_changes": n_changes})
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go back to what `get_state` returned; what follows is replayed exactly."""
         state = copy.deepcopy(state)
         self.np_random.bit_generator.state = state["rng"]
         self._episode = state["episode"]
-        self._is_stale = state["is_stale"]
+        self._n_changes = state["n_changes"]
+
+    def _is_stale(self) -> bool:
+        return self._n_changes != self.patient.n_changes
 
     def _episode_under_way(self) -> Episode:
         if self._episode is None or self._episode.is_over:
             raise RuntimeError("step() needs an operation under way: call reset() first")
-        if self._is_stale:
+        if self._is_stale():
             raise RuntimeError("the model changed during the operation: call reset() first")
         return self._episode
 

@@ -6,6 +6,7 @@ Shapes: A coefficients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,16 +49,18 @@ class OperationConfig:
     def __post_init__(self) -> None:
         least = {"n_incisions": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < bound:
+                raise ValueError(f"{name} must be an integer of at least {bound}, got {value}")
+        for name in ("step_size", "injury", "flatline_penalty"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
         if not self.n_incisions * self.step_size >= 1:
             raise ValueError(
                 "n_incisions * step_size must be at least 1, or coefficients are out of reach, "
                 f"got {self.n_incisions} * {self.step_size}"
             )
-        for name in ("injury", "flatline_penalty"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         check_choice("split", self.split, SPLITS)
 
     def check_context(self, context: int) -> None:
@@ -113,9 +116,7 @@ class Episode:
         """Start at c = 0."""
         zeros = np.zeros_like(injury)
         present = score(baseline.terms)
-        return cls(
-            config, prompts, injury, zeros, baseline, healthy_terms, baseline, present
-        )
+        return cls(config, prompts, injury, zeros, baseline, healthy_terms, baseline, present)
 
     @property
     def time_left(self) -> float:
@@ -123,22 +124,29 @@ class Episode:
         return 1.0 - self.n_done / self.config.n_incisions
 
     def incise(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Move the coefficients; return where to evaluate: injury plus coefficients, (A,).
+        """Return the coefficients after an incision, (A,); the episode is not touched yet.
 
         Args:
             action: (A,), clipped to [-1, 1].
         """
         step = self.config.step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
-        self.coefficients = np.clip(self.coefficients + step, -1.0, 1.0)
-        self.n_done += 1
-        return self.injury + self.coefficients
+        return np.clip(self.coefficients + step, -1.0, 1.0)
 
-    def conclude(self, evaluation: Evaluation, score: Score) -> Outcome:
-        """Pay for the incision just made, given the evaluation it asked for.
+    def conclude(
+        self, coefficients: NDArray[np.float64], evaluation: Evaluation, score: Score
+    ) -> Outcome:
+        """Make the incision that led to ``coefficients``, and pay for it.
 
         The reward is the score's rise, so an episode's rewards add up to its improvement; a
         flatline's makes them add up to minus the penalty.
+
+        Args:
+            coefficients: (A,), from :meth:`incise`.
+            evaluation: of the model at injury plus coefficients.
+            score: the environment's.
         """
+        self.coefficients = coefficients
+        self.n_done += 1
         previous, self.present = self.score, evaluation
         self.score = score(evaluation.terms)
         cause = self._flatline_cause(evaluation)
@@ -168,10 +176,10 @@ class Episode:
         return info
 
     def _flatline_cause(self, evaluation: Evaluation) -> str:
-        if not evaluation.writing.is_finite:
-            return "non-finite logits"
         if not self.coefficients.any():
             return ""
+        if not evaluation.writing.is_finite:
+            return "non-finite logits"
         # An operation that heals an injury must not be punished for leaving the injured range.
         references = (self.baseline.terms, self.healthy_terms)
         entropies = [terms["entropy"] for terms in references]

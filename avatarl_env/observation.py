@@ -1,6 +1,7 @@
 """What the surgeon sees: readings of the operated model while it reads the prompts.
 
-Shapes: B prompts, P prompt tokens, C width, L attention layers, H heads, D head dim, A coefficients.
+Shapes: B prompts, P prompt tokens, C width, L attention layers, H heads, D head dim,
+A coefficients.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ class VitalSigns:
 
     def __enter__(self) -> Self:
         """Set the hooks."""
+        head = self._model.get_output_embeddings()  # type: ignore[operator]
+        self._handles.append(head.register_forward_hook(self._read_head))
         for index, target in enumerate(self._targets):
             self._handles += [
                 target.query.register_forward_hook(self._read_queries(index, target)),
                 target.output.register_forward_hook(self._read_output(index, target)),
             ]
-        head = self._model.get_output_embeddings()  # type: ignore[operator]
-        self._handles.append(head.register_forward_hook(self._read_head))
         return self
 
     def __exit__(
@@ -101,7 +102,8 @@ class VitalSigns:
     def _read_output(self, index: int, target: AttentionTarget) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             if index not in self._outputs:
-                heads = inputs[0].detach().unflatten(-1, (target.n_heads, target.head_dim))
+                read = inputs[0].detach()  # (B, P, H * D)
+                heads = read.reshape(*read.shape[:-1], target.n_heads, target.head_dim)
                 weight = target.output_by_head().detach()  # (C, H, D)
                 written = torch.einsum("bphd,chd->hbpc", heads, weight)
                 self._outputs[index] = _log_rms(written, (1, 2, 3))
@@ -149,7 +151,7 @@ class Observation:
         rng = np.random.default_rng(20_17)
         self._projection = rng.normal(0.0, width**-0.5, (N_PROJECTED, width))
 
-    def space(self) -> Box:
+    def space(self) -> Box[np.float32]:
         """Return the observation space."""
         return Box(-LIMIT, LIMIT, (self.size,), np.float32)
 
@@ -170,17 +172,19 @@ class Observation:
             coefficients: (A,).
             time_left: share of the incisions left, in [0, 1].
         """
-        parts = [
-            self._projection @ vitals.hidden,
-            0.5 * vitals.query_log_rms,
-            0.5 * vitals.output_log_rms,
-            [baseline_terms[name] * TERM_SCALES.get(name, 1.0) for name in self._terms],
-            [SCORE_SCALE * improvement],
-            coefficients,
-            [time_left],
-        ]
-        flat = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=LIMIT, neginf=-LIMIT)
-        return np.clip(flat, -LIMIT, LIMIT).astype(np.float32)
+        terms = [baseline_terms[name] * TERM_SCALES.get(name, 1.0) for name in self._terms]
+        flat = np.concatenate(
+            [
+                self._projection @ np.nan_to_num(vitals.hidden),
+                0.5 * vitals.query_log_rms,
+                0.5 * vitals.output_log_rms,
+                np.array([*terms, SCORE_SCALE * improvement]),
+                coefficients,
+                np.array([time_left]),
+            ]
+        )
+        flat = np.nan_to_num(flat, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
+        return np.asarray(np.clip(flat, -LIMIT, LIMIT), dtype=np.float32)
 
 
 def _log_rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:

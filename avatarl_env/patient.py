@@ -66,6 +66,8 @@ class Patient:
         self.splits, self.reference = _encode(corpus, tokenizer.characters)
         self.forward_tokens = 0
         """Compute spent on evaluations so far: tokens that went through a forward."""
+        self.n_changes = 0
+        """How often the model's parameters are known to have changed."""
 
     @classmethod
     def load(
@@ -88,8 +90,11 @@ class Patient:
             model = stored.model.to(device=device, dtype=DTYPES[dtype])
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"device must be one that torch has, got {device!r}: {reason}") from error
-        return cls(model, stored.tokenizer, load_corpus(corpus or stored.about["corpus"]))
+            raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
+        learned = corpus or stored.about.get("corpus")
+        if not learned:
+            raise ValueError(f"corpus must be given, {lm!r} does not say what it learned")
+        return cls(model, stored.tokenizer, load_corpus(learned))
 
     def prompts(
         self, split: str, n_prompts: int, prompt_length: int, n_new: int, rng: np.random.Generator
@@ -111,7 +116,7 @@ class Patient:
         if len(tokens) < length:
             raise ValueError(f"prompt_length must be at most {len(tokens)} ({split}), got {length}")
         starts = rng.integers(0, len(tokens) - length + 1, size=n_windows)
-        return tokens[starts[:, None] + np.arange(length)]
+        return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
     def evaluate(self, prompts: Prompts) -> Evaluation:
         """Let the model, as it stands, continue the prompts, and measure what it wrote."""
@@ -130,7 +135,7 @@ class Patient:
             distributions=generation.distributions.double().cpu().numpy(),
             prompt_loss=-read.gather(2, targets).double().mean((1, 2)).cpu().numpy(),
         )
-        self.forward_tokens += generation.tokens.numel()
+        self.forward_tokens += tokens.numel() + uniforms[:, 1:].numel()  # the last is not read
         return Evaluation(writing, signs.read(), measure_terms(writing, self.reference))
 
     def evaluate_operated(
@@ -146,6 +151,7 @@ class Patient:
         with SurgicalTheater(self.model, self.targets) as theater:
             operator.apply(theater, coefficients)
             theater.commit()
+        self.n_changes += 1
 
 
 @contextmanager
@@ -161,9 +167,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _encode(
-    corpus: Corpus, characters: str
-) -> tuple[dict[str, NDArray[np.int64]], TextReference]:
+def _encode(corpus: Corpus, characters: str) -> tuple[dict[str, NDArray[np.int64]], TextReference]:
     """Encode a corpus and count its reference, once per process."""
     tokenizer = CharTokenizer(characters)
     splits = {name: tokenizer.encode(text) for name, text in corpus.splits.items()}

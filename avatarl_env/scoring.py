@@ -94,7 +94,8 @@ def kl_ref(writing: Writing, reference: TextReference) -> Array:
     log_q = reference.ngram.next_log_probs(writing.tokens, writing.n_prompt)  # (B, N, V)
     log_p = writing.distributions
     p = np.exp(log_p)
-    gap = np.where(p > 0, p * (log_q - np.where(p > 0, log_p, 0.0)), 0.0)
+    # Nothing where p = 0; "p > 0" would take what is not a number for nothing too.
+    gap = p * (log_q - np.where(p == 0, 0.0, log_p))
     return np.asarray(gap.sum(-1).mean(-1))
 
 
@@ -109,13 +110,14 @@ def ref_loglik(writing: Writing, reference: TextReference) -> Array:
     Hackable: loops of common words score above real text. For comparison only.
     """
     log_q = reference.ngram.target_log_probs(writing.tokens, writing.n_prompt)
-    return np.asarray(log_q, dtype=np.float64).mean(-1)
+    return np.asarray(log_q.mean(-1, dtype=np.float64))
 
 
 def entropy(writing: Writing, reference: TextReference) -> Array:
     """Return the mean entropy of the model's own distributions: (B,), nats/token."""
-    p = np.exp(writing.distributions)
-    return np.asarray(-np.where(p > 0, p * writing.distributions, 0.0).sum(-1).mean(-1))
+    log_p = writing.distributions
+    p = np.exp(log_p)
+    return np.asarray(-(p * np.where(p == 0, 0.0, log_p)).sum(-1).mean(-1))
 
 
 def distinct(writing: Writing, reference: TextReference) -> Array:
@@ -150,6 +152,9 @@ TERMS: dict[str, Term] = {
 
 DEFAULT_WEIGHTS: Mapping[str, float] = {"kl_ref": 1.0}
 
+GRID = 2.0**32
+"""Scores are multiples of 1 / GRID, so that differences and sums of them have no rounding."""
+
 
 class Score:
     """A weighted sum of terms, fixed for life."""
@@ -163,17 +168,19 @@ class Score:
         Raises:
             ValueError: if a name is unknown (names the closest) or a weight is not finite.
         """
-        self.weights = dict(DEFAULT_WEIGHTS if weights is None else weights)
-        if not self.weights:
+        chosen = DEFAULT_WEIGHTS if weights is None else weights
+        if not chosen:
             raise ValueError("score must weigh at least one term, got none")
-        for name, weight in self.weights.items():
+        for name, weight in chosen.items():
             check_choice("score", name, TERMS)
             if not math.isfinite(weight):
                 raise ValueError(f"score weights must be finite, got {name}={weight}")
+        self.weights = {name: float(weight) for name, weight in chosen.items()}
 
     def __call__(self, terms: Mapping[str, float]) -> float:
         """Return the weighted sum; more is better."""
-        return sum(w * TERMS[name].sign * terms[name] for name, w in self.weights.items())
+        total = sum(w * TERMS[name].sign * terms[name] for name, w in self.weights.items())
+        return round(total * GRID) / GRID
 
 
 def measure_terms(writing: Writing, reference: TextReference) -> dict[str, float]:

@@ -19,10 +19,10 @@ def leave_one_out(rewards: Tensor) -> Tensor:
         rewards: (N, K), K >= 2.
 
     Returns:
-        (N, K); each row sums to zero.
+        (N, K); each row sums to zero up to rounding, and is exactly zero where all are equal.
     """
     group_size = rewards.size(1)
-    return (rewards - rewards.mean(1, keepdim=True)) * (group_size / (group_size - 1))
+    return _centred(rewards) * (group_size / (group_size - 1))
 
 
 def group_normalised(rewards: Tensor) -> Tensor:
@@ -37,5 +37,15 @@ def group_normalised(rewards: Tensor) -> Tensor:
     Returns:
         (N, K); exactly zero where all rewards of a group are equal.
     """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    return centred / (rewards.std(1, keepdim=True) + STD_EPSILON)
+    centred = _centred(rewards)
+    return centred / (centred.std(1, keepdim=True) + STD_EPSILON)
+
+
+def _centred(rewards: Tensor) -> Tensor:
+    """Subtract each row's mean.
+
+    The mean of equal numbers is not always that number in floating point (ten times 0.1, say).
+    Their differences from the first are exactly zero, and so is the mean of those.
+    """
+    relative = rewards - rewards[:, :1]
+    return relative - relative.mean(1, keepdim=True)

@@ -41,7 +41,7 @@ class GRPOConfig:
     learning_rate: float = 2e-3
     """Peak of AdamW's learning rate."""
     warmup_updates: int = 30
-    """Updates of linear warm-up; afterwards a cosine down to a tenth of the peak."""
+    """Updates of linear warm-up, on top of a cosine from the peak down to a tenth of it."""
     weight_decay: float = 0.1
     """AdamW's, on matrices only."""
     grad_clip: float = 1.0
@@ -127,7 +127,7 @@ class GRPOLearner:
         return self.config.batch_size * self.model.context
 
     def learning_rate(self) -> float:
-        """Return the rate of the next update: linear warm-up, cosine down to a tenth."""
+        """Return the rate of the next update: linear warm-up times a cosine down to a tenth."""
         config = self.config
         warm = min(1.0, (self.n_done + 1) / max(1, config.warmup_updates))
         progress = min(1.0, self.n_done / max(1, self._n_updates))
@@ -187,4 +187,4 @@ def _stats(
             norm,
         ]
     )
-    return GRPOStats(*readings.tolist(), rate)
+    return GRPOStats._make([*readings.tolist(), rate])

@@ -19,6 +19,7 @@ class Curve:
         colour: CSS variable of the line.
         percent: Whether the metric is a share, to be shown in percent.
         reference: Field of the n-gram references to compare with, if any.
+        reference_note: What the lines of these references are.
         noisy: Whether to draw faint points under a running mean.
     """
 
@@ -31,6 +32,7 @@ class Curve:
     colour: str = "--model"
     percent: bool = False
     reference: str | None = None
+    reference_note: str = ""
     noisy: bool = False
 
     def show(self, value: float) -> str:
@@ -46,8 +48,9 @@ CURVES = (
         title="Next-character accuracy",
         unit="share of characters",
         caption="How often the model's first guess is the character that comes next, on held-out "
-        "text. Higher is better. The dashed lines are tables that count which character follows "
-        "the last 1 (bigram) to 4 (5-gram) characters.",
+        "text. Higher is better.",
+        reference_note="The dashed lines are tables that count which character follows the last 1 "
+        "(bigram) to 4 (5-gram) characters.",
         percent=True,
         reference="accuracy",
     ),
@@ -57,8 +60,8 @@ CURVES = (
         metric="validation/loss",
         title="Loss",
         unit="nats per character",
-        caption="How surprised the model is by held-out text. Lower is better. The same tables are "
-        "dashed; where the true entropy of the text is known, no model can get below it.",
+        caption="How surprised the model is by held-out text. Lower is better.",
+        reference_note="The dashed lines are the same tables.",
         reference="loss",
     ),
     Curve(

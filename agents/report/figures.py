@@ -7,20 +7,26 @@ that a figure follows the reader's light or dark theme.
 from __future__ import annotations
 
 import html
-from typing import Any
+from collections.abc import Iterable
 
 from agents.report.curves import Curve
 from agents.report.data import Row, RunRecord, Series, running_mean
+from agents.report.marks import (
+    HEIGHT,
+    MARGIN,
+    Figure,
+    commit_shapes,
+    level_labels,
+    level_shapes,
+    phase_labels,
+    phase_shapes,
+    reference_levels,
+)
 
-Figure = dict[str, Any]
-
-N_PHASE_TINTS = 3
 WHO = ("surgeon", "random", "zero")
 
-_HEIGHT = 300  # pixels, the height of a plot in the page
-_MARGIN = {"l": 56, "r": 62, "t": 26, "b": 44}
-_LABEL_GAP = 13  # pixels between the centres of two labels
 _LOSS_HEADROOM = 0.9  # nats above the bigram table, which every model soon leaves behind
+_MOST_POINTS = 1000  # more than a plot of this size can show
 
 
 def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
@@ -32,7 +38,7 @@ def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
     series = run.series(curve.kind, curve.metric)
     if not series.y:
         return None
-    levels = _reference_levels(run, curve)
+    levels = reference_levels(run, curve)
     low, high = _value_range(run, curve, series, list(levels.values()))
     data = _curve_traces(curve, series)
     if curve.key == "return":
@@ -41,8 +47,8 @@ def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
     if commits and curve.kind == "evaluation":
         data.append(_commit_trace(commits, series))
     layout = {
-        "height": _HEIGHT,
-        "margin": _MARGIN,
+        "height": HEIGHT,
+        "margin": MARGIN,
         "showlegend": False,
         "xaxis": {
             "title": {"text": "compute, in forward tokens"},
@@ -54,8 +60,8 @@ def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
             "range": [low, high],
             "tickformat": ".0%" if curve.percent else "",
         },
-        "shapes": _phase_shapes(run) + _level_shapes(levels) + _commit_shapes(commits),
-        "annotations": _phase_labels(run) + _level_labels(levels, low, high),
+        "shapes": phase_shapes(run) + level_shapes(levels) + commit_shapes(commits),
+        "annotations": phase_labels(run) + level_labels(levels, low, high),
     }
     return {"data": data, "layout": layout}
 
@@ -68,7 +74,7 @@ def effect_figure(measurements: list[Row], quantity: str, unit: str) -> Figure:
         quantity: Which gain to draw, `kl_ref_gain` or `heldout_loss_fall`.
         unit: Its unit, in words.
     """
-    data = []
+    data: list[Figure] = []
     for place, who in enumerate(WHO):
         gains = [measurement[quantity][who] for measurement in measurements]
         data.append(
@@ -82,8 +88,8 @@ def effect_figure(measurements: list[Row], quantity: str, unit: str) -> Figure:
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [gain["high"] - gain["mean"] for gain in gains],
-                    "arrayminus": [gain["mean"] - gain["low"] for gain in gains],
+                    "array": [_distance(gain["mean"], gain["high"]) for gain in gains],
+                    "arrayminus": [_distance(gain["low"], gain["mean"]) for gain in gains],
                     "color": f"var(--{who})",
                     "thickness": 2,
                     "width": 5,
@@ -115,8 +121,9 @@ def _curve_traces(curve: Curve, series: Series) -> list[Figure]:
     colour = f"var({curve.colour})"
     if not curve.noisy:
         return [_line(series, colour, hover)]
+    means = _thin(_means(series))
+    series = _thin(series)
     points = _markers(series.x, series.y, {"color": colour, "size": 4, "opacity": 0.35}, hover)
-    means = _means(series)
     phases = dict.fromkeys(means.phase)
     return [points, *(_line(_part(means, name), colour, f"mean {hover}") for name in phases)]
 
@@ -125,14 +132,21 @@ def _means(series: Series) -> Series:
     return running_mean(series, window=max(3, min(50, len(series.y) // 10)))
 
 
+def _thin(series: Series) -> Series:
+    """Keep every n-th point, the last among them, so that at most `_MOST_POINTS` are left."""
+    stride = -(-len(series.x) // _MOST_POINTS)
+    kept = range((len(series.x) - 1) % stride, len(series.x), stride)
+    return _pick(series, kept)
+
+
 def _part(series: Series, phase: str) -> Series:
     """Cut out one phase, so that no line is drawn across the phases in between."""
-    places = [index for index, name in enumerate(series.phase) if name == phase]
-    return Series(
-        [series.x[index] for index in places],
-        [series.y[index] for index in places],
-        [phase] * len(places),
-    )
+    return _pick(series, [i for i, name in enumerate(series.phase) if name == phase])
+
+
+def _pick(series: Series, places: Iterable[int]) -> Series:
+    rows = [(series.x[i], series.y[i], series.phase[i]) for i in places]
+    return Series([x for x, _, _ in rows], [y for _, y, _ in rows], [name for _, _, name in rows])
 
 
 def _line(series: Series, colour: str, hover: str) -> Figure:
@@ -192,18 +206,6 @@ def _interpolate(place: float, x: list[int], y: list[float]) -> float:
     return y[before] + share * (y[after] - y[before])
 
 
-def _reference_levels(run: RunRecord, curve: Curve) -> dict[str, float]:
-    """Name the horizontal lines of a figure: n-gram tables, and the entropy of the text."""
-    if curve.reference is None:
-        return {}
-    references = run.summary.get("references") or []
-    levels = {row["name"]: row[curve.reference] for row in references}
-    floor = run.fact("corpus_nats_per_char")
-    if curve.key == "loss" and floor is not None:
-        levels["true"] = floor
-    return {name: float(level) for name, level in levels.items() if level is not None}
-
-
 def _value_range(
     run: RunRecord, curve: Curve, series: Series, levels: list[float]
 ) -> tuple[float, float]:
@@ -221,130 +223,10 @@ def _value_range(
     return low - pad, high + pad
 
 
-def _phase_shapes(run: RunRecord) -> list[Figure]:
-    return [
-        {
-            "type": "rect",
-            "xref": "x",
-            "yref": "paper",
-            "x0": span.start,
-            "x1": span.end,
-            "y0": 0,
-            "y1": 1,
-            "fillcolor": f"var(--phase-{index % N_PHASE_TINTS})",
-            "line": {"width": 0},
-            "layer": "below",
-        }
-        for index, span in enumerate(run.phases())
-    ]
-
-
-def _phase_labels(run: RunRecord) -> list[Figure]:
-    spans = run.phases()
-    total = spans[-1].end or 1
-    return [
-        {
-            "text": html.escape(span.name),
-            "xref": "x",
-            "yref": "paper",
-            "x": (span.start + span.end) / 2,
-            "y": 1,
-            "yanchor": "bottom",
-            "showarrow": False,
-            "font": {"size": 11, "color": "var(--muted)"},
-        }
-        for span in spans
-        if (span.end - span.start) / total > 0.15  # in less than this a name does not fit
-    ]
-
-
-def _level_shapes(levels: dict[str, float]) -> list[Figure]:
-    return [
-        {
-            "type": "line",
-            "xref": "paper",
-            "yref": "y",
-            "x0": 0,
-            "x1": 1,
-            "y0": level,
-            "y1": level,
-            "line": {
-                "color": "var(--good)" if name == "true" else "var(--muted)",
-                "width": 1.2,
-                "dash": "dash",
-            },
-        }
-        for name, level in levels.items()
-    ]
-
-
-def _level_labels(levels: dict[str, float], low: float, high: float) -> list[Figure]:
-    """Write the names beside the lines, moved apart where they would touch."""
-    scale = (_HEIGHT - _MARGIN["t"] - _MARGIN["b"]) / (high - low)
-    names = sorted(levels, key=levels.__getitem__)
-    wanted = [levels[name] * scale for name in names]
-    return [
-        {
-            "text": html.escape(name),
-            "xref": "paper",
-            "yref": "y",
-            "x": 1,
-            "y": levels[name],
-            "xanchor": "left",
-            "xshift": 4,
-            "yshift": round(place - want, 1),
-            "showarrow": False,
-            "font": {"size": 11, "color": "var(--good)" if name == "true" else "var(--muted)"},
-        }
-        for name, want, place in zip(names, wanted, spread(wanted, _LABEL_GAP), strict=True)
-    ]
-
-
-def spread(wanted: list[float], gap: float) -> list[float]:
-    """Move points on a line apart until neighbours are a gap apart, moving them little.
-
-    Points that touch are gathered into groups; a group stands around the mean of what its members
-    wanted.
-
-    Args:
-        wanted: Where the points would like to stand, in rising order.
-        gap: Least distance of two neighbours.
-
-    Returns:
-        Where they stand, in the same order.
-    """
-    groups: list[list[float]] = []
-    for point in wanted:
-        groups.append([point])
-        while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return [_bottom(group, gap) + index * gap for group in groups for index in range(len(group))]
-
-
-def _bottom(group: list[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
-
-
-def _top(group: list[float], gap: float) -> float:
-    return sum(group) / len(group) + gap * (len(group) - 1) / 2
-
-
-def _commit_shapes(commits: list[Row]) -> list[Figure]:
-    return [
-        {
-            "type": "line",
-            "xref": "x",
-            "yref": "paper",
-            "x0": row["forward_tokens"],
-            "x1": row["forward_tokens"],
-            "y0": 0,
-            "y1": 1,
-            "line": {"color": "var(--surgeon)", "width": 1, "dash": "dot"},
-        }
-        for row in commits
-    ]
-
-
 def _rounded(values: list[float]) -> list[float]:
     """Keep six significant digits, which is more than a screen can show."""
     return [float(f"{value:.6g}") for value in values]
+
+
+def _distance(low: float | None, high: float | None) -> float | None:
+    return None if low is None or high is None else high - low

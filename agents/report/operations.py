@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from agents.report.data import Row, RunRecord
-from agents.report.figures import WHO, Figure, effect_figure
+from agents.report.figures import WHO, effect_figure
+from agents.report.marks import Figure
 from agents.report.parts import (
     DASH,
     Html,
@@ -131,19 +132,14 @@ def _commits(run: RunRecord) -> Html:
     summary = run.summary.get("commits") or {}
     parts = []
     if summary:
-        tried, kept = summary.get("tried", len(tries)), summary.get("kept", 0)
+        text = (
+            f"Commit policy: {summary.get('policy', DASH)}. Put to the test on fresh text: "
+            f"{summary.get('tried', len(tries))}; kept: {summary.get('kept', 0)}."
+        )
         expected = summary.get("expected_false_at_most")
-        chance = (
-            ""
-            if expected is None
-            else f" By luck alone at most {number(expected, 2)} would be kept."
-        )
-        parts.append(
-            paragraph(
-                f"Commit policy {summary.get('policy', DASH)}: {tried} operations were put to the "
-                f"test on fresh text, {kept} kept.{chance}"
-            )
-        )
+        if expected:
+            text += f" Luck alone would keep at most {number(expected, 2)} of them on average."
+        parts.append(paragraph(text))
     if tries:
         rows = [_commit_row(index, row) for index, row in enumerate(tries, start=1)]
         head = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from agents.report.data import RunRecord, load_run
-from agents.report.figures import Figure
+from agents.report.marks import Figure
 from agents.report.operations import operations_section
 from agents.report.parts import Html, duration, escape, join, paragraph, settings
 from agents.report.sections import (
@@ -18,6 +18,8 @@ from agents.report.sections import (
     result_section,
     samples_section,
 )
+
+_LEAD_LENGTH = 300  # characters; a longer verdict is set smaller
 
 
 def write_report(run_folder: Path) -> Path:
@@ -88,7 +90,8 @@ def _verdict(run: RunRecord) -> Html:
     if effect is None:
         text = "No surgeon took part in this run, so there is nothing to be judged."
         return paragraph(text, "verdict")
-    return paragraph(effect["verdict"], "verdict")
+    text = str(effect["verdict"])
+    return paragraph(text, "verdict" if len(text) <= _LEAD_LENGTH else "verdict long")
 
 
 def _facts(run: RunRecord) -> str:

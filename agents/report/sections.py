@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from agents.report.curves import CURVES, Curve
 from agents.report.data import Row, RunRecord
-from agents.report.figures import N_PHASE_TINTS, Figure, curve_figure
+from agents.report.figures import curve_figure
+from agents.report.marks import LIMIT, N_PHASE_TINTS, Figure, reference_levels
 from agents.report.parts import (
+    DASH,
     Html,
     bars,
     duration,
@@ -70,6 +72,8 @@ def result_section(run: RunRecord) -> Html:
 def phase_key(run: RunRecord) -> Html:
     """Write what the tints and marks in the curves stand for."""
     names = [span.name for span in run.phases()]
+    if not names:
+        return Html("")
     items = [
         f'<li><i style="background:var(--phase-{index % N_PHASE_TINTS})"></i>{escape(name)}</li>'
         for index, name in enumerate(names)
@@ -91,7 +95,7 @@ def curves_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
         return paragraph("Nothing has been measured yet.")
     drawn = {curve.metric for curve in CURVES}
     others = [
-        Curve(key=name.replace("/", "-"), kind=kind, metric=name, title=name, noisy=True)
+        Curve(key=f"{kind}-{name}", kind=kind, metric=name, title=name, noisy=True)
         for kind in _OTHER_KINDS
         for name in run.metrics(kind)
         if name not in drawn
@@ -121,8 +125,18 @@ def _frames(run: RunRecord, curves: Iterable[Curve], figures: dict[str, Figure])
             f"{curve.title}: {curve.show(values[0])} at the start, {curve.show(values[-1])} at the "
             f"end, between {curve.show(min(values))} and {curve.show(max(values))}."
         )
-        frames.append(figure(curve.key, curve.title, curve.caption, spoken))
+        caption = f"{curve.caption} {_lines_note(run, curve)}".strip()
+        frames.append(figure(curve.key, curve.title, caption, spoken))
     return frames
+
+
+def _lines_note(run: RunRecord, curve: Curve) -> str:
+    """Explain the horizontal lines that the curve's figure has."""
+    levels = reference_levels(run, curve)
+    note = curve.reference_note if run.summary.get("references") else ""
+    if LIMIT in levels:
+        note += " The line called limit is the true entropy of the text: no model can get below it."
+    return note.strip()
 
 
 def samples_section(run: RunRecord) -> Html:
@@ -148,23 +162,22 @@ def phases_section(run: RunRecord) -> Html:
     if phases is None:
         rows = [(span.name, f"{span.end - span.start:,}") for span in run.phases()]
         return table("Phases so far", ("Phase", "Forward tokens"), rows)
-    metrics = list(
-        dict.fromkeys(
-            name for phase in phases for side in ("first", "last") for name in phase[side]
-        )
-    )
+    curves = [
+        curve
+        for curve in CURVES
+        if any(curve.metric in phase[side] for phase in phases for side in ("first", "last"))
+    ]
     rows = [
         (
             phase["name"],
             phase["steps"],
             duration(phase["seconds"]),
-            *(_change(name, phase["first"].get(name), phase["last"].get(name)) for name in metrics),
+            *(_change(curve, phase["first"], phase["last"]) for curve in curves),
         )
         for phase in phases
     ]
-    return table(
-        "From first to last value in each phase", ("Phase", "Steps", "Time", *metrics), rows
-    )
+    titles = [curve.title for curve in curves]
+    return table("First and last value in each phase", ("Phase", "Steps", "Time", *titles), rows)
 
 
 def _validation(run: RunRecord) -> Row:
@@ -235,6 +248,8 @@ def _sample(row: Row) -> Html:
     )
 
 
-def _change(metric: str, first: float | None, last: float | None) -> str:
-    show = percent if metric.endswith("accuracy") else number
-    return f"{show(first)} \u2192 {show(last)}"
+def _change(curve: Curve, first: Row, last: Row) -> str:
+    """Write how a metric went from the first to the last value in a phase."""
+    values = [side.get(curve.metric) for side in (first, last)]
+    shown = [DASH if value is None else curve.show(value) for value in values]
+    return DASH if shown == [DASH, DASH] else " \u2192 ".join(shown)

@@ -32,7 +32,7 @@ SURGEONS: dict[str, Callable[[Env, int], Surgeon]] = {
     "zero": ZeroSurgeon,
     **{name: functools.partial(SB3Surgeon, name) for name in ALGORITHMS},
 }
-"""Surgeons by name, made from an environment and a seed; add one with ``SURGEONS["mine"] = ...``."""
+"""Surgeons by name, made from an environment and a seed; ``SURGEONS["mine"] = ...`` adds one."""
 
 
 def check_surgeon(name: str) -> None:

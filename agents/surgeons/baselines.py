@@ -50,7 +50,9 @@ class RandomSurgeon(ZeroSurgeon):
     def __init__(self, env: gymnasium.Env[FloatArray, FloatArray], seed: int) -> None:
         """Take the environment; ``seed`` decides prompts and actions."""
         super().__init__(env, seed)
-        self._rng = np.random.default_rng(np.random.SeedSequence(seed))
+        # A child of the seed: the seed itself starts the environment's own generator, and actions
+        # from the same stream would not be independent of the prompts.
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
 
     def act(self, observation: FloatArray) -> FloatArray:
         """Return a new draw, whatever the observation."""

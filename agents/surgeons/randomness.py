@@ -8,7 +8,7 @@ hold the surgeon's own state; outside they hold what they held before.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,15 +17,17 @@ import torch
 
 
 class GlobalStates(NamedTuple):
-    """States of the three global generators."""
+    """States of the global generators."""
 
     python: Any
     numpy: Any
     torch: torch.Tensor
+    cuda: Sequence[torch.Tensor] = ()
+    """One for each device; surgeons draw on the CPU, but seeding torch seeds these too."""
 
 
 class PrivateRandomness:
-    """One consumer's own copy of the global generators (CPU: surgeons do not run on a GPU)."""
+    """One consumer's own copy of the global generators."""
 
     def __init__(self, seed: int) -> None:
         """Start from a seed, without touching the global generators."""
@@ -39,19 +41,28 @@ class PrivateRandomness:
     def use(self) -> Iterator[None]:
         """Swap the consumer's generators in for the body, and out again whatever happens."""
         outside = _read()
-        _write(self._states)
         try:
-            yield
+            _write(self._states)
+            try:
+                yield
+            finally:
+                self._states = _read()
         finally:
-            self._states = _read()
             _write(outside)
 
 
 def _read() -> GlobalStates:
-    return GlobalStates(random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+    return GlobalStates(
+        random.getstate(),
+        np.random.get_state(),  # noqa: NPY002
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else (),
+    )
 
 
 def _write(states: GlobalStates) -> None:
     random.setstate(states.python)
     np.random.set_state(states.numpy)  # noqa: NPY002
     torch.set_rng_state(states.torch)
+    if states.cuda:
+        torch.cuda.set_rng_state_all(states.cuda)

@@ -86,7 +86,11 @@ class SB3Surgeon:
         with self._randomness.use():
             for _ in range(n_operations):
                 # With train_freq = (1, "episode") a call for one step is one whole operation.
-                self.model.learn(1, log_interval=None, reset_num_timesteps=False)
+                self.model.learn(
+                    1,
+                    log_interval=None,  # type: ignore[arg-type]  # never, says the code
+                    reset_num_timesteps=False,
+                )
         return self._recorder.collect()
 
     def act(self, observation: FloatArray) -> FloatArray:
@@ -106,9 +110,16 @@ class SB3Surgeon:
 
     def save(self, folder: Path) -> None:
         """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder."""
+        from stable_baselines3.common.running_mean_std import RunningMeanStd
+
         self.model.save(folder / "surgeon.zip")
         rms = self._env.obs_rms
-        content = {"mean": rms.mean.tolist(), "var": rms.var.tolist(), "count": float(rms.count)}
-        content["return_var"] = float(self._env.ret_rms.var)
+        assert isinstance(rms, RunningMeanStd)
+        content = {
+            "mean": rms.mean.tolist(),
+            "var": rms.var.tolist(),
+            "count": float(rms.count),
+            "return_var": float(self._env.ret_rms.var),
+        }
         path = folder / "surgeon_normalisation.json"
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")

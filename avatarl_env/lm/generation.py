@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, preallocated for a whole context."""
+    """Keys and values of the positions seen so far, preallocated for a whole context.
+
+    For sampling: it works while gradients are recorded, but a backward through it raises.
+    """
 
     def __init__(self, buffer: Tensor) -> None:
         """Start empty on a (L, 2, B, H, context, D) buffer."""

@@ -36,12 +36,13 @@ def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[s
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    save_file(weights, folder / WEIGHTS)
     sizes = {name: getattr(model.config, name) for name in GPTConfig.__dataclass_fields__}
-    content = {"gpt": sizes, "tokenizer": tokenizer.to_dict(), **about}
-    (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {**about, "gpt": sizes, "tokenizer": tokenizer.to_dict()}
+    text = json.dumps(content, indent=2) + "\n"  # before anything is written: this can fail
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / WEIGHTS)
+    (folder / ABOUT).write_text(text, encoding="utf-8")
 
 
 def model_folder(lm: str) -> Path:
@@ -70,19 +71,27 @@ def load_model(lm: str = BUNDLED) -> StoredModel:
     Raises:
         ValueError: if there is no model, or its files do not fit together.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = model_folder(lm)
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    model = GPT(GPTConfig(**about.pop("gpt")))
-    weights = load_file(folder / WEIGHTS)
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        model = GPT(GPTConfig(**about.pop("gpt")))
+        tokenizer = CharTokenizer.from_dict(about.pop("tokenizer"))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
     expected = dict(model.named_parameters())
     wrong = sorted(set(weights) ^ set(expected)) or sorted(
         name for name, p in expected.items() if p.shape != weights[name].shape
     )
     if wrong:
-        raise ValueError(f"lm must hold the weights its {ABOUT} describes, {folder} differs: {wrong}")
+        raise ValueError(
+            f"lm must hold the weights its {ABOUT} describes, {folder} differs: {wrong}"
+        )
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
-    return StoredModel(model.eval(), CharTokenizer.from_dict(about.pop("tokenizer")), about)
+    return StoredModel(model.eval(), tokenizer, about)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from avatarl_env.surgery.interrupts import InterruptGuard
 
@@ -100,7 +101,8 @@ class SurgicalTheater:
         names = {p: name for name, p in model.named_parameters()}
         chosen = _collect(model, targets, names)
         self._parameters, self._names = list(chosen), list(chosen.values())
-        self._reach = frozenset(names)  # of one model, as far as other theaters are concerned
+        # Theaters whose reach overlaps operate on one model.
+        self._reach = frozenset[nn.Parameter | nn.Module]([*names, *model.modules()])
         self._sites = [
             _Site(module, name, p, tuple(module._parameters))
             for module in model.modules()
@@ -140,8 +142,9 @@ class SurgicalTheater:
             RuntimeError: if the theater is closed.
             ValueError: if ``parameter`` is not a target.
         """
-        self._index(parameter)
-        parameter.copy_(value)
+        parameter = self._parameters[self._index(parameter)]
+        parameter.data.copy_(value)  # also where the model was built in inference mode
+        increment_version(parameter)
 
     @_interrupts.guard
     def commit(self) -> None:
@@ -225,7 +228,7 @@ class SurgicalTheater:
             saved = [_dense(tensor).clone() for tensor in home]
             self._home, self._saved = home, saved
             for p in self._parameters:
-                _count_change(p)
+                increment_version(p)
 
     def _present(self) -> list[Tensor]:
         """Return copies of the targets' weights that fit their own storage."""
@@ -264,13 +267,13 @@ class SurgicalTheater:
     def _put_back(self) -> list[Exception]:
         """Give every target its own storage and its saved bytes; return the failures."""
         failures: list[Exception] = []
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             for name, p, home, saved in reversed(self._rows()):
                 try:
                     _dense(home).copy_(saved)
                     p.data = home
                     # Without this a graph that spans the boundary would be silently wrong.
-                    _count_change(p)
+                    increment_version(p)
                 except Exception as failure:
                     failure.add_note(f"while restoring {name}")  # and go on with the others
                     failures.append(failure)
@@ -341,9 +344,3 @@ def _dense(tensor: Tensor) -> Tensor:
 def _raise_together(failures: list[Exception]) -> None:
     if failures:
         raise ExceptionGroup("weights that could not be restored", failures)
-
-
-def _count_change(parameter: nn.Parameter) -> None:
-    """Tell autograd that ``parameter`` changed, so that older graphs raise."""
-    if not parameter.is_inference():
-        torch.autograd.graph.increment_version(parameter)

@@ -33,7 +33,9 @@ def test_sizes_must_be_positive(name: str, value: int) -> None:
     [(32, 3), (32, 5), (4, 8), (12, 4), (5, 5), (1, 1)],  # 12 / 4, 5 / 5 and 1 / 1 are odd
 )
 def test_heads_must_divide_the_width_into_even_head_dims(width: int, n_heads: int) -> None:
-    message = f"^n_heads must divide width into even head dims, got width={width} and n_heads={n_heads}$"
+    message = (
+        f"^n_heads must divide width into even head dims, got width={width} and n_heads={n_heads}$"
+    )
     with pytest.raises(ValueError, match=message):
         GPTConfig(vocab_size=16, width=width, n_heads=n_heads)
 
@@ -121,21 +123,11 @@ def test_cache_is_used_again_after_a_reset() -> None:
     torch.testing.assert_close(model(tokens[:, 5:], cache), model(tokens[:, 5:]))
 
 
-def test_gradients_through_a_cached_window_are_those_of_the_plain_one() -> None:
-    cached, plain, tokens = tiny_gpt(), tiny_gpt(), some_tokens(2, 16)
-    cached(tokens, cached.new_cache(2)).log_softmax(-1)[..., 3].sum().backward()
-    plain(tokens).log_softmax(-1)[..., 3].sum().backward()
-    for one, other in zip(cached.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
-
-
-def test_gradients_through_a_cache_that_was_extended_since_are_refused() -> None:
+def test_a_backward_through_a_cache_is_refused() -> None:
     model, tokens = tiny_gpt(), some_tokens(2, 16)
-    cache = model.new_cache(2)
-    first = model(tokens[:, :8], cache)
-    model(tokens[:, 8:9], cache)
+    logits = model(tokens, model.new_cache(2))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        first.sum().backward()
+        logits.sum().backward()
 
 
 def test_full_cache_refuses_another_token_and_a_cached_prompt_a_second_one() -> None:
@@ -174,8 +166,7 @@ def test_rotation_by_hand() -> None:
     x = torch.tensor([1.0, 10.0, 0.0, 0.0]).expand(1, 4, 1, 1, 4)
     turned = rotate(x, cos, sin)[0, :, 0, 0]
     expected = [
-        [math.cos(t), 10 * math.cos(t / 100), math.sin(t), 10 * math.sin(t / 100)]
-        for t in range(4)
+        [math.cos(t), 10 * math.cos(t / 100), math.sin(t), 10 * math.sin(t / 100)] for t in range(4)
     ]
     torch.testing.assert_close(turned, torch.tensor(expected))
     assert torch.equal(turned[0], x[0, 0, 0, 0])  # position 0 is not turned at all

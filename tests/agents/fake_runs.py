@@ -1,4 +1,4 @@
-"""Run folders made up for tests: they look like those of a real run, in seconds instead of minutes."""
+"""Run folders made up for tests, which look like those of a real run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,130 @@
+"""Can a surgeon learn at all? The positive control, on a real language model.
+
+Every operation starts from a hidden injury of the attention weights, different each time, so the
+best answer is known (its opposite) and no constant action can give it. After training, the
+deterministic surgeon, a random one and none operate on the same fresh injuries of the validation
+split, and are compared in pairs. Reported is the share of the lost score that was regained.
+
+    python benchmarks/positive_control.py --operations 400
+
+Prints the learning curve and a table; the last line of stdout is one JSON object with everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+
+from agents.surgeons import Surgeon, make_surgeon
+from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.scoring import interval
+
+TEST_SEED = 1_000_000  # far from every training seed
+ROUND = 25  # operations between two lines of the learning curve
+
+
+def operate(surgeon: Surgeon, env: AttentionSurgeryEnv, n_operations: int) -> np.ndarray:
+    """Return (n, 2): the score regained and the score lost, one row per operation."""
+    rows = []
+    for index in range(n_operations):
+        observation, _ = env.reset(seed=TEST_SEED + index)
+        total, is_over, info = 0.0, False, {}
+        while not is_over:
+            observation, reward, is_over, _, info = env.step(surgeon.act(observation))
+            total += reward
+        rows.append((total, info["lost_score"]))
+    return np.array(rows)
+
+
+def share(rows: np.ndarray) -> float:
+    """Return the share of the lost score that was regained, over all operations."""
+    return float(rows[:, 0].sum() / rows[:, 1].sum())
+
+
+def main() -> None:
+    """Train, test, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--surgeon", default="sac")
+    parser.add_argument("--operations", type=int, default=400, help="operations to learn from")
+    parser.add_argument("--tests", type=int, default=48, help="operations to be tested on")
+    parser.add_argument("--injury", type=float, default=0.5)
+    parser.add_argument("--n-new", type=int, default=32, help="characters written per prompt")
+    parser.add_argument("--lm", default="bundled")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    settings = {"injury": options.injury, "n_new": options.n_new}
+    env = AttentionSurgeryEnv(options.lm, **settings)
+    test_env = AttentionSurgeryEnv(env.patient, split="validation", **settings)
+    surgeon = make_surgeon(options.surgeon, env, options.seed)
+    start = time.perf_counter()
+    curve = []
+    while sum(point["operations"] for point in curve) < options.operations:
+        records = surgeon.operate(ROUND)
+        totals = np.array([[record.total, record.lost_score] for record in records])
+        curve.append({"operations": ROUND, "share": share(totals)})
+        done = ROUND * len(curve)
+        print(f"{done:5d} operations: share regained {share(totals):+.3f}", flush=True)
+    seconds = time.perf_counter() - start
+
+    arms = {
+        options.surgeon: surgeon,
+        "random": make_surgeon("random", test_env, options.seed),
+        "zero": make_surgeon("zero", test_env, options.seed),
+    }
+    results = {name: operate(arm, test_env, options.tests) for name, arm in arms.items()}
+    lost = float(results["zero"][:, 1].mean())
+    own = results[options.surgeon][:, 0]
+    table: dict[str, Any] = {}
+    print(f"\n{options.tests} unseen injuries, {lost:.4f} nats/char lost on average")
+    for name, rows in results.items():
+        gain, over = interval(rows[:, 0]), interval(own - rows[:, 0]) if name != options.surgeon else None
+        table[name] = {"share": share(rows), "gain": gain._asdict()}
+        line = f"{name:>8}: share {share(rows):+.3f}, gain {gain.mean:+.4f}"
+        line += f" [{gain.low:+.4f}, {gain.high:+.4f}]"
+        if over is not None:
+            table[name]["surgeon_minus_this"] = over._asdict()
+            line += f"; {options.surgeon} is better by {over.mean:+.4f} [{over.low:+.4f}, {over.high:+.4f}]"
+        print(line)
+
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "lost_score": lost,
+        "curve": curve,
+        "test": table,
+        "seconds": seconds,
+        "settings": {**vars(options), "out": str(options.out)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "commit": commit(),
+    }
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def commit() -> str:
+    """Return the commit that is measured, or "unknown" outside a checkout."""
+    process = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return process.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

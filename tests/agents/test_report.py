@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.report import write_report
+from agents.report.figures import WHO
+from tests.agents.fake_runs import PLAY, REFERENCES, VERDICT, MadeUpRun, make_run
+
+HOSTILE = "</script><script>alert(1)</script><b>bold</b> & \"quoted\" 'too' <!-- "
+
+
+class Page(HTMLParser):
+    """The parts of a page that tests ask for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.texts: list[str] = []
+        self.links: list[str] = []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.open.append(tag)
+        values = dict(attributes)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self.links += [str(values[name]) for name in ("href", "src") if values.get(name)]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        """What a reader sees, with single spaces."""
+        return " ".join("".join(self.texts).split())
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return dict(json.loads(self.scripts[0]))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    make_run(folder)
+    return Page(write_report(folder))
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings(item)
+
+
+def test_the_report_is_one_file_in_the_run_folder(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    before = set(tmp_path.iterdir())
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    assert set(tmp_path.iterdir()) - before == {path}
+
+
+def test_the_report_loads_nothing_and_may_not(whole: Page) -> None:
+    assert all(link.startswith("#") for link in whole.links)
+    assert "default-src 'none'" in whole.html
+    assert "@import" not in whole.html.partition("</style>")[0]
+
+
+def test_the_page_says_what_it_is_to_a_browser(whole: Page) -> None:
+    assert whole.html.startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert "<title>What the surgeon was worth \u00b7 whole</title>" in whole.html
+    assert "prefers-color-scheme: dark" in whole.html
+
+
+def test_the_verdict_comes_first(whole: Page) -> None:
+    verdict = html.escape(VERDICT)
+    assert f'<h1>What the surgeon was worth</h1>\n<p class="verdict">{verdict}</p>' in whole.html
+
+
+def test_a_long_verdict_is_set_smaller(tmp_path: Path) -> None:
+    make_run(tmp_path).finish(surgeon_effect={"verdict": "w" * 301, "measurements": []})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert f'<p class="verdict long">{"w" * 301}</p>' in page
+
+
+def test_every_link_within_the_page_leads_somewhere(whole: Page) -> None:
+    assert len(whole.ids) == len(set(whole.ids))
+    assert {link.removeprefix("#") for link in whole.links} <= set(whole.ids)
+
+
+def test_every_figure_has_a_frame_and_every_frame_a_figure(whole: Page) -> None:
+    frames = {name.removeprefix("plot-") for name in whole.ids if name.startswith("plot-")}
+    assert frames == set(whole.figures)
+    assert {"accuracy", "loss", "entropy", "reward", "return", "action"} <= frames
+    assert {"effect-kl_ref_gain", "effect-heldout_loss_fall"} <= frames
+    assert "surgeon-surgeon/critic_loss" in frames
+
+
+def test_figures_take_their_colours_from_the_page(whole: Page) -> None:
+    colours = {text for text in strings(whole.figures) if text.startswith("var(")}
+    declared = set(re.findall(r"(--[\w-]+):", whole.html.partition("</style>")[0]))
+    assert colours
+    assert {colour[4:-1] for colour in colours} <= declared
+
+
+def test_the_scripts_are_the_data_plotly_once_and_our_own(whole: Page) -> None:
+    assert len(whole.scripts) == 3
+    assert whole.html.count("Copyright 2012-") == 1
+    assert "Plotly.react" in whole.scripts[2]
+
+
+def test_headline_numbers_stand_beside_the_tables(whole: Page) -> None:
+    for shown in ("43.9\u202f%", "1.842", "2.657", "1.731"):
+        assert shown in whole.html
+    sentence = (
+        "better than the trigram table (38.1 %) and not better than the 4-gram table (47.2 %)"
+    )
+    assert sentence in whole.text
+    for reference in REFERENCES:
+        assert f'<th scope="row">{reference["name"]}</th>' in whole.html
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "sentence"),
+    [
+        (0.1, "no better than the bigram table (27.0 %)"),
+        (0.9, "better than the 5-gram table (52.7 %)"),
+    ],
+)
+def test_a_model_beyond_the_tables_is_placed_too(
+    tmp_path: Path, accuracy: float, sentence: str
+) -> None:
+    validation = {"loss": 1.0, "bits_per_char": 1.4, "accuracy": accuracy, "entropy": 1.0}
+    make_run(tmp_path).finish(validation=validation)
+    assert f"The model guesses {sentence}." in Page(write_report(tmp_path)).text
+
+
+def test_operations_and_commits_are_listed(whole: Page) -> None:
+    assert "Put to the test on fresh text: 6; kept: 2." in whole.text
+    assert "Luck alone would keep at most 0.30 of them on average." in whole.text
+    assert whole.html.count('<span class="yes">kept</span>') == 2
+    assert whole.html.count("<td>undone</td>") == 4
+    assert "+0.0210 [0.0130, 0.0290]" in whole.html
+    assert "9 entropy" in whole.html
+
+
+def test_the_effect_is_also_a_table(whole: Page) -> None:
+    rows = re.findall(r'<th scope="row">after (\w+)</th><td>(\w+)</td><td>([^<]+)', whole.html)
+    assert [row[:2] for row in rows] == [
+        (after, who) for after in ("surgery", "joint") for who in ("surgeon", "random", "zero")
+    ]
+    assert rows[3][2] == "+0.0210 [0.0130, 0.0290]"
+
+
+def test_samples_of_every_phase_have_their_prompt_in_bold(whole: Page) -> None:
+    samples = whole.html.partition('<section id="samples">')[2].partition("</section>")[0]
+    assert re.findall(r"<h3>(\w+)</h3>", samples) == ["bootstrap", "surgery", "joint"]
+    assert samples.count("<strong>the gods themselves,\n</strong>ROMEO:") == 7
+    assert "after 0 updates and 0 operations" in samples
+    assert samples.count("with the surgeon") == samples.count("without an operation") == 2
+
+
+def test_of_many_samples_the_first_and_the_last_ones_are_shown(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path)
+    for _ in range(3):
+        run.train("bootstrap", 20)
+        run.train("joint", 20)
+    run.finish()
+    shown = re.findall(r"after (\d+) updates", write_report(tmp_path).read_text(encoding="utf-8"))
+    # Those of the bootstrap phase with the very first one, then those of the joint phase.
+    assert shown == ["20", "60", "100", "80", "120"]
+
+
+def test_phases_show_first_and_last_values(whole: Page) -> None:
+    table = whole.html.partition('<section id="phases">')[2].partition("</section>")[0]
+    assert re.findall('<th scope="col">([^<]+)', table) == [
+        "Phase",
+        "Steps",
+        "Time",
+        "Next-character accuracy",
+        "Loss",
+        "Entropy of the predictions",
+    ]
+    first = '<th scope="row">bootstrap</th><td>400</td><td>1 min 12 s</td>'
+    assert f"{first}<td>3.0 % \u2192 41.2 %</td><td>4.2 \u2192 2.013</td>" in table
+
+
+def test_a_phase_without_a_metric_has_a_dash_for_it(tmp_path: Path) -> None:
+    phase = {"name": "surgery", "steps": 3, "seconds": 2.0}
+    values = {"first": {"surgeon/return": 0.25, "score/kl_ref": 1.0}, "last": {}}
+    run = make_run(tmp_path)
+    run.finish(phases=[{**phase, **values}, {**phase, "first": {}, "last": {}}])
+    table = write_report(tmp_path).read_text(encoding="utf-8").partition('id="phases"')[2]
+    assert "<td>2.0 s</td><td>0.25 \u2192 \u2013</td>" in table
+    assert "<td>2.0 s</td><td>\u2013</td>" in table
+    assert "kl_ref" not in table.partition("</section>")[0]
+
+
+def test_the_run_can_be_repeated_from_the_page(whole: Page) -> None:
+    assert "python train.py --corpus tinyshakespeare --out runs/first" in whole.text
+    assert "86c4e6aa" * 8 in whole.text
+    assert '<th scope="row">grpo.learning_rate</th><td>0.002</td>' in whole.html
+    assert '<th scope="row">versions.torch</th><td>2.13.0</td>' in whole.html
+
+
+def test_every_metric_is_explained(whole: Page) -> None:
+    terms = re.findall(r"<dt>(\w+)", whole.html.partition('<dl class="words">')[2])
+    assert {"Accuracy", "Loss", "Bits", "Entropy", "Forward", "Return", "Flatline"} <= set(terms)
+    assert whole.html.count("<dt>") == whole.html.count("<dd>")
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path / "<b>run")
+    run.train(HOSTILE, 40)
+    run.operate(HOSTILE, 40)
+    run.commit(HOSTILE, kept=True)
+    for row in run.rows:
+        if row["kind"] == "sample":
+            row.update(prompt=HOSTILE, text=HOSTILE, operated_text=HOSTILE)
+        if row["kind"] == "operation":
+            row["surgeon/flatline"] = HOSTILE
+            row[f"score/{HOSTILE}"] = 1.0
+    (run.folder / "config.json").write_text(json.dumps({HOSTILE: {"a": HOSTILE}}), encoding="utf-8")
+    effect = {
+        "verdict": HOSTILE,
+        "measurements": [
+            {
+                "after": HOSTILE,
+                "n_prompts": HOSTILE,
+                "n_operations": HOSTILE,
+                **{
+                    name: {who: {"mean": 0.1, "low": 0.0, "high": 0.2} for who in WHO}
+                    for name in ("kl_ref_gain", "heldout_loss_fall")
+                },
+            }
+        ],
+    }
+    run.finish(
+        corpus=HOSTILE,
+        corpus_sha256=HOSTILE,
+        command=HOSTILE,
+        surgeon=HOSTILE,
+        preset=HOSTILE,
+        references=[{"name": HOSTILE, "loss": 1.0, "accuracy": 0.5}],
+        commits={"policy": HOSTILE, "tried": HOSTILE, "kept": HOSTILE},
+        environment={HOSTILE: HOSTILE},
+        surgeon_effect=effect,
+    )
+    page = Page(write_report(run.folder))
+    # Not one tag more than in the report of a harmless run.
+    assert page.tags.count("script") == len(page.scripts) == 3
+    assert "b" not in page.tags
+    assert "alert(1)</script>" not in page.html
+    # The reader still sees it, letter for letter.
+    assert page.text.count(" ".join(HOSTILE.split())) > 15
+    assert f"score/{HOSTILE}" in {key.partition("-")[2] for key in page.figures}
+    # Plotly renders some tags in its labels, so there they are escaped as well.
+    labels = [
+        note["text"]
+        for figure in page.figures.values()
+        for note in figure["layout"].get("annotations", [])
+    ]
+    assert labels
+    assert not any("<" in label for label in labels)
+
+
+def test_a_run_that_goes_on_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    page = Page(write_report(tmp_path))
+    assert "This run has not finished" in page.text
+    assert "Measured on a fixed slice of the held-out text." in page.text
+    assert {"accuracy", "return"} <= set(page.figures)
+    assert not any(key.startswith("effect") for key in page.figures)
+    assert "Phases so far" in page.text
+    assert "dashed lines" not in page.text
+    assert '<span class="yes">kept</span>' in page.html
+    assert "corpus tinyshakespeare" in page.text
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+    page = Page(write_report(MadeUpRun(tmp_path).folder))
+    assert page.figures == {}
+    assert page.text.count("Nothing has been measured yet.") == 2
+    assert "No text has been sampled yet." in page.text
+    assert "Nobody operated on it so far." in page.text
+
+
+@pytest.mark.parametrize(
+    ("effect", "verdict"),
+    [
+        (None, "No surgeon took part in this run, so there is nothing to be judged."),
+        ({"verdict": "Nobody operated.", "measurements": []}, "Nobody operated."),
+    ],
+)
+def test_a_run_without_a_surgeon_and_of_one_phase(
+    tmp_path: Path, effect: dict[str, Any] | None, verdict: str
+) -> None:
+    run = MadeUpRun(tmp_path)
+    run.train("bootstrap", 60)
+    changes = {"surgeon": "none", "surgeon_effect": effect, "commits": None}
+    run.finish(**changes, corpus="playwright", corpus_nats_per_char=1.21)
+    page = Page(write_report(tmp_path))
+    assert verdict in page.text
+    assert "There were no operations." in page.text
+    assert not {"return", "action"} & set(page.figures)
+    assert not any(key.startswith("effect") for key in page.figures)
+    assert page.html.count('<i style="background:var(--phase-') == 1
+
+
+def test_without_other_metrics_there_is_no_fold_for_them(tmp_path: Path, whole: Page) -> None:
+    run = MadeUpRun(tmp_path)
+    run.evaluate("bootstrap")
+    run.finish()
+    assert "All other metrics" in whole.text
+    assert "All other metrics" not in Page(write_report(tmp_path)).text
+
+
+def test_the_true_entropy_of_the_text_is_a_line_and_a_bar(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path)
+    run.train("bootstrap", 60)
+    run.finish(corpus_nats_per_char=1.21)
+    page = Page(write_report(tmp_path))
+    lines = [shape["y0"] for shape in page.figures["loss"]["layout"]["shapes"]]
+    assert 1.21 in lines
+    assert "The line called limit is the true entropy of the text" in page.text
+    assert '<th scope="row">true entropy of the text</th>' in page.html
+
+
+def test_supervised_training_is_not_called_reinforcement_learning(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path)
+    (tmp_path / "config.json").write_text('{"grpo": {"estimator": "ce"}}', encoding="utf-8")
+    run.train("bootstrap", 20)
+    run.finish()
+    text = Page(write_report(tmp_path)).text
+    assert "so this is not reinforcement learning" in text
+    assert "from rewards alone" not in text
+
+
+def test_text_comes_through_letter_for_letter(whole: Page) -> None:
+    assert PLAY in "".join(whole.texts)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run_folder must hold config"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()

@@ -1,0 +1,219 @@
+"""Tests of avatarl_env/surgery/theater.py: optimizers, flags, generators and gradients."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatarl_env.surgery import SurgicalTheater, find_targets
+from tests.avatarl_env.surgery.edits import (
+    EDITS,
+    Edit,
+    Snapshot,
+    in_place,
+    loaded,
+    new_data,
+    new_data_edited,
+    replaced,
+    small,
+    through_data,
+    transposed,
+    write,
+)
+from tests.fakes import bits, fingerprint, tiny_gpt
+
+TOKENS = torch.arange(16)[None]
+
+# --- what is left alone --------------------------------------------------------------------------
+
+
+def test_optimizer_keeps_its_parameters_and_state() -> None:
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+
+    def moments() -> list[list[int]]:
+        return [bits(x) for state in optimizer.state.values() for x in state.values()]
+
+    step()
+    before, state = Snapshot(model), moments()
+    with SurgicalTheater(model, [model]) as room:
+        new_data(model, room)
+    assert moments() == state
+    with SurgicalTheater(model, [model]) as room:
+        step()
+        assert fingerprint(model) != before.state
+    before.assert_same()
+    assert moments() != state  # a step inside is undone for the weights only
+    found = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert found == [id(p) for p in model.parameters()]
+    step()
+    assert fingerprint(model) != before.state
+
+
+def test_gradients_flags_mode_and_generators_are_left_alone() -> None:
+    model = small()
+    model[1].weight.requires_grad_(False)
+    model(torch.ones(2, 3)).sum().backward()
+    model[1].eval()
+    gradients = [(id(p.grad), bits(p.grad)) for p in model.parameters() if p.grad is not None]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    for commit in (False, True):
+        with SurgicalTheater(model, [model]) as room:
+            new_data(model, room)
+            if commit:
+                room.commit()
+        assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
+        assert gradients == [
+            (id(p.grad), bits(p.grad)) for p in model.parameters() if p.grad is not None
+        ]
+        assert [module.training for module in model.modules()] == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+
+
+def test_state_dict_and_copies_made_inside_hold_the_operated_weights() -> None:
+    model = small()
+    with SurgicalTheater(model, [model]) as room:
+        write(model, room)
+        state = {name: x.clone() for name, x in model.state_dict().items()}
+        twin = copy.deepcopy(model)
+    assert state["0.weight"].unique().tolist() == [7.0]
+    assert twin[0].weight.unique().tolist() == [7.0]
+    assert model[0].weight.unique().numel() == 9
+
+
+# --- autograd ------------------------------------------------------------------------------------
+
+FORWARDS: dict[str, Callable[[Tensor, nn.Sequential], Tensor]] = {
+    "linear": lambda x, model: F.linear(x, model[0].weight),
+    "matmul": lambda x, model: x @ model[0].weight,
+    "addmm": lambda x, model: torch.addmm(model[0].bias, x, model[0].weight),
+    "mul": lambda x, model: x * model[0].weight[0],
+    "einsum": lambda x, model: torch.einsum("bi,oi->bo", x, model[0].weight),
+}
+
+
+def an_input() -> Tensor:
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def nothing(model: nn.Sequential, room: SurgicalTheater) -> None:
+    pass
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("edit", [nothing, write, in_place, through_data, new_data, replaced])
+def test_loss_built_inside_cannot_be_differentiated_outside(forward: str, edit: Edit) -> None:
+    model, x = small(), an_input()
+    with SurgicalTheater(model, [model]) as room:
+        edit(model, room)
+        loss = FORWARDS[forward](x, model).square().sum()
+    if edit is replaced:  # its graph holds the replacement, which nobody changed
+        loss.backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("edit", [nothing, write, in_place, through_data, new_data])
+def test_loss_built_outside_cannot_be_differentiated_inside_or_after(
+    forward: str, edit: Edit
+) -> None:
+    model, x = small(), an_input()
+    loss = FORWARDS[forward](x, model).square().sum()
+    with SurgicalTheater(model, [model]) as room:
+        edit(model, room)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("crossing", ["commit", "inner theater"])
+def test_loss_cannot_span_a_commit_or_an_inner_theater(forward: str, crossing: str) -> None:
+    model, x = small(), an_input()
+    with SurgicalTheater(model, [model]) as room:
+        new_data(model, room)
+        loss = FORWARDS[forward](x, model).square().sum()
+        if crossing == "commit":
+            room.commit()
+        else:
+            with SurgicalTheater(model, [model]):
+                pass
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize(
+    "edit", [nothing, write, in_place, through_data, new_data, new_data_edited, transposed, loaded]
+)
+def test_loss_built_and_differentiated_inside_has_the_operated_gradient(
+    forward: str, edit: Edit
+) -> None:
+    model, x = small(), an_input()
+    with SurgicalTheater(model, [model]) as room:
+        edit(model, room)
+        operated = {
+            name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()
+        }
+        FORWARDS[forward](x, model).square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+
+    twin, y = small(), an_input()
+    for name, p in operated.items():
+        twin.get_parameter(name).data = p.detach()
+    FORWARDS[forward](y, twin).square().sum().backward()
+    assert torch.equal(x.grad, y.grad)
+    for name, p in twin.named_parameters():
+        assert (p.grad is None) == (gradients[name] is None)
+        if p.grad is not None:
+            assert torch.equal(gradients[name], p.grad)
+
+
+def test_gradient_inside_equals_functional_call_on_the_operated_weights() -> None:
+    model = tiny_gpt()
+    weight = model.blocks[0].attn.c_attn.weight
+    with SurgicalTheater(model, find_targets(model)) as room:
+        room.write(weight, room.original(weight) * 1.5)
+        model(TOKENS).log_softmax(-1)[..., 3].sum().backward()
+    name = "blocks.0.attn.c_attn.weight"
+    operated = (weight.detach() * 1.5).requires_grad_()
+    logits = torch.func.functional_call(model, {name: operated}, (TOKENS,))
+    (expected,) = torch.autograd.grad(logits.log_softmax(-1)[..., 3].sum(), operated)
+    assert torch.equal(weight.grad, expected)
+    model.zero_grad()
+    model(TOKENS).log_softmax(-1)[..., 3].sum().backward()
+    assert not torch.allclose(weight.grad, expected)
+
+
+def test_training_goes_on_after_a_theater_as_if_it_had_not_been() -> None:
+    def train(*, operate: bool) -> dict[str, Any]:
+        model = small()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        for i in range(4):
+            model(torch.full((2, 3), float(i))).square().sum().backward()
+            if operate:
+                with SurgicalTheater(model, [model]) as room:
+                    EDITS[i * 3](model, room)
+            optimizer.step()
+            optimizer.zero_grad()
+        return fingerprint(model)
+
+    assert train(operate=True) == train(operate=False)

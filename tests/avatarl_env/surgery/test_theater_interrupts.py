@@ -1,0 +1,329 @@
+"""Tests of avatarl_env/surgery/theater.py: threads and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avatarl_env.surgery import SurgicalTheater, interrupts, theater
+from tests.avatarl_env.surgery.edits import (
+    Snapshot,
+    in_place,
+    new_data,
+    run_in_thread,
+    small,
+    write,
+)
+from tests.fakes import fingerprint
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+def test_a_second_thread_is_refused_until_the_first_has_left() -> None:
+    model = small()
+    before = Snapshot(model)
+    first = SurgicalTheater(model, [model[0]])
+
+    def elsewhere() -> None:
+        with SurgicalTheater(model, [model[1]]) as room:  # the other layer
+            room.write(model[1].weight, torch.zeros(2, 3))
+
+    with first:
+        in_place(model, first)
+        edited = fingerprint(model)
+        raised = run_in_thread(elsewhere)
+        assert isinstance(raised, RuntimeError)
+        assert str(raised) == (
+            "one thread at a time may operate on a model, "
+            f"thread {threading.get_ident()} has a theater open on this one"
+        )
+        assert first.is_open
+        assert fingerprint(model) == edited
+    before.assert_same()
+    assert run_in_thread(elsewhere) is None
+    before.assert_same()
+
+
+def test_the_main_thread_is_refused_while_another_operates() -> None:
+    model = small()
+    before = Snapshot(model)
+    entered, done = threading.Event(), threading.Event()
+
+    def elsewhere() -> None:
+        with SurgicalTheater(model, [model]) as room:
+            in_place(model, room)
+            entered.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    try:
+        assert entered.wait(10)
+        room = SurgicalTheater(model, [model])
+        with pytest.raises(RuntimeError, match="one thread at a time"):
+            room.__enter__()
+        assert not room.is_open
+        with SurgicalTheater(other := small(), [other]) as unrelated:
+            in_place(other, unrelated)
+    finally:
+        done.set()
+        thread.join(10)
+    before.assert_same()
+    with room:
+        in_place(model, room)
+    before.assert_same()
+
+
+def test_the_theater_itself_is_refused_to_a_second_thread() -> None:
+    model = small()
+    room = SurgicalTheater(model, [model])
+    with room:
+        in_place(model, room)
+        raised = run_in_thread(room.__enter__)
+        assert isinstance(raised, RuntimeError)
+        assert room.is_open
+        write(model, room)
+
+
+def test_a_theater_may_be_left_on_another_thread() -> None:
+    """As when a generator with a theater inside is collected there."""
+    model = small()
+    before, room = Snapshot(model), SurgicalTheater(model, [model])
+    room.__enter__()
+    new_data(model, room)
+    assert run_in_thread(lambda: room.__exit__(None, None, None)) is None
+    before.assert_same()
+    with room:  # gives SIGINT back, which the other thread could not
+        in_place(model, room)
+    before.assert_same()
+
+
+def test_two_models_can_be_operated_on_two_threads() -> None:
+    def work() -> None:
+        model = small()
+        before = Snapshot(model)
+        for _ in range(30):
+            with SurgicalTheater(model, [model]) as room:
+                new_data(model, room)
+        before.assert_same()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+# --- Ctrl-C --------------------------------------------------------------------------------------
+
+FILES = {theater.__file__, interrupts.__file__}
+
+
+class Striker:
+    """Raise SIGINT at one instruction (or line) of the theater's own code, counted from the start.
+
+    A bare ``with`` statement is safe at its own instructions: between entering and the body, and
+    between the body and leaving, Python does not look for signals.
+    """
+
+    def __init__(self, at: int, event: str) -> None:
+        self.at = at
+        self.event = event
+        self.count = 0
+        self.where = ""
+        """Which of the theater's methods was running."""
+
+    def trace(self, frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename not in FILES:
+            return None
+        frame.f_trace_opcodes = self.event == "opcode"
+        if event == self.event:
+            self.count += 1
+            if self.count == self.at:
+                caller: FrameType | None = frame
+                while caller is not None and caller.f_code.co_filename in FILES:
+                    self.where = caller.f_code.co_name
+                    caller = caller.f_back
+                signal.raise_signal(signal.SIGINT)
+        return self.trace
+
+    def run(self, program: Callable[[], None]) -> bool:
+        """Run the program; return whether the strike came through as a KeyboardInterrupt."""
+        previous = sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            program()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(previous)
+        return False
+
+
+def strikes(
+    program: Callable[[], None], event: str = "opcode", *, handled: bool = False
+) -> Iterator[str]:
+    """Run the program once for each of its instructions (or lines), struck there.
+
+    Yields the theater's method that was running, after every run.
+    """
+    at = 0
+    while True:
+        at += 1
+        striker = Striker(at, event)
+        struck = striker.run(program)
+        assert theater._open_theaters == [], at
+        assert theater._interrupts._depth == 0, at
+        assert not theater._interrupts.pending, at
+        if striker.count < at:
+            assert not struck
+            return
+        assert struck != handled, at
+        yield striker.where
+
+
+@pytest.fixture
+def python_handler() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_at_any_instruction_leaves_whole_weights_and_is_delivered_right_after() -> None:
+    model = nn.Linear(1, 1)
+    room = SurgicalTheater(model, [model.weight])
+    pristine = Snapshot(model)
+    found = model.weight.item()
+    log: list[str] = []
+
+    def program() -> None:
+        model.weight.data.fill_(found)
+        log.clear()
+        with room:
+            log.append("entered")
+            model.weight.data.fill_(1.0)
+            with pytest.raises(RuntimeError, match="open already"):
+                room.__enter__()
+            log.append("refused")
+            model.weight.data = torch.full((1, 1), 2.0)
+            room.commit()
+            log.append("committed")
+            model.weight.data.fill_(3.0)
+        log.append("left")
+
+    seen: dict[tuple[str, str], set[float]] = {}
+    for where in strikes(program):
+        last = log[-1] if log else "before"
+        seen.setdefault((where, last), set()).add(model.weight.item())
+        if model.weight.item() == found:
+            pristine.assert_same()
+    assert seen == {
+        ("__enter__", "before"): {found},
+        ("__enter__", "entered"): {found},  # the one that is refused
+        ("commit", "refused"): {found, 2.0},  # not begun, or done
+        ("__exit__", "committed"): {2.0},
+    }
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_at_any_line_of_nested_theaters_leaves_what_the_outer_one_kept() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    outer, inner = (SurgicalTheater(model, [model.weight]) for _ in range(2))
+
+    def program() -> None:
+        model.weight.data.fill_(1.0)
+        with outer:
+            with inner:
+                model.weight.data = torch.full((1, 1), 3.0)
+                inner.commit()
+                model.weight.data.fill_(4.0)
+            outer.commit()
+            model.weight.data.fill_(5.0)
+
+    outcomes = []
+    for _ in strikes(program, "line"):
+        outcomes.append(model.weight.item())
+    assert set(outcomes) == {1.0, 3.0}
+    assert outcomes == sorted(outcomes)  # old up to the outer commit, new from then on
+
+
+def test_a_handler_that_does_not_raise_never_costs_the_body_its_theater() -> None:
+    """As with a loop that takes a note of Ctrl-C, to stop after this step."""
+    model = nn.Linear(1, 1)
+    before = Snapshot(model)
+    room = SurgicalTheater(model, [model.weight])
+    log: list[object] = []
+
+    def program() -> None:
+        log.clear()
+        with room:
+            log.append("entered")
+            room.write(model.weight, torch.zeros(1, 1))
+
+    previous = signal.signal(signal.SIGINT, lambda signum, frame: log.append(signum))
+    try:
+        for where in strikes(program, handled=True):
+            assert log == (
+                [signal.SIGINT, "entered"] if where == "__enter__" else ["entered", signal.SIGINT]
+            )
+            before.assert_same()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_in_the_body_raises_at_once() -> None:
+    model = small()
+    before, reached = Snapshot(model), []
+
+    def operate() -> None:
+        with SurgicalTheater(model, [model]) as room:
+            in_place(model, room)
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the next line")
+
+    with pytest.raises(KeyboardInterrupt):
+        operate()
+    assert reached == []
+    before.assert_same()
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_while_restoring_fails_reports_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(tensor: Tensor) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("the device is gone")
+
+    model = small()
+    room = SurgicalTheater(model, [model])
+    room.__enter__()
+    monkeypatch.setattr(theater, "_dense", failing)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        room.__exit__(None, None, None)
+    assert isinstance(caught.value.__context__, ExceptionGroup)
+    assert len(caught.value.__context__.exceptions) == 4
+
+
+def test_threads_other_than_the_main_one_leave_sigint_alone() -> None:
+    model = small()
+    handlers: list[Any] = []
+
+    def work() -> None:
+        with SurgicalTheater(model, [model]):
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    handler = signal.getsignal(signal.SIGINT)
+    assert run_in_thread(work) is None
+    assert handlers == [handler]

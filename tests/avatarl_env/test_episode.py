@@ -1,0 +1,301 @@
+"""Tests of avatarl_env/episode.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avatarl_env.episode import Episode, OperationConfig, Outcome
+from avatarl_env.observation import Vitals
+from avatarl_env.patient import Evaluation, Prompts
+from avatarl_env.scoring import BOUND, Score, Writing
+
+SCORE = Score()
+NO_INJURY = np.zeros(2)
+
+
+def reading(
+    kl_ref: float = -1.0, entropy: float = 2.0, collision_l2: float = 3.0, finite: bool = True
+) -> Evaluation:
+    """Return an evaluation with these terms."""
+    writing = Writing(
+        tokens=np.zeros((2, 6), dtype=np.int64),
+        n_prompt=2,
+        log_probs=np.zeros((2, 4)),
+        distributions=np.full((2, 4, 1), 0.0 if finite else math.nan),
+        prompt_loss=np.zeros(2),
+    )
+    terms = {"kl_ref": kl_ref, "entropy": entropy, "collision_l2": collision_l2}
+    return Evaluation(writing, Vitals(*np.zeros((3, 1), dtype=np.float32)), terms)
+
+
+def begin(
+    baseline: Evaluation | None = None,
+    healthy: Evaluation | None = None,
+    injury: np.ndarray = NO_INJURY,
+    **rules: Any,
+) -> Episode:
+    baseline = baseline or reading()
+    prompts = Prompts(np.zeros((2, 2), dtype=np.int64), np.zeros((2, 4), dtype=np.float32))
+    terms = (healthy or baseline).terms
+    return Episode.begin(OperationConfig(**rules), prompts, injury, baseline, terms, SCORE)
+
+
+def incise(episode: Episode, action: object, evaluation: Evaluation) -> Outcome:
+    return episode.conclude(episode.incise(np.asarray(action)), evaluation, SCORE)
+
+
+# --- coefficients --------------------------------------------------------------------------------
+
+
+def test_coefficients_by_hand() -> None:
+    """Steps of half the action, clipped to [-1, 1] after each."""
+    episode = begin()
+    path = []
+    for action in ([1.0, -0.5], [1.0, -1.0], [0.5, -1.0], [-0.25, 1.0]):
+        incise(episode, action, reading())
+        path.append(episode.coefficients.tolist())
+    assert path == [[0.5, -0.25], [1.0, -0.75], [1.0, -1.0], [0.875, -0.5]]
+    assert episode.coefficients.dtype == np.float64
+
+
+def test_actions_beyond_the_box_are_clipped() -> None:
+    wild, tame = begin(), begin()
+    assert wild.incise(np.array([7.0, -3.0])).tolist() == tame.incise(np.array([1, -1])).tolist()
+
+
+def test_an_incision_is_made_when_it_is_concluded() -> None:
+    """Not before: an evaluation in between may fail."""
+    episode = begin()
+    coefficients = episode.incise(np.array([1.0, 1.0]))
+    assert episode.coefficients.tolist() == [0, 0]
+    assert (episode.n_done, episode.time_left) == (0, 1.0)
+    episode.conclude(coefficients, reading(), SCORE)
+    assert episode.coefficients.tolist() == [0.5, 0.5]
+    assert (episode.n_done, episode.time_left) == (1, 0.75)
+
+
+@given(
+    n_incisions=st.integers(1, 6),
+    surplus=st.floats(1.0, 3.0),
+    target=st.lists(st.floats(-1, 1), min_size=2, max_size=2),
+)
+def test_every_coefficient_can_be_reached(
+    n_incisions: int, surplus: float, target: list[float]
+) -> None:
+    step_size = surplus / n_incisions
+    if n_incisions * step_size < 1:  # by rounding
+        step_size = math.nextafter(step_size, math.inf)
+    episode = begin(n_incisions=n_incisions, step_size=step_size)
+    for _ in range(n_incisions):
+        incise(episode, (np.array(target) - episode.coefficients) / step_size, reading())
+    assert episode.is_over
+    assert episode.coefficients == pytest.approx(np.array(target), abs=1e-12)
+
+
+def test_time_left_falls_to_zero_in_equal_steps() -> None:
+    episode = begin(n_incisions=4)
+    seen = [episode.time_left]
+    for _ in range(4):
+        outcome = incise(episode, [0, 0], reading())
+        seen.append(episode.time_left)
+    assert seen == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert outcome.terminated
+
+
+# --- rewards -------------------------------------------------------------------------------------
+
+
+def test_rewards_are_the_scores_rises_and_add_up_to_the_improvement() -> None:
+    episode = begin(reading(kl_ref=-1.0))
+    outcomes = [incise(episode, [0.5, 0.5], reading(kl_ref=k)) for k in (-0.75, -1.5, -0.25, -0.5)]
+    assert [outcome.reward for outcome in outcomes] == [0.25, -0.75, 1.25, -0.25]
+    assert [outcome.terminated for outcome in outcomes] == [False, False, False, True]
+    assert [outcome.info["improvement"] for outcome in outcomes] == [0.25, -0.5, 0.75, 0.5]
+    assert episode.total_reward == 0.5
+
+
+def test_rewards_telescope_without_rounding() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        episode = begin(reading(kl_ref=-rng.random()), n_incisions=9)
+        outcomes = [incise(episode, [0.1, 0], reading(kl_ref=-rng.random())) for _ in range(9)]
+        improvement = outcomes[-1].info["improvement"]
+        assert sum(outcome.reward for outcome in outcomes) == improvement != 0
+
+
+def test_one_incision_makes_it_a_bandit() -> None:
+    episode = begin(n_incisions=1, step_size=1.0)
+    outcome = incise(episode, [1.0, -1.0], reading(kl_ref=-0.5))
+    assert outcome.terminated is True
+    assert outcome.reward == outcome.info["improvement"] == 0.5
+    assert episode.coefficients.tolist() == [1.0, -1.0]
+
+
+# --- flatlines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "cause"),
+    [
+        # the baseline has entropy 2 and collisions 3
+        (reading(entropy=0.99), "entropy 0.990 outside [1.000, 3.000] nats"),
+        (reading(entropy=3.01), "entropy 3.010 outside [1.000, 3.000] nats"),
+        (reading(collision_l2=8.01), "collision_l2 8.01 above 8.00"),
+        (reading(finite=False), "non-finite logits"),
+        (reading(entropy=-BOUND, collision_l2=BOUND, finite=False), "non-finite logits"),
+    ],
+)
+def test_flatlines_are_named_and_cost_exactly_the_penalty(
+    evaluation: Evaluation, cause: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for n_before, penalty in itertools.product(range(4), (1.0, 0.0, 2.5)):
+        episode = begin(flatline_penalty=penalty)
+        rewards = [
+            incise(episode, [0.1, 0.1], reading(kl_ref=-rng.random())).reward
+            for _ in range(n_before)
+        ]
+        outcome = incise(episode, [0.1, 0.1], evaluation)
+        assert outcome.terminated is True
+        assert outcome.info["flatline"] == cause
+        assert outcome.info["is_success"] is False
+        assert sum([*rewards, outcome.reward]) == -penalty == episode.total_reward
+        assert episode.is_over
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [reading(entropy=1.0), reading(entropy=3.0), reading(collision_l2=8.0), reading(kl_ref=-900)],
+)
+def test_the_bounds_themselves_are_survived(evaluation: Evaluation) -> None:
+    outcome = incise(begin(), [0.1, 0.1], evaluation)
+    assert "flatline" not in outcome.info
+    assert not outcome.terminated
+
+
+@pytest.mark.parametrize(
+    "evaluation", [reading(entropy=9.0), reading(collision_l2=99.0), reading(finite=False)]
+)
+def test_zero_coefficients_never_flatline(evaluation: Evaluation) -> None:
+    episode = begin()
+    assert "flatline" not in incise(episode, [0, 0], evaluation).info
+    incise(episode, [1, -1], reading())
+    outcome = incise(episode, [-1, 1], evaluation)  # back at zero
+    assert episode.coefficients.tolist() == [0, 0]
+    assert not outcome.terminated
+    assert "flatline" in incise(episode, [1, 0], evaluation).info
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "survives"),
+    [
+        # injured: entropy 1, collisions 10; healthy: entropy 4, collisions 2
+        (reading(entropy=0.5, collision_l2=10), True),
+        (reading(entropy=0.49, collision_l2=10), False),
+        (reading(entropy=6.0, collision_l2=10), True),  # 1.5 times the healthy one's
+        (reading(entropy=6.01, collision_l2=10), False),
+        (reading(entropy=4.0, collision_l2=15), True),  # 5 above the injured one's
+        (reading(entropy=4.0, collision_l2=15.1), False),
+    ],
+)
+@pytest.mark.parametrize("swap", [False, True])
+def test_healing_an_injury_is_no_flatline(
+    evaluation: Evaluation, survives: bool, swap: bool
+) -> None:
+    injured, healthy = reading(entropy=1.0, collision_l2=10.0), reading(entropy=4, collision_l2=2)
+    if swap:  # an injury may as well raise what a healthy model has less of
+        injured, healthy = healthy, injured
+    episode = begin(injured, healthy, np.array([0.1, 0.2]))
+    assert ("flatline" not in incise(episode, [0.1, 0.1], evaluation).info) == survives
+
+
+# --- info ----------------------------------------------------------------------------------------
+
+
+def test_info_by_hand() -> None:
+    episode = begin(reading(kl_ref=-1.0), reading(kl_ref=-0.25), n_incisions=2)
+    assert episode.info(SCORE) == {
+        "score": -1.0,
+        "improvement": 0.0,
+        "score_terms": {"kl_ref": -1.0, "entropy": 2.0, "collision_l2": 3.0},
+        "baseline_terms": {"kl_ref": -1.0, "entropy": 2.0, "collision_l2": 3.0},
+        "coefficients": pytest.approx(np.zeros(2)),
+    }
+    assert "is_success" not in incise(episode, [1, 0], reading(kl_ref=-0.75)).info
+    assert incise(episode, [0, 0], reading(kl_ref=-0.5)).info == {
+        "score": -0.5,
+        "improvement": 0.5,
+        "score_terms": {"kl_ref": -0.5, "entropy": 2.0, "collision_l2": 3.0},
+        "baseline_terms": {"kl_ref": -1.0, "entropy": 2.0, "collision_l2": 3.0},
+        "coefficients": pytest.approx(np.array([0.5, 0.0])),
+        "is_success": True,
+        "lost_score": 0.75,
+    }
+
+
+@pytest.mark.parametrize(("kl_ref", "is_success"), [(-0.99, True), (-1.0, False), (-1.01, False)])
+def test_success_is_a_better_score(kl_ref: float, is_success: bool) -> None:
+    episode = begin(n_incisions=1, step_size=1.0)
+    assert incise(episode, [1, 0], reading(kl_ref=kl_ref)).info["is_success"] is is_success
+
+
+def test_info_shares_nothing_with_the_episode() -> None:
+    episode = begin()
+    info = episode.info(SCORE)
+    info["coefficients"] += 1
+    info["score_terms"]["kl_ref"] = info["baseline_terms"]["kl_ref"] = 9.0
+    assert episode.coefficients.tolist() == [0, 0]
+    assert episode.info(SCORE)["score_terms"]["kl_ref"] == -1.0
+    assert episode.info(SCORE)["baseline_terms"]["kl_ref"] == -1.0
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"n_incisions": 0}, "n_incisions must be an integer of at least 1, got 0"),
+        ({"n_incisions": 2.5}, "n_incisions must be an integer of at least 1, got 2.5"),
+        ({"n_prompts": 1}, "n_prompts must be an integer of at least 2, got 1"),
+        ({"n_prompts": "many"}, "n_prompts must be an integer of at least 2, got many"),
+        ({"prompt_length": 1}, "prompt_length must be an integer of at least 2, got 1"),
+        ({"n_new": 3}, "n_new must be an integer of at least 4, got 3"),
+        ({"step_size": 0.2}, r"n_incisions \* step_size must be at least 1, .* got 4 \* 0.2"),
+        ({"n_incisions": 1}, r"n_incisions \* step_size must be at least 1, .* got 1 \* 0.5"),
+        ({"step_size": 0.0}, r"n_incisions \* step_size must be at least 1"),
+        ({"step_size": -1.0}, "step_size must be finite and not negative, got -1.0"),
+        ({"step_size": math.inf}, "step_size must be finite and not negative, got inf"),
+        ({"step_size": math.nan}, "step_size must be finite and not negative, got nan"),
+        ({"injury": -0.1}, "injury must be finite and not negative, got -0.1"),
+        ({"injury": math.nan}, "injury must be finite and not negative, got nan"),
+        ({"flatline_penalty": -1.0}, "flatline_penalty must be finite and not negative, got -1"),
+        ({"flatline_penalty": math.inf}, "flatline_penalty must be finite"),
+        ({"split": "trian"}, "split must be one of .* got 'trian', did you mean 'train'?"),
+    ],
+)
+def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        OperationConfig(**rules)
+
+
+def test_least_rules_are_accepted() -> None:
+    config = OperationConfig(
+        n_incisions=1, step_size=1, n_prompts=2, prompt_length=2, n_new=4, flatline_penalty=0
+    )
+    assert config.n_incisions * config.step_size == 1
+
+
+def test_text_that_fills_the_context_fits_and_one_more_does_not() -> None:
+    config = OperationConfig(prompt_length=24, n_new=40)
+    config.check_context(64)
+    message = r"prompt_length \+ n_new must fit the model's context of 63, got 24 \+ 40"
+    with pytest.raises(ValueError, match=message):
+        config.check_context(63)

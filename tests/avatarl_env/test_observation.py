@@ -1,0 +1,281 @@
+"""Tests of avatarl_env/observation.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
+from avatarl_env.lm.generation import generate
+from avatarl_env.lm.gpt import GPT
+from avatarl_env.observation import LIMIT, Observation, Vitals, VitalSigns
+from avatarl_env.scoring import TERMS
+from avatarl_env.surgery import find_targets
+from tests.fakes import tiny_gpt
+
+TERM_NAMES = tuple(TERMS)
+N_HEADS, N_LAYERS, WIDTH, HEAD_DIM = 4, 2, 32, 8
+
+
+@pytest.fixture
+def model() -> GPT:
+    return tiny_gpt()
+
+
+def signs_of(model: GPT) -> VitalSigns:
+    return VitalSigns(model, find_targets(model))
+
+
+def some_tokens(seed: int = 0, n_rows: int = 3, n_tokens: int = 5) -> Tensor:
+    return torch.randint(16, (n_rows, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+# --- VitalSigns ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def naive_vitals(model: GPT, tokens: Tensor) -> tuple[list[float], list[float], Tensor]:
+    """Read off queries, what heads write, and the hidden state, one head at a time."""
+    read: list[Tensor] = []
+    handles = [
+        block.attn.c_proj.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        for block in model.blocks
+    ]
+    cos, sin = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
+    x = model.embed(tokens)
+    queries, outputs = [], []
+    for block, handle in zip(model.blocks, handles, strict=True):
+        normed = block.norm_1(x)
+        x = block(x, cos, sin, None)
+        handle.remove()
+        for head in range(N_HEADS):
+            rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+            q = normed @ block.attn.c_attn.weight[rows].T  # the queries come first
+            queries.append(0.5 * math.log(q.square().mean()))
+            written = read[-1][..., rows] @ block.attn.c_proj.weight[:, rows].T
+            outputs.append(0.5 * math.log(written.square().mean()))
+    return queries, outputs, model.norm(x)[:, -1].mean(0)
+
+
+def test_readings_equal_a_naive_computation(model: GPT) -> None:
+    tokens = some_tokens()
+    with signs_of(model) as signs, torch.no_grad():
+        logits = model(tokens)
+    vitals = signs.read()
+    queries, outputs, hidden = naive_vitals(model, tokens)
+    assert vitals.query_log_rms == pytest.approx(queries, abs=1e-5)
+    assert vitals.output_log_rms == pytest.approx(outputs, abs=1e-5)
+    assert vitals.hidden == pytest.approx(hidden.numpy(), abs=1e-5)
+    assert torch.equal(signs.prompt_logits, logits)
+    assert np.ptp(vitals.query_log_rms) > 0.01
+    assert {x.dtype for x in vitals} == {np.dtype(np.float32)}
+    assert [x.shape for x in vitals] == [(WIDTH,), (8,), (8,)]
+
+
+def test_a_head_made_twice_as_loud_and_sharp_reads_log_two_more(model: GPT) -> None:
+    with signs_of(model) as signs, torch.no_grad():
+        model(some_tokens())
+    before = signs.read()
+    with torch.no_grad():  # head 2 of the last layer, so that nothing else moves
+        model.blocks[1].attn.c_attn.weight[16:24] *= 2
+        model.blocks[1].attn.c_proj.weight[:, 16:24] *= 2
+    with signs_of(model) as signs, torch.no_grad():
+        model(some_tokens())
+    after = signs.read()
+    rise = after.query_log_rms - before.query_log_rms
+    assert rise == pytest.approx([0, 0, 0, 0, 0, 0, math.log(2), 0], abs=1e-5)
+    rise = after.output_log_rms - before.output_log_rms
+    assert rise[[0, 1, 2, 3, 4, 5, 7]] == pytest.approx(np.zeros(7), abs=1e-5)
+    assert abs(rise[6]) > 0.1  # twice the weight, but what it attends to changed too
+
+
+def test_only_the_first_forward_is_read(model: GPT) -> None:
+    with signs_of(model) as signs, torch.no_grad():
+        model(some_tokens(0))
+        first = signs.read()
+        model(some_tokens(1))
+    for reading, again in zip(first, signs.read(), strict=True):
+        assert reading.tolist() == again.tolist()
+
+
+def test_generation_is_read_at_its_prompts(model: GPT) -> None:
+    prompts = some_tokens()
+    with signs_of(model) as signs:
+        generate(model, prompts, torch.full((3, 4), 0.5))
+    with signs_of(model) as other, torch.no_grad():
+        model(prompts)
+    assert signs.prompt_logits.shape == (3, 5, 16)
+    assert signs.read().hidden == pytest.approx(other.read().hidden, abs=1e-5)
+    assert signs.read().query_log_rms == pytest.approx(other.read().query_log_rms, abs=1e-5)
+
+
+def test_hooks_live_as_long_as_the_body(model: GPT) -> None:
+    with signs_of(model):
+        assert hooks(model) == 2 * N_LAYERS + 1
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_hooks_are_removed_after_an_exception(model: GPT, error: type[BaseException]) -> None:
+    with pytest.raises(error, match="stop"), signs_of(model):
+        raise error("stop")
+    assert hooks(model) == 0
+
+
+def test_a_model_without_output_head_is_left_without_hooks(model: GPT) -> None:
+    body = nn.Sequential(model.blocks[0].attn)
+    with pytest.raises(AttributeError, match="get_output_embeddings"):
+        VitalSigns(body, find_targets(body)).__enter__()
+    assert hooks(model) == 0
+
+
+def test_reading_before_any_forward_fails(model: GPT) -> None:
+    with signs_of(model) as signs:
+        pass
+    with pytest.raises(AssertionError, match="never called"):
+        signs.read()
+
+
+def test_a_target_that_the_forward_bypasses_is_noticed(model: GPT) -> None:
+    other = tiny_gpt(1)
+    targets = (*find_targets(model), *find_targets(other))
+    with VitalSigns(model, targets) as signs, torch.no_grad():
+        model(some_tokens())
+    with pytest.raises(AssertionError, match="a hook never fired"):
+        signs.read()
+
+
+def test_a_silent_head_reads_a_finite_floor(model: GPT) -> None:
+    with torch.no_grad():
+        model.blocks[0].attn.c_proj.weight.zero_()
+    with signs_of(model) as signs, torch.no_grad():
+        model(some_tokens())
+    assert signs.read().output_log_rms[:4] == pytest.approx(0.5 * math.log(1e-12))
+
+
+def test_half_precision_is_read_in_float32(model: GPT) -> None:
+    model.to(torch.bfloat16)
+    with signs_of(model) as signs, torch.no_grad():
+        model(some_tokens())
+    vitals = signs.read()
+    queries, *_ = naive_vitals(tiny_gpt(), some_tokens())
+    assert vitals.query_log_rms == pytest.approx(queries, abs=0.02)
+    assert {x.dtype for x in vitals} == {np.dtype(np.float32)}
+
+
+# --- Observation ---------------------------------------------------------------------------------
+
+TERM_VALUES = {
+    "kl_ref": -0.5,
+    "heldout_loss": 1.5,
+    "distinct": 0.75,
+    "collision_l2": 20.0,
+    "ref_loglik": -2.5,
+    "entropy": 1.25,
+}
+
+
+def layout(n_coef: int = 3, width: int = WIDTH) -> Observation:
+    return Observation(find_targets(tiny_gpt()), width, TERM_NAMES, n_coef)
+
+
+def vitals(hidden: float = 0.0, query: float = 0.0, output: float = 0.0) -> Vitals:
+    full = [np.full(n, x, dtype=np.float32) for n, x in ((WIDTH, hidden), (8, query), (8, output))]
+    return Vitals(*full)
+
+
+def observe(readings: Vitals, improvement: float = 0.0) -> np.ndarray:
+    coefficients = np.array([0.25, -1.0, 1.0])
+    return layout().observe(readings, TERM_VALUES, improvement, coefficients, 0.75)
+
+
+def parts(observation: np.ndarray) -> Iterator[list[float]]:
+    cuts = np.cumsum([16, 8, 8, 6, 1, 3, 1])
+    assert len(observation) == cuts[-1]
+    yield from (part.tolist() for part in np.split(observation, cuts[:-1]))
+
+
+def test_layout_by_hand() -> None:
+    hidden, query, output, terms, improvement, coefficients, time_left = parts(
+        observe(vitals(query=-1.0, output=3.0), improvement=0.05)
+    )
+    assert hidden == [0.0] * 16
+    assert query == [-0.5] * 8
+    assert output == [1.5] * 8
+    assert terms == [-0.5, 1.5, 0.75, 2.0, -2.5, 1.25]
+    assert improvement == [0.5]
+    assert coefficients == [0.25, -1.0, 1.0]
+    assert time_left == [0.75]
+
+
+@pytest.mark.parametrize(("n_coef", "size"), [(3, 43), (8, 48)])
+def test_space_is_the_layouts(n_coef: int, size: int) -> None:
+    """16 projected + 2 * 2 layers * 4 heads + 6 terms + 1 + coefficients + 1."""
+    observation = layout(n_coef)
+    assert observation.size == size
+    assert observation.space() == Box(-10, 10, (size,), np.float32)
+
+
+def test_observations_are_float32_and_fresh() -> None:
+    observation = layout()
+    arguments = (vitals(1.0), TERM_VALUES, 0.0, np.zeros(3), 1.0)
+    first, second = observation.observe(*arguments), observation.observe(*arguments)
+    assert first.dtype == np.float32
+    assert first.tolist() == second.tolist()
+    assert not np.shares_memory(first, second)
+    assert first in observation.space()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -1e30])
+def test_observations_are_finite_and_in_bounds_whatever_happens(value: float) -> None:
+    readings = vitals(value, value, value)
+    readings.hidden[::2] = 1.0  # mixed signs and infinities must not warn either
+    result = observe(readings, improvement=1e4 if value > 0 else -1e4)
+    assert np.isfinite(result).all()
+    assert np.abs(result).max() == LIMIT
+    assert result in layout().space()
+    _, query, _, _, improvement, *_ = parts(result)
+    expected = 0.0 if math.isnan(value) else math.copysign(LIMIT, value)
+    assert query == [expected] * 8
+    assert abs(improvement[0]) == LIMIT
+
+
+def test_projection_is_the_same_in_every_instance_and_release() -> None:
+    readings = vitals()
+    readings.hidden[0] = 1.0
+    first, *_ = parts(observe(readings))
+    again, *_ = parts(layout().observe(readings, TERM_VALUES, 0.0, np.zeros(3), 0.0))
+    assert first == again
+    assert first[:3] == pytest.approx([0.243158, 0.000431, 0.228339], abs=1e-6)
+
+
+
+def test_projection_keeps_the_scale() -> None:
+    """Rows of variance 1 / C: a hidden state of root mean square 1 gives numbers of about 1."""
+    rng = np.random.default_rng(0)
+    observation, squares = layout(), []
+    for _ in range(200):
+        readings = vitals()
+        readings.hidden[:] = rng.normal(size=WIDTH)
+        hidden, *_ = parts(observation.observe(readings, TERM_VALUES, 0.0, np.zeros(3), 1.0))
+        squares.append(np.mean(np.square(hidden)))
+    assert np.mean(squares) == pytest.approx(1.0, abs=0.25)
+
+
+def test_constant_scaling_gives_equal_observations_for_equal_readings() -> None:
+    """No running statistics: what was seen before changes nothing."""
+    observation = layout()
+    arguments = (TERM_VALUES, 0.0, np.zeros(3), 1.0)
+    first = observation.observe(vitals(1.0), *arguments)
+    for size in (2.0, 3.0, 4.0):
+        observation.observe(vitals(size), *arguments)
+    assert observation.observe(vitals(1.0), *arguments).tolist() == first.tolist()

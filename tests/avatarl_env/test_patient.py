@@ -1,0 +1,364 @@
+"""Tests of avatarl_env/patient.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import avatarl_env.patient
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
+from avatarl_env.surgery import HeadGain, SurgicalTheater
+from avatarl_env.text.corpus import Corpus
+from tests.fakes import bits, fingerprint, tiny_gpt
+from tests.patients import global_random_states, store_tiny_patient, tiny_corpus, tiny_patient
+
+COEFFICIENTS = np.array([0.5, -0.5, 1.0, -1.0])
+
+
+@pytest.fixture
+def patient() -> Patient:
+    return tiny_patient()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return store_tiny_patient(tmp_path_factory.mktemp("model"))
+
+
+def some_prompts(patient: Patient, seed: int = 0, n_new: int = 12) -> Prompts:
+    return patient.prompts("surgeon", 4, 8, n_new, np.random.default_rng(seed))
+
+
+def same(left: Evaluation, right: Evaluation) -> bool:
+    """Whether two evaluations are equal to the last bit."""
+    pairs = [
+        *zip(vars(left.writing).values(), vars(right.writing).values(), strict=True),
+        *zip(left.vitals, right.vitals, strict=True),
+    ]
+    return left.terms == right.terms and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def forwarded_tokens(model: nn.Module) -> list[int]:
+    """Return a list that every forward appends its number of tokens to."""
+    counts: list[int] = []
+    model.embed.register_forward_pre_hook(lambda _, args: counts.append(args[0].numel()))
+    return counts
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def striped() -> Corpus:
+    """A corpus whose splits have no letter in common."""
+    rng = random.Random(0)
+    letters = {"abc": 1700, "def": 100, "ghi": 200}
+    text = "".join("".join(rng.choices(some, k=n)) for some, n in letters.items())
+    return Corpus("striped", text, "made by the tests")
+
+
+@pytest.mark.parametrize(
+    ("split", "letters"), [("train", "abc"), ("surgeon", "def"), ("validation", "ghi")]
+)
+def test_prompts_come_from_their_split(split: str, letters: str, striped: Corpus) -> None:
+    patient = tiny_patient(corpus=striped)
+    prompts = patient.prompts(split, 50, 10, 6, np.random.default_rng(0))
+    assert prompts.tokens.shape == (50, 10)
+    assert prompts.tokens.dtype == np.int64
+    texts = [patient.tokenizer.decode(row) for row in prompts.tokens]
+    assert set("".join(texts)) == set(letters)
+    assert all(text in striped.split(split) for text in texts)
+    assert len(set(texts)) > 20
+    assert prompts.uniforms.shape == (50, 6)
+    assert prompts.uniforms.dtype == np.float32
+    assert 0 <= prompts.uniforms.min() < prompts.uniforms.max() < 1
+
+
+def test_windows_start_anywhere_with_equal_chance(patient: Patient) -> None:
+    split = patient.splits["surgeon"]
+    length = len(split) - 3
+    windows = patient.windows("surgeon", 4000, length, np.random.default_rng(0))
+    starts = [split[i : i + length].tobytes() for i in range(4)]
+    counts = [sum(row.tobytes() == start for row in windows) for start in starts]
+    assert sum(counts) == 4000
+    assert counts == pytest.approx([1000] * 4, abs=110)  # four standard deviations
+
+
+def test_the_whole_split_is_a_window_and_one_more_is_refused(patient: Patient) -> None:
+    rng = np.random.default_rng(0)
+    assert len(patient.splits["surgeon"]) == 200
+    window = patient.windows("surgeon", 1, 200, rng)
+    assert window[0].tolist() == patient.splits["surgeon"].tolist()
+    with pytest.raises(ValueError, match=r"prompt_length must be at most 200 \(surgeon\), got 201"):
+        patient.windows("surgeon", 1, 201, rng)
+
+
+def test_windows_are_copies(patient: Patient) -> None:
+    before = patient.splits["surgeon"].tolist()
+    patient.windows("surgeon", 2, 200, np.random.default_rng(0))[:] = 0
+    assert patient.splits["surgeon"].tolist() == before
+
+
+def test_unknown_split_names_the_closest(patient: Patient) -> None:
+    with pytest.raises(ValueError, match="split must be .* got 'surgery', did you mean 'surgeon'?"):
+        patient.windows("surgery", 1, 4, np.random.default_rng(0))
+
+
+def test_draws_follow_the_generator(patient: Patient) -> None:
+    first, again, other = (some_prompts(patient, seed) for seed in (1, 1, 2))
+    assert first.tokens.tolist() == again.tokens.tolist()
+    assert first.uniforms.tolist() == again.uniforms.tolist()
+    assert first.tokens.tolist() != other.tokens.tolist()
+    assert first.uniforms.tolist() != other.uniforms.tolist()
+
+
+def test_reference_counts_the_training_text_alone(striped: Corpus) -> None:
+    patient = tiny_patient(corpus=striped)
+    unseen = patient.reference.ngram.evaluate(patient.splits["validation"]).loss
+    seen = patient.reference.ngram.evaluate(patient.splits["train"]).loss
+    assert seen < 1.1
+    assert unseen > 5
+
+
+def test_tokenizer_of_another_size_is_refused() -> None:
+    corpus = tiny_corpus()
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    model = tiny_gpt(vocab_size=tokenizer.vocab_size + 1)
+    n = tokenizer.vocab_size
+    with pytest.raises(ValueError, match=f"must have the model's {n + 1} tokens, got {n}"):
+        Patient(model, tokenizer, corpus)
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+def test_evaluation_has_the_promised_shapes_and_types(patient: Patient) -> None:
+    prompts = some_prompts(patient)
+    writing, vitals, terms = patient.evaluate(prompts)
+    n_words = patient.tokenizer.vocab_size
+    assert writing.tokens.shape == (4, 20)
+    assert writing.tokens.dtype == np.int64
+    assert writing.tokens[:, :8].tolist() == prompts.tokens.tolist()
+    assert writing.new_tokens.tolist() == writing.tokens[:, 8:].tolist()
+    assert writing.log_probs.shape == (4, 12)
+    assert writing.distributions.shape == (4, 12, n_words)
+    assert writing.prompt_loss.shape == (4,)
+    for array in (writing.log_probs, writing.distributions, writing.prompt_loss):
+        assert array.dtype == np.float64
+    assert np.exp(writing.distributions).sum(-1) == pytest.approx(np.ones((4, 12)), abs=1e-5)
+    drawn = np.take_along_axis(writing.distributions, writing.new_tokens[..., None], axis=2)
+    assert writing.log_probs.tolist() == drawn[..., 0].tolist()
+    assert vitals.hidden.shape == (32,)
+    assert all(math.isfinite(value) for value in terms.values())
+
+
+@torch.no_grad()
+def naive_loss(model: nn.Module, row: Tensor) -> float:
+    losses = []
+    for t in range(1, len(row)):
+        logits = model(row[None, :t])[0, -1].double()
+        losses.append(float(logits.logsumexp(0) - logits[row[t]]))
+    return sum(losses) / len(losses)
+
+
+def test_prompt_loss_equals_a_naive_teacher_forced_loss(patient: Patient) -> None:
+    prompts = some_prompts(patient)
+    expected = [naive_loss(patient.model, torch.from_numpy(row)) for row in prompts.tokens]
+    assert patient.evaluate(prompts).writing.prompt_loss == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(expected) > 0.01
+
+
+def test_new_tokens_are_the_slices_that_the_uniforms_fall_into(patient: Patient) -> None:
+    prompts = some_prompts(patient)
+    writing = patient.evaluate(prompts).writing
+    cdf = np.exp(writing.distributions).cumsum(-1)
+    expected = (cdf <= prompts.uniforms[..., None]).sum(-1)
+    gaps = np.abs(cdf - prompts.uniforms[..., None]).min(-1)
+    assert gaps.min() > 1e-6  # no uniform on a boundary
+    assert writing.new_tokens.tolist() == expected.tolist()
+
+
+def test_evaluation_is_repeatable_and_leaves_everything_as_it_was(patient: Patient) -> None:
+    prompts = some_prompts(patient)
+    tokens, uniforms = prompts.tokens.copy(), prompts.uniforms.copy()
+    before, states = fingerprint(patient.model), global_random_states()
+    first, again = patient.evaluate(prompts), patient.evaluate(prompts)
+    assert same(first, again)
+    assert fingerprint(patient.model) == before
+    assert global_random_states() == states
+    assert np.array_equal(prompts.tokens, tokens)
+    assert np.array_equal(prompts.uniforms, uniforms)
+    assert all(p.grad is None and p.requires_grad for p in patient.model.parameters())
+    assert not any(m._forward_hooks for m in patient.model.modules())
+
+
+def test_modes_do_not_matter_and_come_back(patient: Patient) -> None:
+    expected = patient.evaluate(some_prompts(patient))
+    patient.model.train()
+    patient.model.blocks[1].eval()
+    modes = [module.training for module in patient.model.modules()]
+    seen: list[bool] = []
+    patient.model.register_forward_hook(lambda module, *_: seen.append(module.training))
+    assert same(patient.evaluate(some_prompts(patient)), expected)
+    assert [module.training for module in patient.model.modules()] == modes
+    assert True in modes
+    assert seen
+    assert not any(seen)
+
+
+def test_eval_mode_comes_back_after_an_exception() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(), nn.Sequential(nn.Dropout()))
+    model[1].eval()
+    with pytest.raises(KeyError), eval_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+
+
+def test_forward_tokens_are_those_that_went_through_the_model(patient: Patient) -> None:
+    counts = forwarded_tokens(patient.model)
+    operator = HeadGain(patient.targets)
+    patient.evaluate(some_prompts(patient))
+    assert patient.forward_tokens == sum(counts) == 4 * 8 + 4 * 11  # the last is not read
+    patient.evaluate_operated(operator, COEFFICIENTS, some_prompts(patient, n_new=4))
+    assert patient.forward_tokens == sum(counts) == 4 * 19 + 4 * 11
+    patient.commit(operator, COEFFICIENTS)
+    assert patient.forward_tokens == sum(counts)
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+def operated_weights(patient: Patient, operator: HeadGain) -> list[list[int]]:
+    with SurgicalTheater(patient.model, patient.targets) as theater:
+        operator.apply(theater, COEFFICIENTS)
+        return [bits(p) for p in patient.model.parameters()]
+
+
+def test_an_operation_changes_the_reading_and_not_the_model(patient: Patient) -> None:
+    operator, prompts = HeadGain(patient.targets), some_prompts(patient)
+    before = fingerprint(patient.model)
+    operated = patient.evaluate_operated(operator, COEFFICIENTS, prompts)
+    assert fingerprint(patient.model) == before
+    assert not same(operated, patient.evaluate(prompts))
+    # 0.5 and -0.5 are the two heads' log-temperatures
+    shift = operated.vitals.query_log_rms - patient.evaluate(prompts).vitals.query_log_rms
+    assert shift[:2] == pytest.approx([0.5, -0.5], abs=1e-5)  # the first layer's input is the same
+
+
+def test_an_operation_at_zero_reads_the_same_to_the_last_bit(patient: Patient) -> None:
+    prompts = some_prompts(patient)
+    operated = patient.evaluate_operated(HeadGain(patient.targets), np.zeros(4), prompts)
+    assert same(operated, patient.evaluate(prompts))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_evaluation_that_fails_leaves_the_weights(
+    error: type[BaseException], patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise error("stop")
+
+    before = fingerprint(patient.model)
+    patient.model.train()
+    monkeypatch.setattr(avatarl_env.patient, "generate", fail)
+    with pytest.raises(error, match="stop"):
+        patient.evaluate_operated(HeadGain(patient.targets), COEFFICIENTS, some_prompts(patient))
+    assert fingerprint(patient.model) == before
+    assert not any(m._forward_hooks for m in patient.model.modules())
+    assert patient.model.training
+    assert patient.forward_tokens == 0
+
+
+def test_bad_coefficients_leave_the_weights(patient: Patient) -> None:
+    before = fingerprint(patient.model)
+    with pytest.raises(ValueError, match="coefficients must be finite"):
+        patient.evaluate_operated(
+            HeadGain(patient.targets), np.full(4, math.nan), some_prompts(patient)
+        )
+    assert fingerprint(patient.model) == before
+
+
+def test_commit_writes_the_operated_weights_into_the_same_parameters(patient: Patient) -> None:
+    operator = HeadGain(patient.targets)
+    parameters = list(patient.model.parameters())
+    places = [p.data_ptr() for p in parameters]
+    original, expected = [bits(p) for p in parameters], operated_weights(patient, operator)
+    patient.commit(operator, COEFFICIENTS)
+    assert [bits(p) for p in patient.model.parameters()] == expected != original
+    assert all(a is b for a, b in zip(patient.model.parameters(), parameters, strict=True))
+    assert [p.data_ptr() for p in parameters] == places
+    assert patient.n_changes == 1
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def test_load_gives_the_stored_model_on_the_text_that_it_learned(folder: str) -> None:
+    loaded, original = Patient.load(folder), tiny_patient()
+    assert fingerprint(loaded.model) == fingerprint(original.model)
+    assert loaded.tokenizer == original.tokenizer
+    assert loaded.corpus.text == original.corpus.text
+    assert not loaded.model.training
+    assert same(loaded.evaluate(some_prompts(loaded)), original.evaluate(some_prompts(original)))
+
+
+def test_load_takes_another_corpus(folder: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("a tale " * 400)
+    patient = Patient.load(folder, corpus=str(other))
+    assert patient.corpus.text == "a tale " * 400
+    assert patient.tokenizer == tiny_patient().tokenizer
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_reads_about_the_same(dtype: str, folder: str) -> None:
+    patient = Patient.load(folder, dtype=dtype)
+    assert {p.dtype for p in patient.model.parameters()} == {getattr(torch, dtype)}
+    prompts = some_prompts(patient)
+    writing, vitals, terms = patient.evaluate(prompts)
+    exact = tiny_patient().evaluate(prompts)
+    assert writing.prompt_loss == pytest.approx(exact.writing.prompt_loss, abs=0.05)
+    assert vitals.query_log_rms == pytest.approx(exact.vitals.query_log_rms, abs=0.05)
+    assert all(math.isfinite(value) for value in terms.values())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"dtype": "float23"}, "dtype must be one of .* got 'float23', did you mean 'float32'?"),
+        ({"dtype": torch.float32}, "dtype must be one of .* got torch.float32"),
+        ({"device": "cudda"}, "device must be one of torch's, got 'cudda': .*"),
+        ({"corpus": "playwrite"}, "corpus must be one of .* got 'playwrite'"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(
+    keywords: dict[str, str], message: str, folder: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Patient.load(folder, **keywords)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_an_absent_gpu_is_refused_in_one_line(folder: str) -> None:
+    with pytest.raises(ValueError, match=r"device must be one of torch's, got 'cuda': [^\n]+$"):
+        Patient.load(folder, device="cuda")
+
+
+def test_a_model_that_does_not_say_what_it_learned_needs_a_corpus(tmp_path: Path) -> None:
+    folder = store_tiny_patient(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    del about["corpus"]
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="corpus must be given, .* does not say what it learned"):
+        Patient.load(folder)
+    assert Patient.load(folder, corpus=str(tmp_path / "text.txt")).corpus.text

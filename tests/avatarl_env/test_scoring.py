@@ -1,0 +1,438 @@
+"""Tests of avatarl_env/scoring.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from avatarl_env.episode import COLLISION_MARGIN
+from avatarl_env.scoring import (
+    BOUND,
+    TERMS,
+    Array,
+    Score,
+    Term,
+    TextReference,
+    Writing,
+    collision_l2,
+    distinct,
+    entropy,
+    heldout_loss,
+    interval,
+    kl_ref,
+    measure_terms,
+    ref_loglik,
+)
+from tests.patients import tiny_patient
+
+HALF = math.log(0.5)
+LN_2 = math.log(2.0)
+
+
+@pytest.fixture(scope="module")
+def coin() -> TextReference:
+    """Text 0001, no context: Witten-Bell gives 0 (3 + 2/2) / (4 + 2) = 2/3, and 1 1/3.
+
+    Its trigrams are 000 and 001, each half of them.
+    """
+    return TextReference(np.array([0, 0, 0, 1]), vocab_size=2, order=1)
+
+
+@pytest.fixture(scope="module")
+def tongue() -> TextReference:
+    """The reference of the tests' made-up language."""
+    return tiny_patient().reference
+
+
+def writing(
+    new_tokens: object, distributions: object = None, prompt_loss: object = None, vocab_size: int = 2
+) -> Writing:
+    """Return a writing after prompts of two tokens, uniform where nothing else is said."""
+    new = np.asarray(new_tokens, dtype=np.int64)
+    shape = (*new.shape, vocab_size)
+    log_p = np.full(shape, -math.log(vocab_size)) if distributions is None else distributions
+    log_p = np.broadcast_to(np.asarray(log_p, dtype=np.float64), shape)
+    return Writing(
+        tokens=np.concatenate([np.zeros((len(new), 2), dtype=np.int64), new], axis=1),
+        n_prompt=2,
+        log_probs=np.take_along_axis(log_p, new[..., None], axis=2)[..., 0],
+        distributions=log_p,
+        prompt_loss=np.ones(len(new)) if prompt_loss is None else np.asarray(prompt_loss, float),
+    )
+
+
+def logs(*probabilities: float) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        return np.log(np.array(probabilities))
+
+
+# --- kl_ref --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        # q = (2/3, 1/3)
+        ((0.5, 0.5), 0.5 * math.log(8 / 9)),  # 1/2 log 4/3 + 1/2 log 2/3 = -0.0589
+        ((1.0, 0.0), math.log(2 / 3)),  # -0.4055: nothing comes from where p is zero
+        ((0.0, 1.0), math.log(1 / 3)),
+        ((2 / 3, 1 / 3), 0.0),
+        ((1 / 3, 2 / 3), -LN_2 / 3),  # 1/3 log 2 + 2/3 log 1/2
+    ],
+)
+def test_kl_ref_by_hand(p: tuple[float, float], expected: float, coin: TextReference) -> None:
+    value = kl_ref(writing([[0, 1, 1]], logs(*p)), coin)
+    assert value.shape == (1,)
+    assert value[0] == pytest.approx(expected, abs=1e-7)
+
+
+def test_kl_ref_is_the_mean_over_positions_of_each_prompt(coin: TextReference) -> None:
+    log_p = np.stack([[logs(0.5, 0.5), logs(1, 0)], [logs(2 / 3, 1 / 3), logs(0, 1)]])
+    value = kl_ref(writing([[0, 0], [1, 0]], log_p), coin)
+    expected = [(0.5 * math.log(8 / 9) + math.log(2 / 3)) / 2, math.log(1 / 3) / 2]
+    assert value == pytest.approx(expected, abs=1e-7)
+
+
+def test_kl_ref_equals_the_brute_force_divergence(tongue: TextReference) -> None:
+    rng = np.random.default_rng(0)
+    n_words = tongue.vocab_size
+    p = rng.dirichlet(np.full(n_words, 0.3), size=(2, 3))
+    text = writing(rng.integers(0, n_words, (2, 3)), np.log(p), vocab_size=n_words)
+    expected = np.zeros(2)
+    for row, position in itertools.product(range(2), range(3)):
+        context = text.tokens[row : row + 1, : 2 + position + 1]  # the last one is not looked at
+        q = np.exp(tongue.ngram.next_log_probs(context)[0, -1])
+        for a in range(n_words):
+            expected[row] += p[row, position, a] * math.log(q[a] / p[row, position, a]) / 3
+    assert kl_ref(text, tongue) == pytest.approx(expected, rel=1e-5)
+    assert (expected < -0.1).all()
+
+
+def test_kl_ref_is_zero_for_the_reference_and_negative_for_all_others(
+    tongue: TextReference,
+) -> None:
+    rng = np.random.default_rng(1)
+    new = rng.integers(0, tongue.vocab_size, (3, 5))
+    tokens = writing(new, vocab_size=tongue.vocab_size).tokens
+    log_q = tongue.ngram.next_log_probs(tokens, 2)
+    assert kl_ref(writing(new, log_q, vocab_size=tongue.vocab_size), tongue) == pytest.approx(
+        np.zeros(3), abs=1e-6
+    )
+    for size in (0.01, 0.1, 1.0):
+        noisy = log_q + size * rng.normal(size=log_q.shape)
+        noisy -= np.log(np.exp(noisy).sum(-1, keepdims=True))
+        assert (kl_ref(writing(new, noisy, vocab_size=tongue.vocab_size), tongue) < -1e-6).all()
+
+
+def test_kl_ref_looks_at_distributions_and_not_at_the_token_drawn(coin: TextReference) -> None:
+    values = [kl_ref(writing([[token]], logs(0.9, 0.1)), coin)[0] for token in (0, 1)]
+    assert values[0] == values[1] < 0
+
+
+# --- the other terms -----------------------------------------------------------------------------
+
+
+def test_heldout_loss_is_the_prompts_loss(coin: TextReference) -> None:
+    assert heldout_loss(writing([[0], [1]], prompt_loss=[1.5, 2.5]), coin).tolist() == [1.5, 2.5]
+
+
+def test_ref_loglik_by_hand(coin: TextReference) -> None:
+    value = ref_loglik(writing([[0, 1], [1, 1]]), coin)
+    expected = [(math.log(2 / 3) + math.log(1 / 3)) / 2, math.log(1 / 3)]
+    assert value == pytest.approx(expected, abs=1e-7)
+
+
+def test_entropy_by_hand(coin: TextReference) -> None:
+    log_p = np.stack([[logs(0.5, 0.5), logs(1, 0)], [logs(0.75, 0.25)] * 2])
+    quarter = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    assert entropy(writing([[0, 0], [0, 1]], log_p), coin) == pytest.approx([LN_2 / 2, quarter])
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "expected"),
+    [
+        ([[0, 0, 0, 0, 0, 0]], 1 / 3),  # 0000 three times
+        ([[0, 1, 0, 1, 0]], 1.0),  # 0101, 1010
+        ([[0, 1, 0, 1, 0], [0, 1, 0, 1, 0]], 0.5),  # the same again: counted over the batch
+        ([[0, 0, 0, 0], [1, 1, 1, 1]], 1.0),  # 4-grams do not cross rows
+    ],
+)
+def test_distinct_by_hand(
+    new_tokens: list[list[int]], expected: float, coin: TextReference
+) -> None:
+    assert distinct(writing(new_tokens), coin).tolist() == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # q(000) = q(001) = 1/2, sum of squares 1/2
+        ([[0, 0, 0], [0, 0, 1]], 0 - 1.0 + 0.5),
+        ([[0, 0, 0], [0, 0, 0]], 1 - 1.0 + 0.5),
+        ([[1, 1, 1], [1, 1, 1]], 1 - 0.0 + 0.5),  # a trigram beyond all that were seen
+        ([[0, 1, 0], [0, 1, 0], [0, 0, 1]], 2 / 6 - 2 / 6 + 0.5),  # and one between them
+        ([[0, 0, 0, 1]], 0 - 1.0 + 0.5),  # overlapping, in one row
+    ],
+)
+def test_trigram_distance_by_hand(
+    rows: list[list[int]], expected: float, coin: TextReference
+) -> None:
+    assert coin.trigram_distance(np.array(rows)) == pytest.approx(1000 * expected)
+    assert collision_l2(writing(rows), coin).tolist() == [coin.trigram_distance(np.array(rows))]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_trigram_distance_is_unbiased_by_enumeration(n: int, coin: TextReference) -> None:
+    """All 2^n samples of n trigrams, each as probable as any other."""
+    trigrams = ([0, 0, 0], [0, 0, 1])
+    samples = [coin.trigram_distance(np.array(s)) for s in itertools.product(trigrams, repeat=n)]
+    assert np.mean(samples) == pytest.approx(0, abs=1e-9)
+    assert np.std(samples) > 100
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_trigram_distance_of_samples_is_zero_within_its_standard_error(
+    n: int, tongue: TextReference
+) -> None:
+    rng = np.random.default_rng(2)
+    train = tiny_patient().splits["train"]
+    starts = rng.integers(0, len(train) - 2, (400, n))
+    samples = [tongue.trigram_distance(train[rows[:, None] + np.arange(3)]) for rows in starts]
+    error = np.std(samples, ddof=1) / math.sqrt(len(samples))
+    assert abs(np.mean(samples)) < 3 * error
+    assert error < 1.5
+
+
+def test_trigram_distance_of_whole_rows_of_real_text_is_far_below_the_flatline_margin(
+    tongue: TextReference,
+) -> None:
+    patient = tiny_patient()
+    rng = np.random.default_rng(3)
+    windows = [patient.windows("train", 32, 64, rng) for _ in range(50)]
+    assert abs(np.mean([tongue.trigram_distance(w) for w in windows])) < COLLISION_MARGIN / 5
+
+
+def test_trigram_distance_explodes_on_loops(tongue: TextReference) -> None:
+    patient = tiny_patient()
+    loop = np.resize(patient.tokenizer.encode("mare stone"), 64)
+    own = tongue.trigram_distance(patient.windows("train", 32, 64, np.random.default_rng(4)))
+    looped = tongue.trigram_distance(np.tile(loop, (32, 1)))
+    assert looped > own + 10 * COLLISION_MARGIN
+
+
+# --- what a score must not be fooled by ----------------------------------------------------------
+
+
+def write_like_the_reference(
+    reference: TextReference, change: Callable[[Array], Array], n_rows: int = 32, n_new: int = 24
+) -> Writing:
+    """Let a writer go on whose every distribution is the changed reference's."""
+    rng = np.random.default_rng(5)
+    prompts = tiny_patient().windows("validation", n_rows, 4, rng)
+    tokens = np.concatenate([prompts, np.zeros((n_rows, n_new), dtype=np.int64)], axis=1)
+    distributions = np.zeros((n_rows, n_new, reference.vocab_size))
+    for j in range(n_new):
+        log_q = reference.ngram.next_log_probs(tokens[:, : 5 + j], 4 + j)[:, 0].astype(float)
+        p = change(np.exp(log_q))
+        p /= p.sum(-1, keepdims=True)
+        tokens[:, 4 + j] = (p.cumsum(-1) < rng.random((n_rows, 1))).sum(-1).clip(max=p.shape[1] - 1)
+        with np.errstate(divide="ignore"):
+            distributions[:, j] = np.log(p)
+    log_probs = np.take_along_axis(distributions, tokens[:, 4:, None], axis=2)[..., 0]
+    return Writing(tokens, 4, log_probs, distributions, np.ones(n_rows))
+
+
+def loop_of_three(q: Array) -> Array:
+    """Be certain of the likeliest three letters, whatever the context."""
+    p = np.zeros_like(q)
+    p[:, :3] = 1.0
+    return p
+
+
+WRITERS: dict[str, Callable[[Array], Array]] = {
+    "sharpened": lambda q: q**2,
+    "slightly sharpened": lambda q: q**1.1,
+    "flattened": lambda q: q**0.5,
+    "uniform": np.ones_like,
+    "greedy": lambda q: (q == q.max(-1, keepdims=True)).astype(float),
+    "babbling": loop_of_three,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_default_score_prefers_the_references_own_samples(
+    name: str, tongue: TextReference
+) -> None:
+    own = measure_terms(write_like_the_reference(tongue, lambda q: q), tongue)
+    other = measure_terms(write_like_the_reference(tongue, WRITERS[name]), tongue)
+    score = Score()
+    assert score(own) == pytest.approx(0, abs=1e-6)
+    assert score(other) < -1e-3
+
+
+def test_ref_loglik_is_fooled_by_certainty(tongue: TextReference) -> None:
+    """The reason why it is not the default."""
+    score = Score({"ref_loglik": 1.0})
+    own = measure_terms(write_like_the_reference(tongue, lambda q: q), tongue)
+    greedy = measure_terms(write_like_the_reference(tongue, WRITERS["greedy"]), tongue)
+    assert score(greedy) > score(own) + 0.1
+
+
+# --- measure_terms -------------------------------------------------------------------------------
+
+
+def test_terms_are_means_of_every_measure(coin: TextReference) -> None:
+    text = writing([[0, 0, 0, 1], [0, 1, 0, 0]], logs(0.25, 0.75), [1.0, 2.0])
+    terms = measure_terms(text, coin)
+    assert terms == {
+        "kl_ref": pytest.approx(0.25 * math.log(8 / 3) + 0.75 * math.log(4 / 9)),
+        "heldout_loss": 1.5,
+        "distinct": 1.0,
+        # 000, 001, 010, 100 once each: no collision, cross 1/4 + ... = (1/2 + 1/2) / 4
+        "collision_l2": pytest.approx(1000 * (0 - 0.5 + 0.5)),
+        "ref_loglik": pytest.approx((6 * math.log(2 / 3) + 2 * math.log(1 / 3)) / 8),
+        "entropy": pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3)),
+    }
+    assert all(type(value) is float for value in terms.values())
+    assert text.is_finite
+
+
+@pytest.mark.parametrize("where", ["everywhere", "once"])
+def test_what_is_not_a_number_takes_the_bad_end(where: str, coin: TextReference) -> None:
+    log_p = np.full((2, 4, 2), math.nan if where == "everywhere" else HALF)
+    log_p[1, 2, 0] = math.nan
+    text = writing([[0, 0, 0, 1], [0, 1, 0, 0]], log_p, [math.nan, 1.0])
+    assert not text.is_finite
+    terms = measure_terms(text, coin)
+    assert terms["kl_ref"] == -BOUND
+    assert terms["entropy"] == -BOUND
+    assert terms["heldout_loss"] == BOUND  # less is better
+    assert all(math.isfinite(value) for value in terms.values())
+
+
+def test_a_real_character_held_for_impossible_is_finite(coin: TextReference) -> None:
+    text = writing([[0, 0, 0, 1]], prompt_loss=[math.inf])
+    assert text.is_finite
+    assert measure_terms(text, coin)["heldout_loss"] == BOUND
+
+
+def test_certainty_needs_no_warning(coin: TextReference) -> None:
+    terms = measure_terms(writing([[0, 0, 0, 0]], logs(1, 0)), coin)
+    assert terms["kl_ref"] == pytest.approx(math.log(2 / 3))
+    assert terms["entropy"] == 0
+
+
+def test_a_term_of_ones_own(coin: TextReference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros(text: Writing, reference: TextReference) -> Array:
+        return (text.new_tokens == 0).mean(axis=1)
+
+    monkeypatch.setitem(TERMS, "zeros", Term(zeros, -1.0))
+    terms = measure_terms(writing([[0, 0, 0, 1], [1, 1, 1, 1]]), coin)
+    assert terms["zeros"] == 3 / 8
+    assert Score({"zeros": 2.0})(terms) == -0.75
+
+
+# --- Score ---------------------------------------------------------------------------------------
+
+SOME_TERMS = {
+    "kl_ref": -0.5,
+    "heldout_loss": 1.5,
+    "distinct": 0.75,
+    "collision_l2": 2.0,
+    "ref_loglik": -2.5,
+    "entropy": 1.25,
+}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (None, -0.5),
+        ({"kl_ref": 2.0}, -1.0),
+        ({"kl_ref": 1, "heldout_loss": 1}, -2.0),  # a loss counts against
+        ({"collision_l2": 0.25}, -0.5),
+        ({"distinct": 1.0, "entropy": -1.0, "ref_loglik": 0.5}, 0.75 - 1.25 - 1.25),
+        ({"kl_ref": np.float32(0.5)}, -0.25),
+    ],
+)
+def test_score_is_the_weighted_sum_in_which_more_is_better(
+    weights: dict[str, float] | None, expected: float
+) -> None:
+    value = Score(weights)(SOME_TERMS)
+    assert value == expected
+    assert type(value) is float
+
+
+def test_score_is_fixed_for_life() -> None:
+    weights = {"kl_ref": 1.0}
+    score = Score(weights)
+    weights["kl_ref"] = 5.0
+    weights["distinct"] = 1.0
+    assert score(SOME_TERMS) == -0.5
+    Score(None).weights["kl_ref"] = 7.0
+    assert Score(None)(SOME_TERMS) == -0.5
+
+
+def test_differences_of_scores_add_up_without_rounding() -> None:
+    rng = np.random.default_rng(6)
+    score = Score({"kl_ref": 0.3, "heldout_loss": 0.7})
+    for _ in range(200):
+        values = [
+            score({"kl_ref": -rng.random(), "heldout_loss": 3 * rng.random()}) for _ in range(9)
+        ]
+        rises = [after - before for before, after in itertools.pairwise(values)]
+        assert sum(rises) == values[-1] - values[0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "at least one term, got none"),
+        ({"kl_reff": 1.0}, "score must be one of .* got 'kl_reff', did you mean 'kl_ref'?"),
+        ({"kl_ref": 1.0, "nonsense": 1.0}, "got 'nonsense'"),
+        ({"kl_ref": math.nan}, "finite, got kl_ref=nan"),
+        ({"distinct": math.inf}, "finite, got distinct=inf"),
+    ],
+)
+def test_bad_weights_are_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Score(weights)
+
+
+# --- interval ------------------------------------------------------------------------------------
+
+
+def test_interval_by_hand() -> None:
+    """1, 2, 3, 4: mean 2.5, standard deviation sqrt(5/3), error sqrt(5/12); Student's t(3)."""
+    error = math.sqrt(5 / 12)
+    result = interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert result.n == 4
+    assert result.mean == 2.5
+    assert result.low == pytest.approx(2.5 - 3.182446 * error, abs=1e-5)
+    assert result.high == pytest.approx(2.5 + 3.182446 * error, abs=1e-5)
+    assert result.lower_bound == pytest.approx(2.5 - 2.353363 * error, abs=1e-5)
+    assert all(type(value) is float for value in result[:4])
+
+
+def test_interval_of_equal_differences_is_a_point() -> None:
+    assert interval(np.full(5, 0.25)) == (0.25, 0.25, 0.25, 0.25, 5)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    intervals = [interval(rng.normal(1.0, 2.0, 5)) for _ in range(2000)]
+    two_sided = np.mean([i.low <= 1.0 <= i.high for i in intervals])
+    one_sided = np.mean([i.lower_bound <= 1.0 for i in intervals])
+    assert two_sided == pytest.approx(0.95, abs=0.015)  # three standard errors
+    assert one_sided == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_interval_needs_two_differences(n: int) -> None:
+    with pytest.raises(ValueError, match=f"differences must be at least two, got {n}"):
+        interval(np.zeros(n))

@@ -1,0 +1,192 @@
+"""Small learners, surgeons and whole runs that several test files share."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.config import ModelConfig, TrainConfig
+from agents.curriculum import CurriculumConfig
+from agents.grpo.learner import GRPOConfig, GRPOLearner
+from agents.surgeons import OperationRecord
+from agents.surgeons.base import FloatArray, OperationRecorder
+from agents.surgeons.sb3 import ALGORITHMS
+from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.episode import OperationConfig
+from avatarl_env.lm.gpt import GPT
+from avatarl_env.patient import Patient
+from tests.patients import tiny_corpus, tiny_patient, tiny_text
+
+QUICK_SAC: dict[str, Any] = {
+    "learning_starts": 3,
+    "gradient_steps": 2,
+    "batch_size": 8,
+    "policy_kwargs": {"net_arch": [8]},
+}
+"""Learns from the first operations on, little and fast."""
+
+CE: dict[str, Any] = {"estimator": "ce", "exploration": "all_actions"}
+
+
+def make_learner(
+    model: GPT, tokens: NDArray[np.int64], *, n_updates: int = 100, seed: int = 0, **recipe: Any
+) -> GRPOLearner:
+    """Build a learner of small batches."""
+    recipe = {"batch_size": 4, "warmup_updates": 5, **recipe}
+    rng = np.random.default_rng(seed)
+    return GRPOLearner(model, tokens, GRPOConfig(**recipe), n_updates=n_updates, rng=rng)
+
+
+def fresh_model(vocab_size: int = 16, context: int = 16, seed: int = 0, width: int = 32) -> GPT:
+    """Build an untrained GPT as the product does: from a generator, with its own scale."""
+    sizes = ModelConfig(context=context, n_layers=2, n_heads=2, width=width)
+    return GPT(sizes.with_vocabulary(vocab_size), torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def _taught_weights() -> dict[str, Tensor]:
+    patient = tiny_patient()
+    learner = make_learner(
+        patient.model, patient.splits["train"], n_updates=200, learning_rate=5e-3, **CE
+    )
+    for _ in range(200):
+        learner.update()
+    return patient.model.state_dict()
+
+
+def taught_patient() -> Patient:
+    """Return a tiny patient that has learned its text; each call gives another copy."""
+    patient = tiny_patient()
+    patient.model.load_state_dict(copy.deepcopy(_taught_weights()))
+    return patient
+
+
+def everything(learner: GRPOLearner) -> list[Tensor]:
+    """Copy all parameters and the whole state of the optimizer, in a fixed order."""
+    parameters = list(learner.model.parameters())
+    state = [
+        entry
+        for p in parameters
+        for entry in learner.optimizer.state.get(p, {}).values()
+        if isinstance(entry, Tensor)
+    ]
+    return [tensor.detach().clone() for tensor in (*parameters, *state)]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Whether two lists of tensors are equal to the last bit."""
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
+
+
+class ScriptedSurgeon:
+    """Plays one and the same action for ever."""
+
+    def __init__(self, env: AttentionSurgeryEnv, action: object = 0.0) -> None:
+        self._env = OperationRecorder(env)
+        self.action = np.full(env.action_space.shape or (), action, np.float32)
+
+    def operate(self, n_operations: int) -> list[OperationRecord]:
+        for _ in range(n_operations):
+            observation, _ = self._env.reset()
+            is_over = False
+            while not is_over:
+                observation, _, is_over, _, _ = self._env.step(self.act(observation))
+        return self._env.collect()
+
+    def act(self, observation: FloatArray) -> FloatArray:
+        return self.action
+
+    def stats(self) -> Mapping[str, float]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        (folder / "scripted.txt").write_text("scripted", encoding="utf-8")
+
+
+@pytest.fixture
+def quick_sac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the SAC of the table learn early and cheaply."""
+    sac = ALGORITHMS["sac"]
+    quick = sac._replace(options={**sac.options, **QUICK_SAC})
+    monkeypatch.setitem(ALGORITHMS, "sac", quick)
+
+
+def small_config(corpus: Path | str, out: Path | str | None = None, **changes: Any) -> TrainConfig:
+    """Return a configuration of which a whole run takes seconds."""
+    parts: dict[str, Any] = {
+        "preset": "smoke",
+        "corpus": str(corpus),
+        "out": None if out is None else str(out),
+        "track": "off",
+        "device": "cpu",
+        "threads": 1,
+        "lm": ModelConfig(context=32, n_layers=1, n_heads=2, width=16),
+        "grpo": GRPOConfig(batch_size=4, group_size=4, warmup_updates=2),
+        "operation": OperationConfig(n_incisions=2, n_prompts=2, prompt_length=4, n_new=8),
+        "curriculum": CurriculumConfig(
+            bootstrap_updates=6,
+            surgery_rounds=2,
+            joint_rounds=2,
+            updates_per_round=2,
+            operations_per_round=2,
+            judge_prompts=4,
+            evaluate_every=4,
+        ),
+    }
+    return TrainConfig(**{**parts, **changes})
+
+
+def flags(config: TrainConfig) -> list[str]:
+    """Spell a configuration out as command-line arguments."""
+
+    def spell(settings: object, prefix: str) -> Iterator[str]:
+        for name in settings.__dataclass_fields__:  # type: ignore[attr-defined]
+            value = getattr(settings, name)
+            if hasattr(value, "__dataclass_fields__"):
+                yield from spell(value, f"{prefix}{name}.")
+            elif value is not None:
+                yield from (f"{prefix}{name}".replace("_", "-"), str(value))
+
+    return list(spell(config, "--"))
+
+
+def write_text(folder: Path, n_characters: int = 4000) -> Path:
+    """Write a small text to learn from."""
+    path = folder / "text.txt"
+    path.write_text(tiny_text(n_characters), encoding="utf-8")
+    return path
+
+
+def cycle(n_tokens: int, vocab_size: int) -> NDArray[np.int64]:
+    """Return 0, 1, 2, ..., V - 1, 0, 1, ...: whoever sees one token knows all that follow."""
+    return np.fromiter(itertools.islice(itertools.cycle(range(vocab_size)), n_tokens), np.int64)
+
+
+__all__ = [
+    "CE",
+    "QUICK_SAC",
+    "ScriptedSurgeon",
+    "cycle",
+    "everything",
+    "flags",
+    "fresh_model",
+    "make_learner",
+    "quick_sac",
+    "same",
+    "small_config",
+    "taught_patient",
+    "tiny_corpus",
+    "write_text",
+]
