@@ -38,7 +38,7 @@ def render_ansi(episode: Episode, tokenizer: CharTokenizer, labels: Sequence[str
     lines.append("--- score terms: before -> after")
     for name, before_value in episode.baseline.terms.items():
         lines.append(f"{name:>14} {before_value:9.4f} -> {episode.present.terms[name]:9.4f}")
-    lines.append(f"--- coefficients; improvement so far {episode.total_reward:+.4f}")
+    lines.append(f"--- coefficients; return so far {episode.total_reward:+.4f}")
     for label, value in zip(labels, episode.coefficients, strict=True):
         lines.append(f"{label:>36} {value:+.3f} {_bar(value)}")
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from avatarl_env.patient import Patient
 from avatarl_env.text.corpus import Corpus
 from tests.fakes import tiny_gpt
 
-SIZES: dict[str, Any] = {"n_prompts": 4, "prompt_length": 8, "n_new": 12}
+SIZES: dict[str, Any] = {"n_prompts": 32, "prompt_length": 8, "n_new": 4}
 """Of a quick evaluation."""
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
-from tests.patients import tiny_corpus, tiny_patient, tiny_text
+from tests.patients import tiny_patient, tiny_text
 
 QUICK_SAC: dict[str, Any] = {
     "learning_starts": 3,
@@ -115,6 +117,46 @@ class ScriptedSurgeon:
         (folder / "scripted.txt").write_text("scripted", encoding="utf-8")
 
 
+class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
+    """Looks like an operation: pays ``rewards`` one after the other, whatever is done, and ends.
+
+    ``truncates`` ends it the wrong way: as if time had run out of a task that goes on.
+    """
+
+    def __init__(self, *rewards: float, truncates: bool = False) -> None:
+        self.observation_space = Box(-10.0, 10.0, (3,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (2,), np.float32)
+        self.rewards = rewards
+        self.truncates = truncates
+        self.n_done = 0
+        self.n_resets = 0
+        self.flatline: str | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_done = 0
+        self.n_resets += 1
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        reward = self.rewards[self.n_done]
+        self.n_done += 1
+        is_over = self.n_done == len(self.rewards)
+        info: dict[str, Any] = {
+            "coefficients": np.full(2, self.n_done / 10),
+            "score_terms": {"kl_ref": -1.0 + self.n_done},
+            "baseline_terms": {"kl_ref": -1.0},
+        }
+        if is_over:
+            info["lost_score"] = 0.25
+            if self.flatline is not None:
+                info["flatline"] = self.flatline
+        observation = np.full(3, self.n_done, np.float32)
+        return observation, reward, is_over and not self.truncates, is_over and self.truncates, info
+
+
 @pytest.fixture
 def quick_sac(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the SAC of the table learn early and cheaply."""
@@ -172,21 +214,3 @@ def write_text(folder: Path, n_characters: int = 4000) -> Path:
 def cycle(n_tokens: int, vocab_size: int) -> NDArray[np.int64]:
     """Return 0, 1, 2, ..., V - 1, 0, 1, ...: whoever sees one token knows all that follow."""
     return np.fromiter(itertools.islice(itertools.cycle(range(vocab_size)), n_tokens), np.int64)
-
-
-__all__ = [
-    "CE",
-    "QUICK_SAC",
-    "ScriptedSurgeon",
-    "cycle",
-    "everything",
-    "flags",
-    "fresh_model",
-    "make_learner",
-    "quick_sac",
-    "same",
-    "small_config",
-    "taught_patient",
-    "tiny_corpus",
-    "write_text",
-]

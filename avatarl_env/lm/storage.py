@@ -34,14 +34,14 @@ def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[s
         tokenizer: stored beside them.
         about: JSON-able; ``corpus`` names the text it learned, ``made_by`` the command.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     sizes = {name: getattr(model.config, name) for name in GPTConfig.__dataclass_fields__}
     content = {**about, "gpt": sizes, "tokenizer": tokenizer.to_dict()}
     text = json.dumps(content, indent=2) + "\n"  # before anything is written: this can fail
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(weights))
     (folder / ABOUT).write_text(text, encoding="utf-8")
 
 

@@ -67,7 +67,7 @@ class InterruptGuard:
 
     def deliver(self) -> None:
         """Pass a waiting SIGINT on to the handler that was there before."""
-        if self._pending and threading.current_thread() is threading.main_thread():
+        while self._pending and threading.current_thread() is threading.main_thread():
             self._pending = False
             self._pass_on(signal.SIGINT, None)
 

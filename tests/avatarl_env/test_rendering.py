@@ -51,16 +51,16 @@ def test_nothing_differs_before_the_first_incision(env: AttentionSurgeryEnv) -> 
     pairs = re.findall(r"(-?[\d.]+) -> +(-?[\d.]+)", text)
     assert len(pairs) == 6
     assert all(before == after for before, after in pairs)
-    assert "improvement so far +0.0000" in text
+    assert "return so far +0.0000" in text
 
 
 def test_incisions_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) -> None:
     env.reset(seed=1)
-    env.step(np.array([1.0, -0.5, 0.0, 0.1], dtype=np.float32))
+    env.step(np.array([1.0, -0.5, 0.0, 0.2], dtype=np.float32))
     *_, info = env.step(np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32))
     text = rendered(env)
     assert text.startswith("incision 2 of 4\n")
-    assert f"improvement so far {info['improvement']:+.4f}" in text
+    assert f"return so far {info['improvement']:+.4f}" in text
     for name, value in info["score_terms"].items():
         before = info["baseline_terms"][name]
         assert re.search(rf"\b{name} +{before:.4f} -> +{re.escape(f'{value:.4f}')}\n", text)
@@ -69,7 +69,7 @@ def test_incisions_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) ->
         "0 +1.000           |##########",
         "1 -0.250         ##|          ",
         "0 +0.000           |          ",
-        "1 +0.050           |          ",
+        "1 +0.100           |#         ",
     ]
     assert text.count("log-temperature layer all head") == 2
     assert text.endswith("\n")

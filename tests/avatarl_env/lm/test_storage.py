@@ -63,7 +63,6 @@ def test_tied_weights_are_stored_once_and_stay_tied(folder: Path, model: GPT) ->
 def test_every_bit_pattern_survives(tmp_path: Path, model: GPT) -> None:
     with torch.no_grad():
         model.norm.weight[:4] = torch.tensor([-0.0, float("nan"), float("inf"), 1e-45])
-        model.embed.weight.copy_(model.embed.weight.t().contiguous().t()[:16])
     save_model(tmp_path, model, TOKENIZER, {})
     assert fingerprint(load_model(str(tmp_path)).model) == fingerprint(model)
 

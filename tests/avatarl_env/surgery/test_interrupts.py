@@ -123,6 +123,24 @@ def test_a_handler_of_the_caller_gets_both_kinds_of_strike() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_a_strike_that_arrives_during_delivery_is_delivered_too() -> None:
+    calls: list[int] = []
+
+    def mine(signum: int, frame: object) -> None:
+        calls.append(signum)
+        if len(calls) < 3:
+            strike()
+
+    signal.signal(signal.SIGINT, mine)
+    patient = Patient()
+    patient.guard.install()
+    patient.held()
+    assert len(calls) == 3
+    assert not patient.guard.pending
+    patient.guard.remove()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patient = Patient()

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import SAC
+
+from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
+from avatarl_env.env import AttentionSurgeryEnv
+from tests.patients import global_random_states, tiny_env, tiny_patient
+from tests.training_runs import CE, QUICK_SAC, ToyOperation, make_learner
+
+
+def sac(env: Any, seed: int = 0, **options: Any) -> SB3Surgeon:
+    return SB3Surgeon("sac", env, seed, **{**QUICK_SAC, **options})
+
+
+def short_env() -> AttentionSurgeryEnv:
+    return tiny_env(n_incisions=2)
+
+
+def actor(surgeon: SB3Surgeon) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in surgeon.model.policy.parameters()]
+
+
+def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def n_updates(surgeon: SB3Surgeon) -> int:
+    return surgeon.model._n_updates
+
+
+def test_learning_begins_after_the_warm_up_and_changes_the_networks() -> None:
+    surgeon = sac(ToyOperation(0.1, 0.2), learning_starts=4, gradient_steps=3)
+    before = actor(surgeon)
+    surgeon.operate(2)  # four steps: not more than learning_starts
+    assert n_updates(surgeon) == 0
+    assert surgeon.stats() == {}
+    assert equal(actor(surgeon), before)
+    surgeon.operate(2)
+    assert n_updates(surgeon) == 6
+    changed = [not torch.equal(a, b) for a, b in zip(before, actor(surgeon), strict=True)]
+    assert all(changed)
+    stats = surgeon.stats()
+    assert stats.keys() >= {"surgeon/actor_loss", "surgeon/critic_loss", "surgeon/n_updates"}
+    assert np.isfinite(list(stats.values())).all()
+
+
+def test_every_round_is_whole_operations_whatever_their_length() -> None:
+    env = ToyOperation(0.5, 0.5, 0.5)
+    surgeon = sac(env)
+    assert [record.length for record in surgeon.operate(3)] == [3, 3, 3]
+    env.rewards = (-1.0,)  # from now on the patient dies at once
+    assert [record.length for record in surgeon.operate(4)] == [1, 1, 1, 1]
+    assert surgeon.operate(0) == []
+    assert surgeon.model.num_timesteps == 3 * 3 + 4 + 0
+
+
+def test_rewards_are_stored_as_they_were_paid() -> None:
+    surgeon = sac(ToyOperation(0.25, -3.0), gradient_steps=0)
+    surgeon.operate(2)
+    buffer = surgeon.model.replay_buffer
+    assert buffer is not None
+    assert buffer.rewards[:4, 0].tolist() == [0.25, -3.0, 0.25, -3.0]
+    assert buffer.dones[:4, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def improve(surgeon_env: AttentionSurgeryEnv) -> None:
+    """Train the model on the table for a while, and say so."""
+    patient = surgeon_env.patient
+    learner = make_learner(patient.model, patient.splits["train"], learning_rate=1e-2, **CE)
+    for _ in range(5):
+        learner.update()
+    surgeon_env.model_changed()
+
+
+def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the surgeon hold its hands still, and learn all the same."""
+    zeros = np.zeros((1, *(surgeon.model.action_space.shape or ())), np.float32)
+    surgeon.model.learning_starts = 0
+    monkeypatch.setattr(surgeon.model, "predict", lambda *_, **__: (zeros, None))
+
+
+def test_the_models_own_progress_is_never_paid_to_the_surgeon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = short_env()
+    surgeon = sac(env)
+    still(surgeon, monkeypatch)
+    baselines = []
+    for _ in range(3):
+        records = surgeon.operate(2)
+        assert [record.total for record in records] == [0.0, 0.0]
+        baselines.append(records[0].baseline_terms["heldout_loss"])
+        improve(env)
+    assert baselines[0] > baselines[1] + 0.05  # the model did learn in between
+    buffer = surgeon.model.replay_buffer
+    assert buffer is not None
+    assert (buffer.rewards[: buffer.pos] == 0).all()
+    assert buffer.pos == 12
+
+
+def test_going_on_from_the_last_observation_would_pay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = short_env()
+    surgeon = sac(env)
+    still(surgeon, monkeypatch)
+    surgeon.operate(1)
+    improve(env)
+    # What learn() does by itself: the environment notices,
+    with pytest.raises(RuntimeError, match="the model changed during the operation"):
+        surgeon.model.learn(1, reset_num_timesteps=False)
+    env._is_stale = False  # and if nobody had told it, the surgeon would be paid for nothing.
+    surgeon.model.learn(1, reset_num_timesteps=False)
+    (record,) = surgeon._recorder.collect()
+    assert abs(record.total) > 1e-3
+
+
+def test_two_runs_of_a_seed_are_equal_whatever_others_draw_in_between() -> None:
+    def run(foreign: int) -> tuple[list[torch.Tensor], list[list[float]]]:
+        torch.manual_seed(foreign)
+        np.random.seed(foreign)  # noqa: NPY002
+        surgeon = sac(short_env(), seed=4)
+        records = []
+        for _ in range(3):
+            torch.rand(foreign)
+            np.random.rand(foreign)  # noqa: NPY002
+            records += surgeon.operate(2)
+        return actor(surgeon), [[r.total, *r.coefficients] for r in records]
+
+    weights, records = run(1)
+    weights_again, records_again = run(7)
+    assert equal(weights, weights_again)
+    assert records == records_again
+
+
+def test_another_seed_is_another_surgeon() -> None:
+    left, right = (sac(short_env(), seed=seed) for seed in (0, 1))
+    assert not equal(actor(left), actor(right))
+    (mine,), (yours,) = left.operate(1), right.operate(1)
+    assert mine.coefficients.tolist() != yours.coefficients.tolist()
+    assert mine.baseline_terms != yours.baseline_terms
+
+
+def test_the_global_generators_are_left_alone(tmp_path: Path) -> None:
+    before = global_random_states()
+    env = ToyOperation(0.1, 0.2)
+    surgeon = sac(env)
+    surgeon.operate(4)
+    assert n_updates(surgeon) > 0
+    surgeon.act(np.zeros(3, np.float32))
+    surgeon.stats()
+    surgeon.save(tmp_path)
+    assert global_random_states() == before
+
+
+def test_a_broken_off_round_gives_the_generators_back_and_can_be_followed_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = ToyOperation(0.1, 0.2)
+    surgeon = sac(env)
+    before = global_random_states()
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "rewards", ())
+        with pytest.raises(IndexError):
+            surgeon.operate(1)
+    assert global_random_states() == before
+    assert [record.total for record in surgeon.operate(2)] == pytest.approx([0.3, 0.3])
+
+
+def test_acting_is_deterministic_and_teaches_nothing() -> None:
+    surgeon = sac(ToyOperation(0.1, 0.2))
+    surgeon.operate(4)
+    weights, mean = actor(surgeon), surgeon._env.obs_rms.mean.copy()
+    observation = np.array([0.3, -2.0, 7.0], np.float32)
+    action = surgeon.act(observation)
+    assert action.tolist() == surgeon.act(observation).tolist()
+    assert equal(actor(surgeon), weights)
+    assert surgeon._env.obs_rms.mean.tolist() == mean.tolist()
+    assert observation.tolist() == pytest.approx([0.3, -2.0, 7.0])
+
+
+def value(surgeon: SB3Surgeon) -> float:
+    """Return what the critics expect of the first observation, averaged over actions."""
+    observation = surgeon._env.normalize_obs(np.zeros((1, 3), np.float32))
+    actions = torch.linspace(-0.8, 0.8, 5).repeat_interleave(2).view(5, 2)
+    with torch.no_grad():
+        rows = torch.as_tensor(observation).expand(5, -1)
+        critics = surgeon.model.critic(rows, actions)  # type: ignore[attr-defined]
+    return float(torch.cat(critics).mean())
+
+
+def bandit(*, truncates: bool, **options: Any) -> float:
+    surgeon = sac(
+        ToyOperation(1.0, truncates=truncates),
+        learning_rate=1e-2,
+        gradient_steps=30,
+        policy_kwargs={"net_arch": [16]},
+        **options,
+    )
+    surgeon._env.norm_reward = False  # so that values are in the units of the reward
+    surgeon.operate(16)
+    assert n_updates(surgeon) > 300
+    return value(surgeon)
+
+
+def test_a_finite_task_of_one_step_is_worth_what_that_step_pays() -> None:
+    assert bandit(truncates=False) == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_same_task_cut_off_by_a_time_limit_would_look_worth_more_and_more() -> None:
+    assert bandit(truncates=True, gamma=0.99) > 2.5
+
+
+def test_nothing_is_discounted() -> None:
+    surgeon = sac(ToyOperation(1.0))
+    assert surgeon.model.gamma == 1.0
+    assert surgeon._env.gamma == 1.0
+
+
+def test_options_given_by_the_caller_win_over_the_table() -> None:
+    assert ALGORITHMS["sac"].options["buffer_size"] != 77
+    surgeon = SB3Surgeon("sac", ToyOperation(1.0), 0, buffer_size=77)
+    assert surgeon.model.buffer_size == 77
+    assert surgeon.model.learning_rate == ALGORITHMS["sac"].options["learning_rate"]
+
+
+def test_what_was_saved_acts_like_the_surgeon(tmp_path: Path) -> None:
+    env = short_env()
+    surgeon = sac(env)
+    surgeon.operate(4)
+    surgeon.save(tmp_path)
+    loaded = SAC.load(tmp_path / "surgeon.zip", device="cpu")
+    scales = json.loads((tmp_path / "surgeon_normalisation.json").read_text(encoding="utf-8"))
+    assert scales.keys() == {"mean", "var", "count", "return_var"}
+    assert scales["count"] == pytest.approx(13, abs=1e-3)  # 8 steps, 4 + 1 resets
+    observation, _ = env.reset(seed=9)
+    normalised = (observation - scales["mean"]) / np.sqrt(np.array(scales["var"]) + 1e-8)
+    action, _ = loaded.predict(
+        np.clip(normalised, -10, 10).astype(np.float32), deterministic=True
+    )
+    assert action.tolist() == surgeon.act(observation).tolist()
+
+
+def test_learning_an_easy_operation() -> None:
+    # The best action is (1, -1), and each step is paid at once by how close it is.
+    class Aim(ToyOperation):
+        def step(self, action: np.ndarray) -> Any:
+            self.rewards = (-float(np.square(action - [0.5, -0.5]).sum()),) * 2
+            return super().step(action)
+
+    surgeon = sac(
+        Aim(0.0, 0.0),
+        learning_rate=5e-3,
+        gradient_steps=16,
+        learning_starts=20,
+        batch_size=64,
+        policy_kwargs={"net_arch": [32]},
+    )
+    surgeon.operate(45)
+    for observation in ([0.0] * 3, [1.0] * 3):
+        action = surgeon.act(np.array(observation, np.float32))
+        np.testing.assert_allclose(action, [0.5, -0.5], atol=0.25)
+
+
+def test_the_patient_is_the_same_after_a_round() -> None:
+    patient = tiny_patient()
+    before = [p.detach().clone() for p in patient.model.parameters()]
+    sac(tiny_env(patient, n_incisions=2)).operate(4)
+    assert equal(before, list(patient.model.parameters()))
