@@ -100,9 +100,9 @@ def _parse(words: list[str]) -> TrainConfig | None:
 def _preset_name(words: list[str]) -> str:
     """Find the preset before everything else: it decides all other defaults."""
     name = "laptop"
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for index, word in enumerate(words):
         if word == "--preset":
-            name = following
+            name = words[index + 1] if index + 1 < len(words) else ""
         elif word.startswith("--preset="):
             name = word.removeprefix("--preset=")
     return name
@@ -119,10 +119,18 @@ def _flags(settings: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
 
 
 def _unframe(box: str) -> str:
-    """Return the complaint that stands in tyro's box, without its title and the help below it."""
-    lines = [line.strip(" │") for line in box.splitlines()[1:]]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    text = _one_line(" ".join(lines[:rule]))
+    """Return the complaint that stands in tyro's box, without its title and the help below it.
+
+    The box is drawn with lines, or, where stdout cannot show those, with blanks and hyphens.
+    """
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        inside = line.strip(" │")
+        if inside and not inside.strip("─-"):
+            parts.append([])
+        elif inside:
+            parts[-1].append(inside)
+    text = next((" ".join(part) for part in parts if part), "arguments cannot be read")
     for pythons, ours in _RULES.items():
         text = text.replace(pythons, ours)
     return text.removeprefix("Error parsing ").removeprefix("TrainConfig: ")

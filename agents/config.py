@@ -30,11 +30,11 @@ class ModelConfig:
 
     context: int = 128
     """Longest window it sees, characters."""
-    n_layers: int = 4
+    n_layers: int = 3
     """Blocks."""
     n_heads: int = 4
     """Attention heads per block; divides the width."""
-    width: int = 128
+    width: int = 96
     """Residual stream, channels."""
 
     def __post_init__(self) -> None:

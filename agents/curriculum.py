@@ -31,13 +31,13 @@ class CurriculumConfig:
         ValueError: if a value is unknown or out of range.
     """
 
-    bootstrap_updates: int = 560
+    bootstrap_updates: int = 700
     """GRPO updates of the first phase, without a surgeon."""
-    surgery_rounds: int = 8
+    surgery_rounds: int = 10
     """Rounds of operations of the second phase, without GRPO."""
-    joint_rounds: int = 8
+    joint_rounds: int = 5
     """Rounds of the third phase, each GRPO updates, then operations, then a commit's judgement."""
-    updates_per_round: int = 15
+    updates_per_round: int = 20
     """GRPO updates of a joint round."""
     operations_per_round: int = 4
     """Operations of a round."""

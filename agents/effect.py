@@ -120,7 +120,17 @@ def verdict(effects: Sequence[Effect], surgeon: str) -> str:
     """Say in words what the surgeon was worth."""
     if not effects:
         return "No surgeon operated in this run, so there is nothing to say of one."
-    return " ".join(_sentence(effect, surgeon) for effect in effects)
+    return " ".join([_headline(effects[-1]), *(_sentence(e, surgeon) for e in effects)])
+
+
+def _headline(effect: Effect) -> str:
+    """Sum up the last measurement: both quantities count, harm to one is harm."""
+    intervals = (effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"])
+    if any(gain.high < 0 for gain in intervals):
+        return "The surgeon did harm."
+    if any(gain.low > 0 for gain in intervals):
+        return "The surgeon helped."
+    return "The surgeon made no difference that could be measured."
 
 
 def _sentence(effect: Effect, surgeon: str) -> str:

@@ -32,7 +32,7 @@ class TextMetrics(NamedTuple):
     """Of the predictions, nats per character."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
     """Predict every character of a text but the first, each once.
 

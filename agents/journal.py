@@ -94,9 +94,7 @@ class Journal:
         if self._phase.updates:
             self._evaluate()
         self._write_samples()
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.close()
         return {
             "name": self._phase.name,
             "steps": self._phase.steps,
@@ -104,6 +102,12 @@ class Journal:
             "first": self._first,
             "last": self._last,
         }
+
+    def close(self) -> None:
+        """Close the progress bar, wherever it stands; a second call does nothing."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def say(self, text: str) -> None:
         """Tell the reader something, without breaking a progress bar."""

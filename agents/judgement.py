@@ -74,6 +74,9 @@ def measure_gains(
     loss = _window_loss(patient, windows)
     gains = []
     for coefficients in operations:
+        if not coefficients.any():  # the exact identity: nothing would differ by a bit
+            gains.append(Gains(np.zeros_like(written), np.zeros_like(loss)))
+            continue
         with SurgicalTheater(patient.model, patient.targets) as theater:
             operator.apply(theater, coefficients)
             operated = kl_ref(patient.evaluate(prompts).writing, patient.reference)
@@ -107,7 +110,7 @@ def judge(
     return Judgement(interval(gains.kl_ref_gain), interval(gains.heldout_loss_fall))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _window_loss(patient: Patient, windows: NDArray[np.int64]) -> Array:
     """Return the mean teacher-forced loss of each window (n, context + 1): (n,), nats/token."""
     losses = []
@@ -118,5 +121,5 @@ def _window_loss(patient: Patient, windows: NDArray[np.int64]) -> Array:
             log_probs = torch.log_softmax(patient.model(tokens[:, :-1]).float(), dim=-1)
             picked = log_probs.gather(2, tokens[:, 1:, None])[:, :, 0]  # (n, context)
             losses.append(-picked.double().mean(1).cpu().numpy())
-    patient.forward_tokens += windows.size
+    patient.forward_tokens += windows[:, :-1].size
     return np.concatenate(losses)

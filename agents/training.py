@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -142,7 +142,8 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
                 quiet=quiet,
             )
             journal.say(_introduction(config, setup, folder))
-            phases, effects = _run_phases(config, setup, journal)
+            with closing(journal):  # a run that breaks off leaves no half a bar on the line
+                phases, effects = _run_phases(config, setup, journal)
             summary = _summarise(config, setup, journal, phases, effects)
             summary |= {"command": command, "seconds": time.perf_counter() - start}
             _save(setup, folder, command)

@@ -52,8 +52,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
     ## Episode End
     *Termination*: all incisions made; or a flatline: non-finite logits, entropy outside
-    [0.5, 1.5] times the unoperated model's, or trigram collisions more than 5 above its own.
-    `info["flatline"]` names the cause. *Truncation*: never by this environment.
+    [0.5, 1.5] times the unoperated model's, or trigram collisions more than 5 above its own (with
+    an injury, the bounds span the injured and the healthy model). `info["flatline"]` names the
+    cause. *Truncation*: never by this environment.
 
     ## Info
     `score`, `improvement`, `score_terms`, `baseline_terms`, `coefficients`; at the end `is_success`
@@ -109,7 +110,15 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             ValueError: if an argument is unknown or out of range, or prompt plus new text does not
                 fit the model's context.
         """
-        self.patient = lm if isinstance(lm, Patient) else Patient.load(lm, corpus, device, dtype)
+        if isinstance(lm, Patient):
+            if (corpus, device, dtype) != (None, "cpu", "float32"):
+                raise ValueError(
+                    "corpus, device and dtype are for stored models, a live one brings its own, "
+                    f"got {corpus!r}, {device!r} and {dtype!r}"
+                )
+            self.patient = lm
+        else:
+            self.patient = Patient.load(lm, corpus, device, dtype)
         self.config = OperationConfig(
             n_incisions=n_incisions,
             step_size=step_size,
@@ -121,6 +130,11 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             flatline_penalty=flatline_penalty,
         )
         self.config.check_context(self.patient.model.context)
+        n_available = len(self.patient.splits[split])
+        if prompt_length > n_available:
+            raise ValueError(
+                f"prompt_length must be at most {n_available} ({split}), got {prompt_length}"
+            )
         self.score = Score(score)
         options = dict(operator_options or {})
         self.operator = make_operator(operator, self.patient.targets, **options)

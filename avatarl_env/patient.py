@@ -118,6 +118,7 @@ class Patient:
         starts = rng.integers(0, len(tokens) - length + 1, size=n_windows)
         return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
+    @torch.inference_mode()
     def evaluate(self, prompts: Prompts) -> Evaluation:
         """Let the model, as it stands, continue the prompts, and measure what it wrote."""
         device = self.model.embed.weight.device

@@ -69,7 +69,7 @@ class TextReference:
         """Return 1000 times the unbiased squared L2 distance of trigram frequencies.
 
         ``sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2``, a U-statistic:
-        0 on average for text like the reference whatever its length, about 70 for a loop of ten
+        0 on average for text like the reference whatever its length, about 100 for a loop of ten
         trigrams.
 
         Args:

@@ -53,9 +53,36 @@ def share(rows: np.ndarray) -> float:
     return float(rows[:, 0].sum() / rows[:, 1].sum())
 
 
-def main() -> None:
-    """Train, test, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def train(surgeon: Surgeon, n_operations: int) -> list[dict[str, float]]:
+    """Let the surgeon learn; return its learning curve."""
+    curve: list[dict[str, float]] = []
+    for done in range(ROUND, n_operations + 1, ROUND):
+        records = surgeon.operate(ROUND)
+        regained = share(np.array([[record.total, record.lost_score] for record in records]))
+        curve.append({"operations": done, "share": regained})
+        print(f"{done:5d} operations: share regained {regained:+.3f}", flush=True)
+    return curve
+
+
+def compare(results: dict[str, np.ndarray], name: str) -> dict[str, Any]:
+    """Print and return each arm's share and gain, and by how much ``name`` is better, paired."""
+    table = {}
+    for arm, rows in results.items():
+        gain = interval(rows[:, 0])
+        better = interval(results[name][:, 0] - rows[:, 0])
+        row = {"share": share(rows), "gain": gain._asdict(), "gain_over_this": better._asdict()}
+        table[arm] = row
+        print(
+            f"{arm:>8}: share {share(rows):+.3f}, gain {gain.mean:+.4f} "
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] nats/char; {name} gains more by "
+            f"{better.mean:+.4f} [{better.low:+.4f}, {better.high:+.4f}]"
+        )
+    return table
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--surgeon", default="sac")
     parser.add_argument("--operations", type=int, default=400, help="operations to learn from")
     parser.add_argument("--tests", type=int, default=48, help="operations to be tested on")
@@ -65,48 +92,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="also write the JSON here")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    return parser.parse_args()
 
-    settings = {"injury": options.injury, "n_new": options.n_new}
-    env = AttentionSurgeryEnv(options.lm, **settings)
-    test_env = AttentionSurgeryEnv(env.patient, split="validation", **settings)
+
+def main() -> None:
+    """Train, test, print."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    env = AttentionSurgeryEnv(options.lm, injury=options.injury, n_new=options.n_new)
+    test_env = AttentionSurgeryEnv(
+        env.patient, injury=options.injury, n_new=options.n_new, split="validation"
+    )
     surgeon = make_surgeon(options.surgeon, env, options.seed)
     start = time.perf_counter()
-    curve = []
-    while sum(point["operations"] for point in curve) < options.operations:
-        records = surgeon.operate(ROUND)
-        totals = np.array([[record.total, record.lost_score] for record in records])
-        curve.append({"operations": ROUND, "share": share(totals)})
-        done = ROUND * len(curve)
-        print(f"{done:5d} operations: share regained {share(totals):+.3f}", flush=True)
+    curve = train(surgeon, options.operations)
     seconds = time.perf_counter() - start
 
-    arms = {
-        options.surgeon: surgeon,
-        "random": make_surgeon("random", test_env, options.seed),
-        "zero": make_surgeon("zero", test_env, options.seed),
-    }
+    arms = {options.surgeon: surgeon}
+    arms |= {name: make_surgeon(name, test_env, options.seed) for name in ("random", "zero")}
     results = {name: operate(arm, test_env, options.tests) for name, arm in arms.items()}
     lost = float(results["zero"][:, 1].mean())
-    own = results[options.surgeon][:, 0]
-    table: dict[str, Any] = {}
     print(f"\n{options.tests} unseen injuries, {lost:.4f} nats/char lost on average")
-    for name, rows in results.items():
-        gain, over = interval(rows[:, 0]), interval(own - rows[:, 0]) if name != options.surgeon else None
-        table[name] = {"share": share(rows), "gain": gain._asdict()}
-        line = f"{name:>8}: share {share(rows):+.3f}, gain {gain.mean:+.4f}"
-        line += f" [{gain.low:+.4f}, {gain.high:+.4f}]"
-        if over is not None:
-            table[name]["surgeon_minus_this"] = over._asdict()
-            line += f"; {options.surgeon} is better by {over.mean:+.4f} [{over.low:+.4f}, {over.high:+.4f}]"
-        print(line)
-
     result = {
         "command": " ".join(["python", *sys.argv]),
         "lost_score": lost,
         "curve": curve,
-        "test": table,
+        "test": compare(results, options.surgeon),
         "seconds": seconds,
         "settings": {**vars(options), "out": str(options.out)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

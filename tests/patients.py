@@ -23,7 +23,7 @@ SIZES: dict[str, Any] = {"n_prompts": 32, "prompt_length": 8, "n_new": 4}
 def tiny_text(n_characters: int = 4000, seed: int = 0) -> str:
     """Write random words of a small made-up language."""
     rng = random.Random(seed)
-    words = ["".join(rng.choices("aeiou" "lmnrst", k=rng.randint(1, 5))) for _ in range(40)]
+    words = ["".join(rng.choices("aeioulmnrst", k=rng.randint(1, 5))) for _ in range(40)]
     text = ""
     while len(text) < n_characters:
         text += rng.choice(words) + rng.choice(["\n", " ", " ", " "])

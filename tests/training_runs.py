@@ -27,7 +27,7 @@ from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
-from tests.patients import tiny_patient, tiny_text
+from tests.patients import tiny_env, tiny_patient, tiny_text
 
 QUICK_SAC: dict[str, Any] = {
     "learning_starts": 3,
@@ -71,6 +71,12 @@ def taught_patient() -> Patient:
     patient = tiny_patient()
     patient.model.load_state_dict(copy.deepcopy(_taught_weights()))
     return patient
+
+
+def small_env(patient: Patient | None = None, **keywords: Any) -> AttentionSurgeryEnv:
+    """Return an environment of two incisions on ``patient``, or on a new tiny one: fast."""
+    sizes = {"n_incisions": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 8}
+    return tiny_env(patient, **{**sizes, **keywords})
 
 
 def everything(learner: GRPOLearner) -> list[Tensor]:
@@ -163,6 +169,13 @@ def quick_sac(monkeypatch: pytest.MonkeyPatch) -> None:
     sac = ALGORITHMS["sac"]
     quick = sac._replace(options={**sac.options, **QUICK_SAC})
     monkeypatch.setitem(ALGORITHMS, "sac", quick)
+
+
+@pytest.fixture
+def immortal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the patient survive whatever is done to it."""
+    monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (0.0, 100.0))
+    monkeypatch.setattr("avatarl_env.episode.COLLISION_MARGIN", 1e9)
 
 
 def small_config(corpus: Path | str, out: Path | str | None = None, **changes: Any) -> TrainConfig:

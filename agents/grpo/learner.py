@@ -38,7 +38,7 @@ class GRPOConfig:
     """K, characters sampled at each position."""
     batch_size: int = 16
     """B, windows per update; each is a whole context long."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     """Peak of AdamW's learning rate."""
     warmup_updates: int = 30
     """Updates of linear warm-up, on top of a cosine from the peak down to a tenth of it."""

@@ -56,7 +56,7 @@ def _read() -> GlobalStates:
         random.getstate(),
         np.random.get_state(),  # noqa: NPY002
         torch.get_rng_state(),
-        torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else (),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else (),  # type: ignore[no-untyped-call]
     )
 
 

@@ -151,7 +151,11 @@ class GPT(nn.Module):
         self.config = config
         # torch's constructors fill weights from the global generator; on "meta" they do not.
         with torch.device("meta"):
-            self.embed = nn.Embedding(config.vocab_size, config.width)
+            # Not nn.Embedding(V, C): drawing weights on "meta" imports all of sympy, for a second.
+            empty = torch.empty(config.vocab_size, config.width)
+            self.embed: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+                empty, freeze=False
+            )
             self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
             self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
             self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import Final, NamedTuple
 
@@ -76,6 +76,7 @@ class _Role(NamedTuple):
         return f"{self.title} {self.name}".strip()
 
 
+@lru_cache(maxsize=2)  # every environment in a process reads the same play
 def write_play(seed: int = 0, n_chars: int = 1_000_000) -> Play:
     """Write a play.
 

@@ -17,16 +17,17 @@ def test_known_names_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "end"),
     [
-        ("grafft", "operation must be one of ['graft', 'trim'], got 'grafft', did you mean 'graft'?"),
-        ("TRIM", "operation must be one of ['graft', 'trim'], got 'TRIM'"),
-        ("", "operation must be one of ['graft', 'trim'], got ''"),
-        (None, "operation must be one of ['graft', 'trim'], got None"),
-        (3, "operation must be one of ['graft', 'trim'], got 3"),
-        (["trim"], "operation must be one of ['graft', 'trim'], got ['trim'], did you mean 'trim'?"),
+        ("grafft", "got 'grafft', did you mean 'graft'?"),
+        ("TRIM", "got 'TRIM'"),
+        ("", "got ''"),
+        (None, "got None"),
+        (3, "got 3"),
+        (["trim"], "got ['trim'], did you mean 'trim'?"),
     ],
 )
-def test_others_are_refused_in_one_line_that_names_the_closest(value: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+def test_others_are_refused_in_one_line_that_names_the_closest(value: str, end: str) -> None:
+    message = re.escape(f"operation must be one of ['graft', 'trim'], {end}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
         check_choice("operation", value, ("trim", "graft"))

@@ -258,7 +258,6 @@ def test_projection_is_the_same_in_every_instance_and_release() -> None:
     assert first[:3] == pytest.approx([0.243158, 0.000431, 0.228339], abs=1e-6)
 
 
-
 def test_projection_keeps_the_scale() -> None:
     """Rows of variance 1 / C: a hidden state of root mean square 1 gives numbers of about 1."""
     rng = np.random.default_rng(0)

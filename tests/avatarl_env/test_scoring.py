@@ -50,7 +50,10 @@ def tongue() -> TextReference:
 
 
 def writing(
-    new_tokens: object, distributions: object = None, prompt_loss: object = None, vocab_size: int = 2
+    new_tokens: object,
+    distributions: object = None,
+    prompt_loss: object = None,
+    vocab_size: int = 2,
 ) -> Writing:
     """Return a writing after prompts of two tokens, uniform where nothing else is said."""
     new = np.asarray(new_tokens, dtype=np.int64)
@@ -265,9 +268,7 @@ WRITERS: dict[str, Callable[[Array], Array]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_default_score_prefers_the_references_own_samples(
-    name: str, tongue: TextReference
-) -> None:
+def test_default_score_prefers_the_references_own_samples(name: str, tongue: TextReference) -> None:
     own = measure_terms(write_like_the_reference(tongue, lambda q: q), tongue)
     other = measure_terms(write_like_the_reference(tongue, WRITERS[name]), tongue)
     score = Score()

@@ -73,9 +73,7 @@ def test_nobody_elses_dice_change_the_result() -> None:
 
 
 def test_the_learning_rate_by_hand() -> None:
-    learner = make_learner(
-        fresh_model(), NOISE, n_updates=10, learning_rate=2.0, warmup_updates=4
-    )
+    learner = make_learner(fresh_model(), NOISE, n_updates=10, learning_rate=2.0, warmup_updates=4)
     # 2 * min(1, (n + 1) / 4) * (0.55 + 0.45 cos(pi n / 10)); cos 36 degrees = 0.809017
     expected = {0: 0.5, 2: 1.5 * (0.55 + 0.45 * 0.809017), 5: 1.1, 10: 0.2, 12: 0.2}
     for n_done, rate in expected.items():
@@ -187,7 +185,8 @@ def test_a_text_one_longer_than_the_context_is_one_window() -> None:
 
 @pytest.mark.parametrize("length", [2, 15, 16])
 def test_a_text_no_longer_than_the_context_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=rf"^context must be less than {length} \(train\), got 16$"):
+    message = rf"^context must be less than {length} \(train\), got 16$"
+    with pytest.raises(ValueError, match=message):
         make_learner(fresh_model(), NOISE[:length])
 
 

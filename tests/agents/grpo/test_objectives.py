@@ -35,9 +35,7 @@ def through_softmax(gradient: Tensor, probs: Tensor) -> Tensor:
     return gradient - probs * gradient.sum(-1, keepdim=True)
 
 
-def gradients_by_logits(
-    loss: Sampled, probs: Tensor, targets: Tensor, actions: Tensor
-) -> Tensor:
+def gradients_by_logits(loss: Sampled, probs: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
     """Return each position's own gradient of a loss that is a mean over positions: (N, V)."""
     log_probs = probs.log().expand(len(targets), -1).clone().requires_grad_()
     loss(log_probs, targets, actions).backward()
@@ -147,9 +145,7 @@ def test_without_the_correction_brier_is_biased(group_size: int) -> None:
     # The baseline holds the sample's own collisions: what is charged is too little, and the
     # fixed point sharper than the truth.
     share = (group_size - 2) / (group_size - 1)
-    torch.testing.assert_close(
-        gradient, towards(TRUTH - share * POLICY, POLICY), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(gradient, towards(TRUTH - share * POLICY, POLICY), rtol=0, atol=1e-6)
     assert (gradient - towards(TRUTH - POLICY, POLICY)).abs().max() > 5e-3
 
 

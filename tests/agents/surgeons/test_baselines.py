@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
-from tests.patients import tiny_env
-from tests.training_runs import ToyOperation
+from tests.training_runs import ToyOperation, small_env
 
 
 def test_the_zero_surgeon_is_paid_exactly_nothing() -> None:
-    env = tiny_env(n_incisions=2)
+    env = small_env()
     records = ZeroSurgeon(env, 0).operate(3)
     assert [record.total for record in records] == [0.0, 0.0, 0.0]
     assert [record.mean_abs_action for record in records] == [0.0, 0.0, 0.0]
@@ -21,7 +20,7 @@ def test_the_zero_surgeon_is_paid_exactly_nothing() -> None:
 
 def test_each_operation_has_prompts_of_its_own_and_the_seed_decides_them() -> None:
     def losses(seed: int) -> list[float]:
-        env = tiny_env(n_incisions=2)
+        env = small_env()
         records = ZeroSurgeon(env, seed).operate(3)
         return [record.baseline_terms["heldout_loss"] for record in records]
 
@@ -31,7 +30,7 @@ def test_each_operation_has_prompts_of_its_own_and_the_seed_decides_them() -> No
 
 
 def test_rounds_go_on_where_the_last_one_ended() -> None:
-    together, apart = (ZeroSurgeon(tiny_env(n_incisions=2), 5) for _ in range(2))
+    together, apart = (ZeroSurgeon(small_env(), 5) for _ in range(2))
     whole = together.operate(3)
     parts = apart.operate(1) + apart.operate(2)
     assert [r.baseline_terms for r in whole] == [r.baseline_terms for r in parts]
@@ -51,7 +50,7 @@ def test_random_actions_fill_the_whole_range_evenly() -> None:
 
 def test_a_seed_decides_the_random_actions() -> None:
     def coefficients(seed: int) -> list[list[float]]:
-        records = RandomSurgeon(tiny_env(n_incisions=2), seed).operate(2)
+        records = RandomSurgeon(small_env(), seed).operate(2)
         return [record.coefficients.tolist() for record in records]
 
     assert coefficients(0) == coefficients(0)

@@ -67,9 +67,14 @@ def test_the_stream_goes_on_from_one_use_to_the_next_whatever_others_draw() -> N
 def test_an_exception_gives_the_generators_back_too() -> None:
     randomness = PrivateRandomness(5)
     before = global_random_states()
-    with pytest.raises(KeyboardInterrupt), randomness.use():
-        draw()
-        raise KeyboardInterrupt
+
+    def draw_and_break_off() -> None:
+        with randomness.use():
+            draw()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_and_break_off()
     assert global_random_states() == before
     with randomness.use():
         assert [draw()] == fresh(5, 2)[1:]  # what was drawn before it stays drawn

@@ -7,15 +7,15 @@ import pytest
 
 from agents.surgeons import NONE, SURGEONS, Surgeon, check_surgeon, make_surgeon
 from avatarl_env.env import AttentionSurgeryEnv
-from tests.patients import global_random_states, tiny_env
-from tests.training_runs import ToyOperation, quick_sac  # noqa: F401 - a fixture
+from tests.patients import global_random_states
+from tests.training_runs import ToyOperation, quick_sac, small_env  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("quick_sac")
 every_surgeon = pytest.mark.parametrize("name", sorted(SURGEONS))
 
 
 def make(name: str, env: AttentionSurgeryEnv | None = None, seed: int = 0) -> Surgeon:
-    return make_surgeon(name, env or tiny_env(n_incisions=2), seed)
+    return make_surgeon(name, env or small_env(), seed)
 
 
 def test_these_are_the_surgeons() -> None:
@@ -48,7 +48,7 @@ def test_returns_are_the_improvement_of_the_score(name: str) -> None:
 
 @every_surgeon
 def test_an_action_is_one_of_the_action_space(name: str) -> None:
-    env = tiny_env(n_incisions=2)
+    env = small_env()
     surgeon = make(name, env)
     observation, _ = env.reset(seed=0)
     for _ in range(2):
@@ -61,7 +61,7 @@ def test_an_action_is_one_of_the_action_space(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SURGEONS) - {"random"}))
 def test_actions_are_deterministic(name: str) -> None:
-    env = tiny_env(n_incisions=2)
+    env = small_env()
     surgeon = make(name, env)
     surgeon.operate(3)
     observation, _ = env.reset(seed=0)
@@ -82,7 +82,7 @@ def test_statistics_are_finite_numbers_by_metric_name(name: str) -> None:
 
 @every_surgeon
 def test_nothing_a_surgeon_does_touches_the_global_generators(name: str, tmp_path: Path) -> None:
-    env = tiny_env(n_incisions=2)
+    env = small_env()
     before = global_random_states()
     surgeon = make(name, env)
     surgeon.operate(3)
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_operations(name: str) -> None:
 
 @every_surgeon
 def test_a_round_begins_with_a_fresh_reset(name: str) -> None:
-    env = tiny_env(n_incisions=2)
+    env = small_env()
     surgeon = make(name, env)
     surgeon.operate(1)
     env.model_changed()  # whatever operation is open is void

@@ -11,16 +11,12 @@ from stable_baselines3 import SAC
 
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from avatarl_env.env import AttentionSurgeryEnv
-from tests.patients import global_random_states, tiny_env, tiny_patient
-from tests.training_runs import CE, QUICK_SAC, ToyOperation, make_learner
+from tests.patients import global_random_states, tiny_patient
+from tests.training_runs import CE, QUICK_SAC, ToyOperation, make_learner, small_env
 
 
 def sac(env: Any, seed: int = 0, **options: Any) -> SB3Surgeon:
     return SB3Surgeon("sac", env, seed, **{**QUICK_SAC, **options})
-
-
-def short_env() -> AttentionSurgeryEnv:
-    return tiny_env(n_incisions=2)
 
 
 def actor(surgeon: SB3Surgeon) -> list[torch.Tensor]:
@@ -70,13 +66,12 @@ def test_rewards_are_stored_as_they_were_paid() -> None:
     assert buffer.dones[:4, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-def improve(surgeon_env: AttentionSurgeryEnv) -> None:
-    """Train the model on the table for a while, and say so."""
-    patient = surgeon_env.patient
+def improve(env: AttentionSurgeryEnv) -> None:
+    """Train the model on the table for a while."""
+    patient = env.patient
     learner = make_learner(patient.model, patient.splits["train"], learning_rate=1e-2, **CE)
     for _ in range(5):
         learner.update()
-    surgeon_env.model_changed()
 
 
 def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +84,7 @@ def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_models_own_progress_is_never_paid_to_the_surgeon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    env = short_env()
+    env = small_env()
     surgeon = sac(env)
     still(surgeon, monkeypatch)
     baselines = []
@@ -98,6 +93,7 @@ def test_the_models_own_progress_is_never_paid_to_the_surgeon(
         assert [record.total for record in records] == [0.0, 0.0]
         baselines.append(records[0].baseline_terms["heldout_loss"])
         improve(env)
+        env.model_changed()
     assert baselines[0] > baselines[1] + 0.05  # the model did learn in between
     buffer = surgeon.model.replay_buffer
     assert buffer is not None
@@ -106,25 +102,26 @@ def test_the_models_own_progress_is_never_paid_to_the_surgeon(
 
 
 def test_going_on_from_the_last_observation_would_pay_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = short_env()
+    env = small_env()
     surgeon = sac(env)
     still(surgeon, monkeypatch)
     surgeon.operate(1)
     improve(env)
-    # What learn() does by itself: the environment notices,
-    with pytest.raises(RuntimeError, match="the model changed during the operation"):
-        surgeon.model.learn(1, reset_num_timesteps=False)
-    env._is_stale = False  # and if nobody had told it, the surgeon would be paid for nothing.
+    # What learn() does by itself, where nobody says that the model changed:
     surgeon.model.learn(1, reset_num_timesteps=False)
     (record,) = surgeon._recorder.collect()
     assert abs(record.total) > 1e-3
+    # Where somebody does, the environment refuses.
+    env.model_changed()
+    with pytest.raises(RuntimeError, match="the model changed during the operation"):
+        surgeon.model.learn(1, reset_num_timesteps=False)
 
 
 def test_two_runs_of_a_seed_are_equal_whatever_others_draw_in_between() -> None:
     def run(foreign: int) -> tuple[list[torch.Tensor], list[list[float]]]:
         torch.manual_seed(foreign)
         np.random.seed(foreign)  # noqa: NPY002
-        surgeon = sac(short_env(), seed=4)
+        surgeon = sac(small_env(), seed=4)
         records = []
         for _ in range(3):
             torch.rand(foreign)
@@ -139,7 +136,7 @@ def test_two_runs_of_a_seed_are_equal_whatever_others_draw_in_between() -> None:
 
 
 def test_another_seed_is_another_surgeon() -> None:
-    left, right = (sac(short_env(), seed=seed) for seed in (0, 1))
+    left, right = (sac(small_env(), seed=seed) for seed in (0, 1))
     assert not equal(actor(left), actor(right))
     (mine,), (yours,) = left.operate(1), right.operate(1)
     assert mine.coefficients.tolist() != yours.coefficients.tolist()
@@ -198,13 +195,15 @@ def bandit(*, truncates: bool, **options: Any) -> float:
     surgeon = sac(
         ToyOperation(1.0, truncates=truncates),
         learning_rate=1e-2,
-        gradient_steps=30,
+        gradient_steps=25,
         policy_kwargs={"net_arch": [16]},
+        ent_coef=1e-3,
+        tau=0.1,
         **options,
     )
     surgeon._env.norm_reward = False  # so that values are in the units of the reward
-    surgeon.operate(16)
-    assert n_updates(surgeon) > 300
+    surgeon.operate(11)
+    assert n_updates(surgeon) == 200
     return value(surgeon)
 
 
@@ -230,24 +229,23 @@ def test_options_given_by_the_caller_win_over_the_table() -> None:
 
 
 def test_what_was_saved_acts_like_the_surgeon(tmp_path: Path) -> None:
-    env = short_env()
+    env = small_env()
     surgeon = sac(env)
-    surgeon.operate(4)
+    records = surgeon.operate(4)
     surgeon.save(tmp_path)
     loaded = SAC.load(tmp_path / "surgeon.zip", device="cpu")
     scales = json.loads((tmp_path / "surgeon_normalisation.json").read_text(encoding="utf-8"))
     assert scales.keys() == {"mean", "var", "count", "return_var"}
-    assert scales["count"] == pytest.approx(13, abs=1e-3)  # 8 steps, 4 + 1 resets
+    n_observed = 1 + sum(record.length for record in records)
+    assert scales["count"] == pytest.approx(n_observed, abs=1e-3)
     observation, _ = env.reset(seed=9)
     normalised = (observation - scales["mean"]) / np.sqrt(np.array(scales["var"]) + 1e-8)
-    action, _ = loaded.predict(
-        np.clip(normalised, -10, 10).astype(np.float32), deterministic=True
-    )
+    action, _ = loaded.predict(np.clip(normalised, -10, 10).astype(np.float32), deterministic=True)
     assert action.tolist() == surgeon.act(observation).tolist()
 
 
 def test_learning_an_easy_operation() -> None:
-    # The best action is (1, -1), and each step is paid at once by how close it is.
+    # The best action is (0.5, -0.5), and each step is paid at once by how close it is.
     class Aim(ToyOperation):
         def step(self, action: np.ndarray) -> Any:
             self.rewards = (-float(np.square(action - [0.5, -0.5]).sum()),) * 2
@@ -255,13 +253,13 @@ def test_learning_an_easy_operation() -> None:
 
     surgeon = sac(
         Aim(0.0, 0.0),
-        learning_rate=5e-3,
-        gradient_steps=16,
+        learning_rate=1e-2,
+        gradient_steps=10,
         learning_starts=20,
         batch_size=64,
         policy_kwargs={"net_arch": [32]},
     )
-    surgeon.operate(45)
+    surgeon.operate(40)
     for observation in ([0.0] * 3, [1.0] * 3):
         action = surgeon.act(np.array(observation, np.float32))
         np.testing.assert_allclose(action, [0.5, -0.5], atol=0.25)
@@ -270,5 +268,5 @@ def test_learning_an_easy_operation() -> None:
 def test_the_patient_is_the_same_after_a_round() -> None:
     patient = tiny_patient()
     before = [p.detach().clone() for p in patient.model.parameters()]
-    sac(tiny_env(patient, n_incisions=2)).operate(4)
+    sac(small_env(patient)).operate(4)
     assert equal(before, list(patient.model.parameters()))

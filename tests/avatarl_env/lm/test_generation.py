@@ -71,7 +71,7 @@ def test_shapes_are_rows_by_draws() -> None:
     assert inverse_cdf(log_probs, uniforms).tolist() == [[[0, 1, 1], [0, 0, 0]]]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     logits=st.lists(
         st.one_of(st.just(-math.inf), st.floats(-200, 50, width=32)), min_size=1, max_size=40

@@ -147,7 +147,10 @@ def without(key: str) -> Callable[[dict[str, object]], object]:
         (without("gpt"), "KeyError: 'gpt'"),
         (without("tokenizer"), "KeyError: 'tokenizer'"),
         (lambda content: content | {"gpt": {"vocab_size": 16, "depth": 3}}, "'depth'"),
-        (lambda content: content | {"gpt": {"vocab_size": 16, "n_heads": 3}}, "n_heads must divide"),
+        (
+            lambda content: content | {"gpt": {"vocab_size": 16, "n_heads": 3}},
+            "n_heads must divide",
+        ),
         (lambda content: content | {"tokenizer": {"type": "bpe"}}, "must be 'char'"),
         (lambda content: [content], "TypeError"),
         (lambda content: "a model", "AttributeError"),
@@ -163,7 +166,7 @@ def test_a_damaged_description_is_refused_by_name(
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 100])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 100], ids=["none", "brace", "binary"])
 def test_damaged_files_are_refused_by_name(name: str, content: bytes, folder: Path) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"lm must be a stored model, .*{folder.name} is damaged"):
@@ -173,7 +176,7 @@ def test_damaged_files_are_refused_by_name(name: str, content: bytes, folder: Pa
 def test_a_cut_off_weights_file_is_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="lm must be a stored model, .* is damaged"):
+    with pytest.raises(ValueError, match=r"lm must be a stored model, .* is damaged"):
         load_model(str(folder))
 
 

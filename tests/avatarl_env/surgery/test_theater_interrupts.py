@@ -214,8 +214,9 @@ def python_handler() -> Iterator[None]:
 def test_ctrl_c_at_any_instruction_leaves_whole_weights_and_is_delivered_right_after() -> None:
     model = nn.Linear(1, 1)
     room = SurgicalTheater(model, [model.weight])
+    found = 0.5
+    model.weight.data.fill_(found)
     pristine = Snapshot(model)
-    found = model.weight.item()
     log: list[str] = []
 
     def program() -> None:

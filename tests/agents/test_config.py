@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from agents.config import MOST_THREADS, PRESET_NAMES, BadInput, ModelConfig, TrainConfig, preset
+from agents.wandb_sink import TRACK_CHOICES
+from avatarl_env.episode import OperationConfig
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_a_preset_knows_its_name_and_hangs_together(name: str) -> None:
+    config = preset(name)
+    assert config.preset == name
+    config.operation.check_context(config.lm.context)
+    assert preset(name) == config
+    assert config.surgeon == "sac"
+    assert (config.grpo.estimator, config.grpo.exploration) == ("brier", "sampled")
+    assert config.curriculum.commit == "if_better"
+
+
+def test_the_default_is_a_preset() -> None:
+    assert preset("laptop") == TrainConfig()
+
+
+def test_presets_grow() -> None:
+    def cost(name: str) -> int:
+        config = preset(name)
+        size = config.lm.n_layers * config.lm.width**2
+        positions = config.grpo.batch_size * config.lm.context
+        return size * positions * config.curriculum.n_updates
+
+    assert cost("smoke") < cost("laptop") < cost("full")
+
+
+def test_an_unknown_preset_is_refused_with_the_closest() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^preset must be one of \['full', 'laptop', 'smoke'\], "
+        r"got 'lapptop', did you mean 'laptop'\?$",
+    ):
+        preset("lapptop")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "smok"}, r"preset must be one of .*got 'smok', did you mean 'smoke'\?"),
+        ({"surgeon": "zerro"}, r"surgeon must be one of .*got 'zerro', did you mean 'zero'\?"),
+        ({"track": "offlin"}, r"track must be one of .*got 'offlin', did you mean 'offline'\?"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"threads": -2}, "threads must not be negative, got -2"),
+        ({"threads": MOST_THREADS + 1}, "threads must be at most 1024, got 1025"),
+        (
+            {
+                "lm": ModelConfig(context=64),
+                "operation": OperationConfig(prompt_length=32, n_new=60),
+            },
+            r"prompt_length \+ n_new must fit the model's context of 64, got 32 \+ 60",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"n_heads": 3},
+            "n_heads must divide width into even head dims, got width=128 and n_h.*=3",
+        ),
+        ({"n_heads": 128}, "n_heads must divide width into even head dims, .* n_heads=128"),
+        ({"n_heads": 0}, "n_heads must be at least 1, got 0"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"context": 0}, "context must be at least 1, got 0"),
+        ({"n_layers": -1}, "n_layers must be at least 1, got -1"),
+    ],
+)
+def test_impossible_sizes_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ModelConfig(**{"width": 128, **changes})
+
+
+def test_the_sizes_of_the_model_are_those_chosen() -> None:
+    sizes = ModelConfig(context=24, n_layers=3, n_heads=2, width=20).with_vocabulary(7)
+    assert dataclasses.asdict(sizes) == {
+        "vocab_size": 7,
+        "context": 24,
+        "n_layers": 3,
+        "n_heads": 2,
+        "width": 20,
+    }
+
+
+def test_every_choice_of_tracking_is_one_that_the_run_folder_knows() -> None:
+    for track in (None, *TRACK_CHOICES):
+        assert TrainConfig(track=track).track == track
+
+
+def test_a_configuration_cannot_be_changed_only_replaced() -> None:
+    config = TrainConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+    assert dataclasses.replace(config, seed=3).seed == 3
+
+
+def test_no_part_has_more_than_a_dozen_fields() -> None:
+    config = TrainConfig()
+    for part in (config, config.lm, config.grpo, config.operation, config.curriculum):
+        assert len(dataclasses.fields(part)) <= 12
+
+
+def test_bad_input_is_a_value_error() -> None:
+    assert issubclass(BadInput, ValueError)
