@@ -33,7 +33,7 @@ class CurriculumConfig:
 
     bootstrap_updates: int = 700
     """GRPO updates of the first phase, without a surgeon."""
-    surgery_rounds: int = 10
+    surgery_rounds: int = 15
     """Rounds of operations of the second phase, without GRPO."""
     joint_rounds: int = 5
     """Rounds of the third phase, each GRPO updates, then operations, then a commit's judgement."""

@@ -118,7 +118,6 @@ class Journal:
         """Take note of a GRPO update."""
         now = time.perf_counter()
         self._rates.append(self._learner.tokens_per_update / (now - self._last_update))
-        self._last_update = now
         self._advance(1, loss=f"{stats.loss:.4f}", reward=f"{stats.reward:.3f}")
         n_done = self._learner.n_done
         if n_done % WRITE_EVERY == 0 or n_done == 1:

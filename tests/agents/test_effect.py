@@ -182,6 +182,7 @@ HOW = "(8 operations on 256 unseen prompts, 95 % intervals)"
 def test_a_gain_in_words() -> None:
     effect = made_up(around(0.02, 0.005), around(0.004, 0.001), around(0.03, 0.01))
     assert verdict([effect], "sac") == (
+        "The surgeon helped. "
         "After joint, sac's operations raised its score (kl_ref) by 0.0200 nats/char "
         "[0.0150, 0.0250] and lowered the held-out loss by 0.0040 nats/char [0.0030, 0.0050] "
         f"{HOW}; in score they were better than random operations "
@@ -192,6 +193,7 @@ def test_a_gain_in_words() -> None:
 def test_a_loss_in_words() -> None:
     effect = made_up(around(-0.02, 0.005), around(-0.004, 0.001), around(-0.03, 0.01))
     assert verdict([effect], "sac") == (
+        "The surgeon did harm. "
         "After joint, sac's operations lowered its score (kl_ref) by 0.0200 nats/char "
         "[0.0150, 0.0250] and raised the held-out loss by 0.0040 nats/char [0.0030, 0.0050] "
         f"{HOW}; in score they were worse than random operations "
@@ -202,11 +204,40 @@ def test_a_loss_in_words() -> None:
 def test_no_effect_in_words_says_how_large_one_could_have_been_missed() -> None:
     effect = made_up(around(0.001, 0.004), around(-0.002, 0.005), around(0.001, 0.002))
     assert verdict([effect], "sac") == (
+        "The surgeon made no difference that could be measured. "
         "After joint, sac's operations had no effect on its score (kl_ref) that could be told from "
         "zero (none larger than 0.0050 nats/char) and had no effect on the held-out loss that "
         f"could be told from zero (none larger than 0.0070 nats/char) {HOW}; in score they were "
         "no different from random operations (+0.0010 nats/char [-0.0010, +0.0030])."
     )
+
+
+GOOD, BAD, UNSURE = around(0.02, 0.005), around(-0.02, 0.005), around(0.001, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("score", "fall", "headline"),
+    [
+        (GOOD, GOOD, "The surgeon helped."),
+        (GOOD, UNSURE, "The surgeon helped."),
+        (UNSURE, GOOD, "The surgeon helped."),
+        (GOOD, BAD, "The surgeon did harm."),  # sharpening
+        (BAD, GOOD, "The surgeon did harm."),
+        (UNSURE, BAD, "The surgeon did harm."),
+        (UNSURE, UNSURE, "The surgeon made no difference that could be measured."),
+        (around(0.0, 0.0), around(0.0, 0.0), "The surgeon made no difference that could be"),
+    ],
+)
+def test_the_headline_counts_harm_to_either_quantity_as_harm(
+    score: Interval, fall: Interval, headline: str
+) -> None:
+    assert verdict([made_up(score, fall, UNSURE)], "sac").startswith(headline)
+
+
+def test_the_headline_is_of_the_last_phase() -> None:
+    effects = [made_up(BAD, BAD, UNSURE, after="surgery"), made_up(GOOD, GOOD, UNSURE)]
+    assert verdict(effects, "sac").startswith("The surgeon helped. After surgery, ")
+    assert verdict(effects[::-1], "sac").startswith("The surgeon did harm. After joint, ")
 
 
 def test_exactly_nothing_in_words() -> None:
@@ -231,7 +262,10 @@ def test_each_phase_has_its_sentence_and_a_run_without_surgery_says_so() -> None
     both = [made_up(around(0.1, 0.01), around(0.1, 0.01), around(0.1, 0.01), after="surgery")]
     both += [made_up(around(0.2, 0.01), around(0.1, 0.01), around(0.1, 0.01))]
     text = verdict(both, "sac")
-    assert text.startswith("After surgery, sac's operations raised its score (kl_ref) by 0.1000")
+    first = (
+        "The surgeon helped. After surgery, sac's operations raised its score (kl_ref) by 0.1000"
+    )
+    assert text.startswith(first)
     assert " After joint, sac's operations raised its score (kl_ref) by 0.2000" in text
     assert verdict([], "none") == (
         "No surgeon operated in this run, so there is nothing to say of one."

@@ -91,12 +91,6 @@ def test_the_configuration_is_stored_with_the_corpus_as_it_was_resolved(
     assert stored["curriculum"]["commit"] == "if_better"
 
 
-def test_a_relative_path_is_resolved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    setup = Setup(small_config("text.txt"))
-    assert setup.corpus.name == str(folder / "text.txt")
-
-
 def test_the_summary_answers_every_question(run: RunSummary, folder: Path) -> None:
     summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
     assert summary == json.loads(json.dumps(run.summary))
@@ -118,7 +112,9 @@ def test_the_summary_answers_every_question(run: RunSummary, folder: Path) -> No
     measured = [effect["after"] for effect in summary["surgeon_effect"]["measurements"]]
     assert measured == ["surgery", "joint"]
     assert run.verdict == summary["surgeon_effect"]["verdict"]
-    assert run.verdict.startswith("After surgery, sac's operations ")
+    assert run.verdict.startswith("The surgeon ")
+    assert "After surgery, sac's operations " in run.verdict
+    assert "After joint, sac's operations " in run.verdict
     assert summary["environment"].keys() >= {"python", "torch", "device", "threads"}
     assert summary["environment"]["threads"] == 1
     assert summary["environment"]["device"] == "cpu"
@@ -385,14 +381,17 @@ def test_a_fault_of_ours_is_not_blamed_on_the_input(
     assert not isinstance(caught.value, BadInput)
 
 
-def test_without_a_name_the_run_is_named_by_time_and_preset(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_without_a_name_on_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_text(tmp_path)
     monkeypatch.chdir(tmp_path)
-    config = small_config(folder / "text.txt", surgeon="none", **probe(joint_rounds=0))
-    run = train(config, quiet=True)
+    run = train(small_config("text.txt", surgeon="none", **probe(joint_rounds=0)), quiet=True)
     assert run.folder.parent == Path("runs")
     assert run.folder.name.endswith("-smoke")
+    # The text can be found again from anywhere.
+    stored = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    assert stored["corpus"] == run.summary["corpus"] == str(tmp_path / "text.txt")
     assert run.summary["command"] is None
     assert load_model(str(run.folder)).about["made_by"] == "agents.train"
 
