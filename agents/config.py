@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from agents.curriculum import CurriculumConfig
 from agents.grpo.learner import GRPOConfig
 from agents.surgeons import check_surgeon
+from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPTConfig
 
 PRESET_NAMES = ("smoke", "laptop", "full")
-TRACKS = ("off", "offline", "online")
 MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
 
 
@@ -88,13 +88,23 @@ class TrainConfig:
         check_choice("preset", self.preset, PRESET_NAMES)
         check_surgeon(self.surgeon)
         if self.track is not None:
-            check_choice("track", self.track, TRACKS)
+            check_choice("track", self.track, TRACK_CHOICES)
         for name in ("seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         self.operation.check_context(self.lm.context)
+        if self.operation.injury:
+            raise ValueError(
+                "injury must be 0 in a run, which judges operations on the healthy model, "
+                f"got {self.operation.injury}"
+            )
+        if self.operation.split != "surgeon":
+            raise ValueError(
+                "split must be 'surgeon' in a run, the others are for training and reporting, "
+                f"got {self.operation.split!r}"
+            )
 
 
 def preset(name: str) -> TrainConfig:

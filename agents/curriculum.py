@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.effect import final_coefficients
+from agents.effect import final_operation
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
 from agents.surgeons import NONE, OperationRecord, Surgeon
@@ -33,7 +33,7 @@ class CurriculumConfig:
 
     bootstrap_updates: int = 700
     """GRPO updates of the first phase, without a surgeon."""
-    surgery_rounds: int = 15
+    surgery_rounds: int = 10
     """Rounds of operations of the second phase, without GRPO."""
     joint_rounds: int = 5
     """Rounds of the third phase, each GRPO updates, then operations, then a commit's judgement."""
@@ -149,17 +149,18 @@ class Curriculum:
                     journal.judged(self._consider(self.surgeon))
 
     def _consider(self, surgeon: Surgeon) -> Commit:
-        """Judge one deterministic operation on fresh text; keep it if it is better."""
+        """Judge one deterministic operation on fresh draws; keep it if better and survived."""
         env = self.env
-        coefficients = final_coefficients(surgeon, env, int(self._rng.integers(2**31)))
+        ending = final_operation(surgeon, env, int(self._rng.integers(2**31)))
         judgement = judge(
             env.patient,
             env.operator,
-            coefficients,
+            ending.coefficients,
             env.config,
             n_prompts=self.config.judge_prompts,
             rng=self._rng,
         )
-        if judgement.is_improvement:
+        kept = judgement.is_improvement and ending.flatline is None
+        if kept:
             env.commit()
-        return Commit(coefficients, judgement, judgement.is_improvement)
+        return Commit(ending.coefficients, judgement, kept)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agents.judgement import Gains, measure_gains
 from agents.surgeons import Surgeon
 from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.episode import incised
 from avatarl_env.scoring import Interval, interval
 
 N_OPERATIONS = 8
@@ -65,7 +66,7 @@ def measure_effect(
     gains: dict[str, list[Gains]] = {name: [] for name in POLICIES}
     for _ in range(N_OPERATIONS):
         operations = [
-            final_coefficients(surgeon, env, int(rng.integers(2**31))),
+            final_operation(surgeon, env, int(rng.integers(2**31))).coefficients,
             random_coefficients(env, rng),
             np.zeros(env.action_space.shape or ()),
         ]
@@ -93,26 +94,30 @@ def measure_effect(
     )
 
 
-def final_coefficients(
-    surgeon: Surgeon, env: AttentionSurgeryEnv, seed: int
-) -> NDArray[np.float64]:
-    """Let the surgeon perform one deterministic operation; return where it ends, (A,).
+class Ending(NamedTuple):
+    """How an operation ended."""
 
-    An operation that the patient does not survive counts as it ended.
-    """
+    coefficients: NDArray[np.float64]
+    """(A,)."""
+    flatline: str | None
+    """What the patient died of, or None."""
+
+
+def final_operation(surgeon: Surgeon, env: AttentionSurgeryEnv, seed: int) -> Ending:
+    """Let the surgeon perform one deterministic operation; return how it ends."""
     observation, info = env.reset(seed=seed)
     is_over = False
     while not is_over:
         observation, _, is_over, _, info = env.step(surgeon.act(observation))
-    return np.asarray(info["coefficients"])
+    return Ending(np.asarray(info["coefficients"]), info.get("flatline"))
 
 
 def random_coefficients(env: AttentionSurgeryEnv, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return where uniformly random incisions end, (A,): what they see does not matter to them."""
+    """Return where uniformly random incisions end, (A,); nothing they see stops or steers them."""
     coefficients = np.zeros(env.action_space.shape or ())
     for _ in range(env.config.n_incisions):
-        step = env.config.step_size * rng.uniform(-1.0, 1.0, coefficients.shape)
-        coefficients = np.clip(coefficients + step, -1.0, 1.0)
+        action = rng.uniform(-1.0, 1.0, coefficients.shape)
+        coefficients = incised(coefficients, action, env.config.step_size)
     return coefficients
 
 
@@ -124,12 +129,20 @@ def verdict(effects: Sequence[Effect], surgeon: str) -> str:
 
 
 def _headline(effect: Effect) -> str:
-    """Sum up the last measurement: both quantities count, harm to one is harm."""
-    intervals = (effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"])
-    if any(gain.high < 0 for gain in intervals):
+    """Sum up the last measurement: to help takes both quantities, to harm takes one."""
+    score, loss = effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"]
+    if not np.isfinite([*score, *loss]).all():
+        return "The surgeon broke the model: what it then wrote could not be scored."
+    if score.high < 0 or loss.high < 0:
         return "The surgeon did harm."
-    if any(gain.low > 0 for gain in intervals):
+    if score.low > 0 and loss.low > 0:
         return "The surgeon helped."
+    if score.low > 0:
+        return (
+            "The surgeon raised its score, without a better prediction of real text."
+        )
+    if loss.low > 0:
+        return "The surgeon improved the prediction of real text, without a rise of its score."
     return "The surgeon made no difference that could be measured."
 
 

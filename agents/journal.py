@@ -16,6 +16,7 @@ from agents.tracking import Clock, MetricWriter
 from avatarl_env.env import AttentionSurgeryEnv
 
 WRITE_EVERY = 5  # updates between two rows of kind "grpo"
+SAMPLE_EVERY = 5  # evaluations between two samples
 SAMPLE_CHARACTERS = 240
 TRAINING_COST = 3  # a forward and backward costs about as much as three forwards
 
@@ -57,6 +58,7 @@ class Journal:
         self._phase_start = self._start
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._evaluated = -1  # updates done when the model was last evaluated
         self.n_operations = 0
         self.commits: list[dict[str, Any]] = []
         self._last_coefficients: np.ndarray | None = None
@@ -87,11 +89,14 @@ class Journal:
         self._bar = tqdm(
             total=phase.steps * per_step, desc=f"{phase.name:>9}", disable=self._quiet, unit="it"
         )
+        if phase.updates and self._learner.n_done == 0:  # where it all begins
+            self._evaluate()
+            self._write_samples()
         self._phase_start = self._last_update = time.perf_counter()
 
     def end(self) -> dict[str, Any]:
         """Close the phase; return its name, steps, seconds, and first and last metrics."""
-        if self._phase.updates:
+        if self._phase.updates and self._learner.n_done != self._evaluated:
             self._evaluate()
         self._write_samples()
         self.close()
@@ -127,6 +132,8 @@ class Journal:
             self._write("grpo", row)
         if n_done % self._evaluate_every == 0:
             self._evaluate()
+        if n_done % (SAMPLE_EVERY * self._evaluate_every) == 0:
+            self._write_samples()
         self._last_update = time.perf_counter()
 
     def operated(self, records: list[OperationRecord], surgeon: Surgeon) -> None:
@@ -178,6 +185,7 @@ class Journal:
         }
 
     def _evaluate(self) -> None:
+        self._evaluated = self._learner.n_done
         validation = self._env.patient.splits["validation"][: PROGRESS_CHARACTERS + 1]
         metrics = evaluate_text(self._env.patient.model, validation)
         row = {f"validation/{name}": value for name, value in metrics._asdict().items()}

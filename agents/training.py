@@ -20,7 +20,7 @@ from agents.curriculum import Curriculum, make_phases
 from agents.effect import Effect, measure_effect, verdict
 from agents.evaluation import evaluate_text
 from agents.grpo.learner import PRECISIONS, GRPOLearner
-from agents.grpo.objectives import ESTIMATORS
+from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.report import write_report
 from agents.surgeons import NONE, Surgeon, make_surgeon
@@ -91,7 +91,8 @@ class Setup:
         self.corpus = load_corpus(config.corpus)
         self.corpus.require(config.lm.context, "context")  # windows are one longer than that
         self.generators = Generators.spawn(config.seed)
-        tokenizer = CharTokenizer.from_text(self.corpus.text)
+        # Characters that only held-out text has are unknown, as they would be to any user.
+        tokenizer = CharTokenizer.from_text(self.corpus.split("train"))
         sizes = config.lm.with_vocabulary(tokenizer.vocab_size)
         model = GPT(sizes, self.generators.init).to(self.device)
         self.patient = Patient(model, tokenizer, self.corpus)
@@ -132,7 +133,10 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
             raise BadInput(str(error)) from error
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
         settings["corpus_sha256"] = setup.corpus.sha256
-        with MetricWriter(folder, config=settings, track=config.track) as writer:
+        with (
+            _report_at_the_end(folder.path),
+            MetricWriter(folder, config=settings, track=config.track) as writer,
+        ):
             journal = Journal(
                 writer,
                 setup.learner,
@@ -148,7 +152,6 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
             summary |= {"command": command, "seconds": time.perf_counter() - start}
             _save(setup, folder, command)
             writer.write_summary(summary)
-        write_report(folder.path)
     return RunSummary(folder.path, summary)
 
 
@@ -190,6 +193,9 @@ def _summarise(
         "corpus_nats_per_char": setup.corpus.nats_per_char,
         "phases": phases,
         "validation": evaluate_text(model, validation)._asdict(),
+        "validation_unknown_characters": setup.patient.tokenizer.n_unknown(
+            setup.corpus.split("validation")
+        ),
         "references": _references(setup.patient),
         "commits": journal.commit_summary(config.curriculum.commit),
         "surgeon_effect": {
@@ -232,7 +238,9 @@ def _references(patient: Patient) -> list[dict[str, Any]]:
 
 def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
     estimator = config.grpo.estimator
-    kind = ", a supervised control, not RL" if ESTIMATORS[estimator].is_control else ""
+    kind = ", the exact expectation, a bound on RL" if config.grpo.exploration != SAMPLED else ""
+    if ESTIMATORS[estimator].is_control:
+        kind = ", a supervised control, not RL"
     backend = attention_backend(setup.device, PRECISIONS[config.grpo.precision])
     return (
         f"{setup.corpus.name}, {len(setup.corpus.text):,} characters; a GPT of "
@@ -276,6 +284,15 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be one that torch has, got {name!r}: {reason}") from error
     return device
+
+
+@contextmanager
+def _report_at_the_end(folder: Path) -> Iterator[None]:
+    """Write the report of what there is when the body ends, also if it breaks off."""
+    try:
+        yield
+    finally:
+        write_report(folder)
 
 
 @contextmanager

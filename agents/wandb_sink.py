@@ -6,13 +6,14 @@ account, no network at the start, none at the end.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
+
+from avatarl_env.choices import check_choice
 
 if TYPE_CHECKING:
     import wandb
@@ -40,12 +41,12 @@ def is_wanted(track: str | None) -> bool:
         ValueError: If `track` or WANDB_MODE is not one of its choices.
     """
     if track is not None:
-        _require_choice("track", track, TRACK_CHOICES)
+        check_choice("track", track, TRACK_CHOICES)
         return track != "off"
     mode = os.environ.get("WANDB_MODE")
     if not mode:
         return False
-    _require_choice("WANDB_MODE", mode, _WANDB_MODES)
+    check_choice("WANDB_MODE", mode, _WANDB_MODES)
     return mode != "disabled"
 
 
@@ -134,14 +135,6 @@ def _numbers(row: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield from _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, bool | int | float):
             yield f"{prefix}{name}", value
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value in choices:
-        return
-    close = difflib.get_close_matches(value, choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 
 def _line(error: Exception) -> str:

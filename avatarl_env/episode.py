@@ -72,6 +72,14 @@ class OperationConfig:
             )
 
 
+def incised(
+    coefficients: NDArray[np.float64], action: NDArray[np.floating], step_size: float
+) -> NDArray[np.float64]:
+    """Return where an incision leads: ``clip(c + step_size * clip(action, -1, 1), -1, 1)``."""
+    step = step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
+    return np.clip(coefficients + step, -1.0, 1.0)
+
+
 class Outcome(NamedTuple):
     """What an incision led to."""
 
@@ -129,8 +137,7 @@ class Episode:
         Args:
             action: (A,), clipped to [-1, 1].
         """
-        step = self.config.step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
-        return np.clip(self.coefficients + step, -1.0, 1.0)
+        return incised(self.coefficients, action, self.config.step_size)
 
     def conclude(
         self, coefficients: NDArray[np.float64], evaluation: Evaluation, score: Score

@@ -94,7 +94,14 @@ class Patient:
         learned = corpus or stored.about.get("corpus")
         if not learned:
             raise ValueError(f"corpus must be given, {lm!r} does not say what it learned")
-        return cls(model, stored.tokenizer, load_corpus(learned))
+        text = load_corpus(learned)
+        expected = stored.about.get("corpus_sha256", text.sha256)
+        if corpus is None and text.sha256 != expected:
+            raise ValueError(
+                f"corpus {learned!r} must be the text that {lm!r} learned, with sha256 {expected}, "
+                f"got {text.sha256}; to hold it against this one all the same, name the corpus"
+            )
+        return cls(model, stored.tokenizer, text)
 
     def prompts(
         self, split: str, n_prompts: int, prompt_length: int, n_new: int, rng: np.random.Generator
@@ -114,7 +121,7 @@ class Patient:
         check_choice("split", split, self.splits)
         tokens = self.splits[split]
         if len(tokens) < length:
-            raise ValueError(f"prompt_length must be at most {len(tokens)} ({split}), got {length}")
+            raise ValueError(f"length must be at most {len(tokens)} ({split}), got {length}")
         starts = rng.integers(0, len(tokens) - length + 1, size=n_windows)
         return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
@@ -132,7 +139,6 @@ class Patient:
         writing = Writing(
             tokens=generation.tokens.cpu().numpy(),
             n_prompt=prompts.tokens.shape[1],
-            log_probs=generation.log_probs.double().cpu().numpy(),
             distributions=generation.distributions.double().cpu().numpy(),
             prompt_loss=-read.gather(2, targets).double().mean((1, 2)).cpu().numpy(),
         )

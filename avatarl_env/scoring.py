@@ -30,8 +30,6 @@ class Writing:
     """(B, P + N) prompts and what follows them."""
     n_prompt: int
     """P."""
-    log_probs: Array
-    """(B, N) log-probability of each new token when it was sampled, nats."""
     distributions: Array
     """(B, N, V) all log-probabilities there, nats."""
     prompt_loss: Array
@@ -88,8 +86,9 @@ def kl_ref(writing: Writing, reference: TextReference) -> Array:
     """Return minus the KL divergence from the reference on the model's own text, (B,), nats/token.
 
     Mean over the new tokens of ``sum_a p(a) (log q(a) - log p(a))``: the whole distribution at
-    each position, not only the token drawn. At most 0, which only ``p = q`` reaches; loops,
-    gibberish, sharpening and flattening all lower it.
+    each position, not only the token drawn. At most 0, which only ``p = q`` reaches: loops and
+    gibberish lower it. Sharpening lowers it for a model as sharp as the reference, but raises it
+    for one that is flatter, so look at the held-out loss too.
     """
     log_q = reference.ngram.next_log_probs(writing.tokens, writing.n_prompt)  # (B, N, V)
     log_p = writing.distributions

@@ -32,6 +32,7 @@ from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.scoring import interval
 
 TEST_SEED = 1_000_000  # far from every training seed
+TRAINED = "trained"
 ROUND = 25  # operations between two lines of the learning curve
 
 
@@ -56,25 +57,36 @@ def share(rows: np.ndarray) -> float:
 def train(surgeon: Surgeon, n_operations: int) -> list[dict[str, float]]:
     """Let the surgeon learn; return its learning curve."""
     curve: list[dict[str, float]] = []
-    for done in range(ROUND, n_operations + 1, ROUND):
-        records = surgeon.operate(ROUND)
+    done = 0
+    while done < n_operations:
+        records = surgeon.operate(min(ROUND, n_operations - done))
+        done += len(records)
         regained = share(np.array([[record.total, record.lost_score] for record in records]))
         curve.append({"operations": done, "share": regained})
         print(f"{done:5d} operations: share regained {regained:+.3f}", flush=True)
     return curve
 
 
-def compare(results: dict[str, np.ndarray], name: str) -> dict[str, Any]:
-    """Print and return each arm's share and gain, and by how much ``name`` is better, paired."""
+def share_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the share, resampling operations."""
+    rng = np.random.default_rng(seed)
+    draws = rows[rng.integers(0, len(rows), (10_000, len(rows)))].sum(axis=1)
+    low, high = np.quantile(draws[:, 0] / draws[:, 1], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def compare(results: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Print and return each arm's share and gain, and by how much the trained one is better."""
     table = {}
     for arm, rows in results.items():
         gain = interval(rows[:, 0])
-        better = interval(results[name][:, 0] - rows[:, 0])
-        row = {"share": share(rows), "gain": gain._asdict(), "gain_over_this": better._asdict()}
-        table[arm] = row
+        better = interval(results[TRAINED][:, 0] - rows[:, 0])
+        low, high = share_interval(rows)
+        row = {"share": share(rows), "share_low": low, "share_high": high}
+        table[arm] = {**row, "gain": gain._asdict(), "gain_over_this": better._asdict()}
         print(
-            f"{arm:>8}: share {share(rows):+.3f}, gain {gain.mean:+.4f} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] nats/char; {name} gains more by "
+            f"{arm:>8}: share {share(rows):+.3f} [{low:+.3f}, {high:+.3f}], gain {gain.mean:+.4f} "
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] nats/char; the trained one gains more by "
             f"{better.mean:+.4f} [{better.low:+.4f}, {better.high:+.4f}]"
         )
     return table
@@ -108,8 +120,8 @@ def main() -> None:
     curve = train(surgeon, options.operations)
     seconds = time.perf_counter() - start
 
-    arms = {options.surgeon: surgeon}
-    arms |= {name: make_surgeon(name, test_env, options.seed) for name in ("random", "zero")}
+    arms = {name: make_surgeon(name, test_env, options.seed) for name in ("random", "zero")}
+    arms = {TRAINED: surgeon, **arms}
     results = {name: operate(arm, test_env, options.tests) for name, arm in arms.items()}
     lost = float(results["zero"][:, 1].mean())
     print(f"\n{options.tests} unseen injuries, {lost:.4f} nats/char lost on average")
@@ -117,7 +129,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "lost_score": lost,
         "curve": curve,
-        "test": compare(results, options.surgeon),
+        "test": compare(results),
         "seconds": seconds,
         "settings": {**vars(options), "out": str(options.out)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -77,11 +77,11 @@ CURVES = (
         key="reward",
         kind="grpo",
         metric="grpo/reward",
-        title="Reward of the model's training",
-        unit="chance of a right guess",
-        caption="What the language model earns while it trains: the chance that a character drawn "
-        "from its prediction is the right one. Faint points are single updates, the line is "
-        "their running mean.",
+        title="Chance of a right guess",
+        unit="probability",
+        caption="The chance that a character that the language model draws while it trains is the "
+        "right one. What it is paid follows from this and from its estimator. Faint points are "
+        "single updates, the line is their running mean.",
         noisy=True,
     ),
     Curve(

@@ -108,6 +108,13 @@ def _about(run: RunRecord) -> str:
             "character at a time. Its estimator was ce, the supervised control: it was shown the "
             "right characters, so this is not reinforcement learning."
         )
+    elif grpo.get("exploration") == "all_actions":
+        learner = (
+            "A small language model that began with random weights learned to continue text, one "
+            "character at a time. Nothing was sampled: it followed the exact expectation of its "
+            "reward, a bound on what reinforcement learning could do, and equal in gradient to a "
+            "supervised loss."
+        )
     else:
         learner = (
             "A small language model that began with random weights learned to continue text, one "
@@ -116,7 +123,7 @@ def _about(run: RunRecord) -> str:
     surgeon = (
         "A second agent, the surgeon, operated on its attention weights. An operation changes them "
         "for a moment, the surgeon is paid by how much better the model then writes, and the "
-        "change is undone exactly, unless it proved itself on fresh text and was kept."
+        "change is undone exactly, unless it proved itself on fresh draws and was kept."
         if run.of_kind("operation")
         else "Nobody operated on it so far."
         if not run.finished

@@ -135,7 +135,10 @@ def _lines_note(run: RunRecord, curve: Curve) -> str:
     levels = reference_levels(run, curve)
     note = curve.reference_note if run.summary.get("references") else ""
     if LIMIT in levels:
-        note += " The line called limit is the true entropy of the text: no model can get below it."
+        note += (
+            " The line called limit is the true entropy of the grammar that wrote the text, "
+            "averaged over all of it: about what a model would score that knew the grammar."
+        )
     return note.strip()
 
 

@@ -40,7 +40,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "batch_size": 256,
             # Old transitions tell of a language model that is no more.
             "buffer_size": 20_000,
-            "learning_starts": 64,
+            "learning_starts": 32,
             "train_freq": (1, "episode"),
             "gradient_steps": 32,
             # Rewards are scaled to a spread of one; SB3's first coefficient, 1, drowns them.
@@ -76,6 +76,9 @@ class SB3Surgeon:
             self._env = VecNormalize(DummyVecEnv([lambda: self._recorder]), gamma=GAMMA)
             settings = {"gamma": GAMMA, "device": "cpu", **algorithm.options, **options}
             self.model: OffPolicyAlgorithm = make("MlpPolicy", self._env, seed=seed, **settings)
+            # SB3 gives prompts and first actions one seed: they would be made of the same dice.
+            (child,) = np.random.SeedSequence(seed).spawn(1)
+            self.model.action_space.seed(int(child.generate_state(1)[0]))
         self.model.set_logger(Logger(folder=None, output_formats=[]))
 
     def operate(self, n_operations: int) -> list[OperationRecord]:

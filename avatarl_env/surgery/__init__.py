@@ -1,6 +1,6 @@
 """Weight surgery on any torch model: edit attention weights in place, get them back bit for bit.
 
-Needs torch alone: nothing here knows of text, rewards or Gymnasium.
+Nothing here knows of text, rewards or Gymnasium. The theater works on any torch module.
 """
 
 from avatarl_env.surgery.operators import HeadGain, Operator, make_operator

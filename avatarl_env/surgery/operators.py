@@ -35,7 +35,7 @@ class Operator(Protocol):
 
 
 class HeadGain:
-    """Per head a log-temperature and a log-value-gain.
+    """Per head a log-sharpness (minus a log-temperature) and a log-value-gain.
 
     ``gain = exp(scale * c)``. The first scales the head's query rows (and their bias), hence its
     attention logits: positive is sharper. The second scales the columns of the output projection
@@ -72,7 +72,7 @@ class HeadGain:
         self._labels = tuple(
             f"{kind} layer {layer} head {head}"
             for layer, count in zip(layers, counts, strict=True)
-            for kind in ("log-temperature", "log-value-gain")
+            for kind in ("log-sharpness", "log-value-gain")
             for head in range(count)
         )
 

@@ -40,8 +40,9 @@ class Corpus:
             path of a file.
         text: The characters, at least 2,000.
         source: The file, or what else the text was made from.
-        nats_per_char: True entropy of the text's source, nats per character: no model can predict
-            it better. Known only for ``playwright``, otherwise None.
+        nats_per_char: True entropy of the text's source, nats per character, averaged over the
+            whole text: about what a model would score that knew the source. Known only for
+            ``playwright``, otherwise None.
         sha256: Of the text in UTF-8, as hexadecimal digits.
     """
 

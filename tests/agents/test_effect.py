@@ -9,7 +9,7 @@ import pytest
 from agents import effect as effect_module
 from agents.effect import (
     Effect,
-    final_coefficients,
+    final_operation,
     measure_effect,
     random_coefficients,
     verdict,
@@ -42,7 +42,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_a_surgeon_ends_where_its_actions_lead() -> None:
     env = small_env(n_incisions=3, step_size=0.5)
     for action, expected in ((0.0, 0.0), (0.25, 0.375), (-0.5, -0.75), (1.0, 1.0)):
-        coefficients = final_coefficients(ScriptedSurgeon(env, action), env, seed=0)
+        coefficients = final_operation(ScriptedSurgeon(env, action), env, seed=0).coefficients
         assert coefficients.tolist() == [expected] * 4
 
 
@@ -56,7 +56,7 @@ def test_the_seed_decides_the_prompts_that_the_surgeon_is_shown() -> None:
             return super().act(observation)
 
     for seed in (5, 5, 6):
-        final_coefficients(Watching(env, 0.1), env, seed)
+        final_operation(Watching(env, 0.1), env, seed)
     assert seen[:2] == seen[2:4]
     assert seen[0] != seen[4]
 
@@ -64,7 +64,7 @@ def test_the_seed_decides_the_prompts_that_the_surgeon_is_shown() -> None:
 def test_an_operation_that_kills_the_patient_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:
     env = small_env()
     monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (2.0, 3.0))  # nobody survives
-    coefficients = final_coefficients(ScriptedSurgeon(env, 0.5), env, seed=0)
+    coefficients = final_operation(ScriptedSurgeon(env, 0.5), env, seed=0).coefficients
     assert coefficients.tolist() == [0.25] * 4
 
 
@@ -83,7 +83,7 @@ def test_random_operations_go_where_random_incisions_lead() -> None:
 def test_a_random_operation_is_what_the_random_surgeon_would_do() -> None:
     env = small_env(n_incisions=3)
     surgeon = RandomSurgeon(env, 0)
-    ends = [np.abs(final_coefficients(surgeon, env, seed)).mean() for seed in range(12)]
+    ends = [np.abs(final_operation(surgeon, env, seed).coefficients).mean() for seed in range(12)]
     drawn = [np.abs(random_coefficients(env, rng(seed))).mean() for seed in range(200)]
     assert np.mean(ends) == pytest.approx(np.mean(drawn), abs=0.15)
 
@@ -219,13 +219,14 @@ GOOD, BAD, UNSURE = around(0.02, 0.005), around(-0.02, 0.005), around(0.001, 0.0
     ("score", "fall", "headline"),
     [
         (GOOD, GOOD, "The surgeon helped."),
-        (GOOD, UNSURE, "The surgeon helped."),
-        (UNSURE, GOOD, "The surgeon helped."),
+        (GOOD, UNSURE, "The surgeon raised its score, without a better prediction of real"),
+        (UNSURE, GOOD, "The surgeon improved the prediction of real text, without a rise"),
         (GOOD, BAD, "The surgeon did harm."),  # sharpening
         (BAD, GOOD, "The surgeon did harm."),
         (UNSURE, BAD, "The surgeon did harm."),
         (UNSURE, UNSURE, "The surgeon made no difference that could be measured."),
         (around(0.0, 0.0), around(0.0, 0.0), "The surgeon made no difference that could be"),
+        (around(float("nan"), 0.0), GOOD, "The surgeon broke the model"),
     ],
 )
 def test_the_headline_counts_harm_to_either_quantity_as_harm(

@@ -27,7 +27,6 @@ def reading(
     writing = Writing(
         tokens=np.zeros((2, 6), dtype=np.int64),
         n_prompt=2,
-        log_probs=np.zeros((2, 4)),
         distributions=np.full((2, 4, 1), 0.0 if finite else math.nan),
         prompt_loss=np.zeros(2),
     )

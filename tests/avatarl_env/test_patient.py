@@ -148,10 +148,9 @@ def test_evaluation_has_the_promised_shapes_and_types(patient: Patient) -> None:
     assert writing.tokens.dtype == np.int64
     assert writing.tokens[:, :8].tolist() == prompts.tokens.tolist()
     assert writing.new_tokens.tolist() == writing.tokens[:, 8:].tolist()
-    assert writing.log_probs.shape == (4, 12)
     assert writing.distributions.shape == (4, 12, n_words)
     assert writing.prompt_loss.shape == (4,)
-    for array in (writing.log_probs, writing.distributions, writing.prompt_loss):
+    for array in (writing.distributions, writing.prompt_loss):
         assert array.dtype == np.float64
     assert np.exp(writing.distributions).sum(-1) == pytest.approx(np.ones((4, 12)), abs=1e-5)
     drawn = np.take_along_axis(writing.distributions, writing.new_tokens[..., None], axis=2)

@@ -71,7 +71,7 @@ def test_incisions_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) ->
         "0 +0.000           |          ",
         "1 +0.100           |#         ",
     ]
-    assert text.count("log-temperature layer all head") == 2
+    assert text.count("log-sharpness layer all head") == 2
     assert text.endswith("\n")
 
 

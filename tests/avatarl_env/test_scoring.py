@@ -63,7 +63,6 @@ def writing(
     return Writing(
         tokens=np.concatenate([np.zeros((len(new), 2), dtype=np.int64), new], axis=1),
         n_prompt=2,
-        log_probs=np.take_along_axis(log_p, new[..., None], axis=2)[..., 0],
         distributions=log_p,
         prompt_loss=np.ones(len(new)) if prompt_loss is None else np.asarray(prompt_loss, float),
     )
@@ -246,8 +245,7 @@ def write_like_the_reference(
         tokens[:, 4 + j] = (p.cumsum(-1) < rng.random((n_rows, 1))).sum(-1).clip(max=p.shape[1] - 1)
         with np.errstate(divide="ignore"):
             distributions[:, j] = np.log(p)
-    log_probs = np.take_along_axis(distributions, tokens[:, 4:, None], axis=2)[..., 0]
-    return Writing(tokens, 4, log_probs, distributions, np.ones(n_rows))
+    return Writing(tokens, 4, distributions, np.ones(n_rows))
 
 
 def loop_of_three(q: Array) -> Array:

@@ -181,20 +181,20 @@ def test_each_coefficient_moves_what_its_label_says_and_nothing_else(tied: bool)
         c = np.zeros(len(labels))
         c[index] = 0.5
         moved = list(moved_rows_and_columns(model, c, tied=tied))
-        match = re.fullmatch(r"(log-temperature|log-value-gain) layer (all|\d) head (\d)", label)
+        match = re.fullmatch(r"(log-sharpness|log-value-gain) layer (all|\d) head (\d)", label)
         assert match, label
         kind, layer, head = match.groups()
         channels = list(range(8 * int(head), 8 * int(head) + 8))
         for number in range(2):
             here = channels if layer in ("all", str(number)) else []
-            assert moved[2 * number] == (here if kind == "log-temperature" else [])
+            assert moved[2 * number] == (here if kind == "log-sharpness" else [])
             assert moved[2 * number + 1] == (here if kind == "log-value-gain" else [])
 
 
 def test_labels_tied_and_not() -> None:
     """A = 2 H tied, 2 H L not, layer by layer, temperatures before gains."""
     targets = find_targets(tiny_gpt(n_heads=2))
-    kinds = ("log-temperature", "log-value-gain")
+    kinds = ("log-sharpness", "log-value-gain")
     tied = HeadGain(targets).labels
     assert tied == tuple(f"{kind} layer all head {head}" for kind in kinds for head in range(2))
     untied = HeadGain(targets, tied=False).labels
