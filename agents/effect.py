@@ -138,9 +138,7 @@ def _headline(effect: Effect) -> str:
     if score.low > 0 and loss.low > 0:
         return "The surgeon helped."
     if score.low > 0:
-        return (
-            "The surgeon raised its score, without a better prediction of real text."
-        )
+        return "The surgeon raised its score, without a better prediction of real text."
     if loss.low > 0:
         return "The surgeon improved the prediction of real text, without a rise of its score."
     return "The surgeon made no difference that could be measured."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import runpy
 import sys
 import warnings
@@ -314,7 +315,7 @@ def test_an_unknown_mode_of_wandb_is_refused(
     words = ["--corpus", str(write_text(workplace)), "--out", "out"]
     line = complaint(words, capsys)
     assert line.startswith("WANDB_MODE must be one of ")
-    assert "'ofline'; did you mean 'offline'" in line
+    assert "'ofline', did you mean 'offline'" in line
 
 
 def test_a_message_of_several_lines_becomes_one(
@@ -346,7 +347,12 @@ def test_ctrl_c_ends_the_run_without_a_traceback(
     assert "Traceback" not in err
     # What had been written by then stays.
     assert (out / "config.json").exists()
-    assert len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    kinds = [
+        json.loads(line)["kind"]
+        for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert kinds == ["evaluation", "sample", "sample", "grpo"]
+    assert "has not finished" in (out / "report.html").read_text(encoding="utf-8")
     assert not (out / "summary.json").exists()
 
 

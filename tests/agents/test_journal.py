@@ -11,7 +11,7 @@ from agents import journal as journal_module
 from agents.curriculum import Commit, Phase
 from agents.evaluation import evaluate_text
 from agents.grpo.learner import GRPOStats
-from agents.journal import TRAINING_COST, WRITE_EVERY, Journal
+from agents.journal import SAMPLE_EVERY, TRAINING_COST, WRITE_EVERY, Journal
 from agents.judgement import Judgement
 from agents.surgeons import OperationRecord
 from agents.tracking import Clock
@@ -89,7 +89,8 @@ def test_the_first_update_and_every_fifth_are_written() -> None:
     desk.journal.begin(BOOTSTRAP)
     desk.update(12)
     assert WRITE_EVERY == 5
-    assert [clock.update for _, clock, _ in desk.writer.rows] == [1, 5, 10]
+    updates = [clock.update for kind, clock, _ in desk.writer.rows if kind == "grpo"]
+    assert updates == [1, 5, 10]
     assert {clock.phase for _, clock, _ in desk.writer.rows} == {"bootstrap"}
     for row in desk.writer.of("grpo"):
         speed = row.pop("time/tokens_per_second")
@@ -112,7 +113,7 @@ def test_the_model_is_evaluated_every_so_many_updates_on_a_fixed_slice(
     desk.journal.begin(BOOTSTRAP)
     desk.update(9)
     clocks = [clock.update for kind, clock, _ in desk.writer.rows if kind == "evaluation"]
-    assert clocks == [4, 8]
+    assert clocks == [0, 4, 8]
     patient = desk.env.patient
     expected = evaluate_text(patient.model, patient.splits["validation"][:100])
     assert desk.writer.of("evaluation")[0] == {
@@ -139,7 +140,8 @@ def test_every_operation_is_a_row() -> None:
         "baseline/kl_ref": -3.0,
     }
     assert (second["surgeon/return"], second["surgeon/flatline"]) == (-1.0, "entropy")
-    assert [clock.operation for _, clock, _ in desk.writer.rows] == [1, 2]
+    clocks = [clock for kind, clock, _ in desk.writer.rows if kind == "operation"]
+    assert [clock.operation for clock in clocks] == [1, 2]
     assert desk.journal.n_operations == 2
     assert desk.writer.of("surgeon") == []  # this surgeon has nothing to say
 
@@ -225,7 +227,7 @@ def test_samples_show_the_model_and_where_it_was_operated_the_last_operation() -
     desk.journal.begin(JOINT)
     desk.journal.operated([record(), record()], ScriptedSurgeon(desk.env))
     desk.journal.end()
-    plain, operated = desk.writer.of("sample")[:2], desk.writer.of("sample")[2:]
+    plain, operated = desk.writer.of("sample")[:2], desk.writer.of("sample")[-2:]
     assert [row["operated_text"] for row in plain] == [None, None]
     tokenizer = desk.env.patient.tokenizer
     text = tokenizer.decode(desk.env.patient.splits["surgeon"])
@@ -243,7 +245,17 @@ def test_a_phase_without_any_operation_yet_shows_none() -> None:
     desk = Desk()
     desk.journal.begin(JOINT)
     desk.journal.end()
-    assert [row["operated_text"] for row in desk.writer.of("sample")] == [None, None]
+    # at the very beginning and at the end, two prompts each
+    assert [row["operated_text"] for row in desk.writer.of("sample")] == [None] * 4
+
+
+def test_there_are_samples_every_fifth_evaluation() -> None:
+    desk = Desk(evaluate_every=2)
+    desk.journal.begin(BOOTSTRAP)
+    desk.update(21)
+    assert SAMPLE_EVERY == 5
+    clocks = [clock.update for kind, clock, _ in desk.writer.rows if kind == "sample"]
+    assert clocks == [0, 0, 10, 10, 20, 20]
 
 
 def test_compute_is_what_learning_and_operating_took() -> None:
@@ -348,4 +360,4 @@ def test_a_short_validation_text_is_evaluated_whole(rates: list[int]) -> None:
     desk = Desk(evaluate_every=1)
     desk.journal.begin(BOOTSTRAP)
     desk.update(1)
-    assert rates == [len(desk.env.patient.splits["validation"])]
+    assert rates == [len(desk.env.patient.splits["validation"])] * 2

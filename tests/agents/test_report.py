@@ -161,7 +161,10 @@ def test_a_model_beyond_the_tables_is_placed_too(
 
 
 def test_operations_and_commits_are_listed(whole: Page) -> None:
-    assert "Put to the test on fresh text: 6; kept: 2." in whole.text
+    assert (
+        "Put to the test on fresh draws from the text reserved for the surgeon: 6; kept: 2."
+        in whole.text
+    )
     assert "Luck alone would keep at most 0.30 of them on average." in whole.text
     assert whole.html.count('<span class="yes">kept</span>') == 2
     assert whole.html.count("<td>undone</td>") == 4
@@ -348,7 +351,9 @@ def test_the_true_entropy_of_the_text_is_a_line_and_a_bar(tmp_path: Path) -> Non
     page = Page(write_report(tmp_path))
     lines = [shape["y0"] for shape in page.figures["loss"]["layout"]["shapes"]]
     assert 1.21 in lines
-    assert "The line called limit is the true entropy of the text" in page.text
+    assert (
+        "The line called limit is the true entropy of the grammar that wrote the text" in page.text
+    )
     assert '<th scope="row">true entropy of the text</th>' in page.html
 
 

@@ -200,10 +200,11 @@ def test_operations_are_recorded_with_their_terms(run: RunSummary) -> None:
 def test_there_are_samples_of_every_phase(run: RunSummary) -> None:
     samples = rows(run, "sample")
     assert [row["phase"] for row in samples] == [
-        phase for phase in ("bootstrap", "surgery", "joint") for _ in range(2)
+        phase for phase in ("bootstrap", "bootstrap", "surgery", "joint") for _ in range(2)
     ]
+    assert [row["update"] for row in samples[:2]] == [0, 0]
     operated = [row["operated_text"] is not None for row in samples]
-    assert operated == [False, False, True, True, True, True]
+    assert operated == [False, False, False, False, True, True, True, True]
     text = (run.folder / "samples.txt").read_text(encoding="utf-8")
     for row in samples:
         assert row["text"] in text

@@ -112,7 +112,7 @@ def test_a_choice_wins_over_the_variable(
 
 def test_an_unknown_choice_is_refused_before_anything_is_written(folder: RunFolder) -> None:
     with pytest.raises(
-        ValueError, match=r"track must be one of .*'offlin'; did you mean 'offline'"
+        ValueError, match=r"track must be one of .*'offlin', did you mean 'offline'"
     ):
         MetricWriter(folder, config={}, track="offlin")
     assert not folder.config.exists()

@@ -514,10 +514,16 @@ def test_bad_arguments_are_refused_in_one_line(
 
 
 def test_prompts_longer_than_the_split_are_refused() -> None:
-    env = tiny_env(split="surgeon", prompt_length=30)
-    env.patient.splits = {**env.patient.splits, "surgeon": env.patient.splits["surgeon"][:29]}
+    patient = tiny_env().patient
+    patient.splits = {**patient.splits, "surgeon": patient.splits["surgeon"][:29]}
     with pytest.raises(ValueError, match=r"prompt_length must be at most 29 \(surgeon\), got 30"):
-        env.reset(seed=0)
+        AttentionSurgeryEnv(patient, **{**SIZES, "prompt_length": 30})
+
+
+@pytest.mark.parametrize("keyword", [{"corpus": "playwright"}, {"device": "cuda"}])
+def test_keywords_of_stored_models_are_refused_beside_a_live_one(keyword: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="corpus, device and dtype are for stored models"):
+        AttentionSurgeryEnv(tiny_env().patient, **SIZES, **keyword)
 
 
 # --- change and commit ---------------------------------------------------------------------------
