@@ -133,8 +133,8 @@ def _commits(run: RunRecord) -> Html:
     parts = []
     if summary:
         text = (
-            f"Commit policy: {summary.get('policy', DASH)}. Put to the test on fresh draws from the "
-            "text reserved for the surgeon: "
+            f"Commit policy: {summary.get('policy', DASH)}. Put to the test on fresh draws from "
+            "the text reserved for the surgeon: "
             f"{summary.get('tried', len(tries))}; kept: {summary.get('kept', 0)}."
         )
         expected = summary.get("expected_false_at_most")

@@ -117,3 +117,18 @@ def test_no_part_has_more_than_a_dozen_fields() -> None:
 
 def test_bad_input_is_a_value_error() -> None:
     assert issubclass(BadInput, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        ({"injury": 0.5}, "injury must be 0 in a run, .* got 0.5"),
+        ({"split": "validation"}, "split must be 'surgeon' in a run, .* got 'validation'"),
+        ({"split": "train"}, "split must be 'surgeon' in a run, .* got 'train'"),
+    ],
+)
+def test_what_would_make_a_runs_verdict_untrue_is_refused(
+    operation: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(operation=OperationConfig(**operation))

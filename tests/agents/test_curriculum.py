@@ -18,6 +18,7 @@ from agents.curriculum import (
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement
 from agents.surgeons import OperationRecord, Surgeon, make_surgeon
+from avatarl_env import episode as episode_module
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.scoring import Interval
 from tests.patients import global_random_states, tiny_patient
@@ -349,3 +350,16 @@ def test_an_injury_of_the_task_is_never_committed(monkeypatch: pytest.MonkeyPatc
     whole.run(COMMIT_ONLY, notes)
     assert notes.commits[0].kept
     assert same(everything(whole.learner), before)  # c = 0 is no edit at all
+
+
+def test_an_operation_that_the_patient_does_not_survive_is_never_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: Judgement(BETTER, BETTER))
+    monkeypatch.setattr(episode_module, "COLLISION_MARGIN", -1e9)  # whatever it does, it flatlines
+    env, notes = small_env(), Notes()
+    whole = curriculum(env, ScriptedSurgeon(env, 0.25))
+    before = everything(whole.learner)
+    whole.run(COMMIT_ONLY, notes)
+    assert not notes.commits[0].kept
+    assert same(everything(whole.learner), before)

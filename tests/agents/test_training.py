@@ -25,7 +25,7 @@ from agents.training import Generators, RunSummary, Setup, train
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.storage import load_model
 from avatarl_env.text.ngram import NGramReference
-from tests.patients import global_random_states
+from tests.patients import global_random_states, tiny_text
 from tests.training_runs import CE, QUICK_SAC, same, small_config, write_text
 
 
@@ -416,3 +416,13 @@ def test_the_python_interface_is_as_short_as_promised(folder: Path) -> None:
     assert agents.TrainConfig is type(small_config(folder / "text.txt"))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         agents.trian  # noqa: B018
+
+
+def test_characters_of_held_out_text_alone_are_unknown(tmp_path: Path) -> None:
+    text = tiny_text(4000)
+    path = tmp_path / "text.txt"
+    path.write_text(text[:-3] + "\u20ac\u20ac\n", encoding="utf-8")
+    run = train(small_config(path, tmp_path / "out", surgeon="none"), quiet=True)
+    assert run.summary["validation_unknown_characters"] == 2
+    about = json.loads((run.folder / "checkpoints" / "final" / "model.json").read_text("utf-8"))
+    assert "\u20ac" not in about["tokenizer"]["characters"]

@@ -362,3 +362,14 @@ def test_a_model_that_does_not_say_what_it_learned_needs_a_corpus(tmp_path: Path
     with pytest.raises(ValueError, match=r"corpus must be given, .* does not say what it learned"):
         Patient.load(folder)
     assert Patient.load(folder, corpus=str(tmp_path / "text.txt")).corpus.text
+
+
+def test_a_text_that_changed_since_it_was_learned_is_refused_unless_named(tmp_path: Path) -> None:
+    folder = store_tiny_patient(tmp_path / "model")
+    about_path = tmp_path / "model" / "model.json"
+    about = json.loads(about_path.read_text(encoding="utf-8"))
+    about["corpus_sha256"] = "0" * 64
+    about_path.write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"must be the text that .* learned, with sha256 0000"):
+        Patient.load(folder)
+    assert Patient.load(folder, corpus=about["corpus"]).corpus.name == about["corpus"]

@@ -270,3 +270,13 @@ def test_the_patient_is_the_same_after_a_round() -> None:
     before = [p.detach().clone() for p in patient.model.parameters()]
     sac(small_env(patient)).operate(4)
     assert equal(before, list(patient.model.parameters()))
+
+
+def test_first_actions_and_first_prompts_are_not_made_of_the_same_dice() -> None:
+    env = small_env()
+    surgeon = sac(env, seed=3)
+    env.reset(seed=3)
+    space = surgeon.model.action_space
+    assert space.np_random.bit_generator.state != env.np_random.bit_generator.state
+    again = sac(small_env(), seed=3).model.action_space
+    assert np.array_equal(space.sample(), again.sample())
