@@ -314,6 +314,22 @@ def test_a_supervised_run_is_called_a_control(
     assert "ce, all_actions, a supervised control, not RL; surgeon none" in capsys.readouterr().out
 
 
+def test_an_exact_expectation_is_not_called_reinforcement_learning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(
+        folder / "text.txt",
+        folder / "exact",
+        surgeon="none",
+        grpo=GRPOConfig(batch_size=4, exploration="all_actions"),
+        **probe(),
+    )
+    run = train(config)
+    assert "brier, all_actions, the exact expectation, a bound on RL" in capsys.readouterr().out
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was sampled: it followed the exact expectation of its reward" in page
+
+
 def test_training_leaves_the_global_generators_and_threads_alone(folder: Path) -> None:
     torch.set_num_threads(1)
     before = global_random_states()
