@@ -21,7 +21,8 @@ from avatarl_env.scoring import Interval, interval
 
 N_OPERATIONS = 8
 N_PROMPTS = 256  # over all operations
-POLICIES = ("surgeon", "random", "zero")
+RANDOM = "random"
+POLICIES = ("surgeon", RANDOM, "zero")
 UNIT = "nats/char"
 
 
@@ -36,6 +37,8 @@ class Effect(NamedTuple):
     """The surgeon's gain minus the random one's, paired."""
     n_operations: int
     n_prompts: int
+    n_practised: int = 0
+    """Operations that the surgeon had performed in the run by then."""
 
     def as_summary(self) -> dict[str, Any]:
         """Return a JSON-able record."""
@@ -48,6 +51,7 @@ class Effect(NamedTuple):
             "kl_ref_over_random": self.kl_ref_over_random._asdict(),
             "n_operations": self.n_operations,
             "n_prompts": self.n_prompts,
+            "n_practised": self.n_practised,
         }
 
 
@@ -151,10 +155,12 @@ def _sentence(effect: Effect, surgeon: str) -> str:
     against = "no different from"
     if over.low > 0 or over.high < 0:
         against = "better than" if over.low > 0 else "worse than"
+    practice = f" and {effect.n_practised} operations" if effect.n_practised else ""
+    comparison = f"; in score they were {against} random operations (difference {_range(over)})"
     return (
-        f"After {effect.after}, {surgeon}'s operations {gain} and {loss} "
-        f"({effect.n_operations} operations on {effect.n_prompts} unseen prompts, 95 % intervals); "
-        f"in score they were {against} random operations ({_range(over)})."
+        f"After {effect.after}{practice}, {surgeon}'s operations {gain} and {loss} "
+        f"({effect.n_operations} operations on {effect.n_prompts} unseen prompts, 95 % intervals)"
+        f"{'' if surgeon == RANDOM else comparison}."
     )
 
 
@@ -163,11 +169,18 @@ def _phrase(gain: Interval, what: str, good: str, bad: str) -> str:
     if gain.low == gain.high == 0:
         return f"left {what} exactly as it was"
     if gain.low > 0:
-        return f"{good} {what} by {gain.mean:.4f} {UNIT} [{gain.low:.4f}, {gain.high:.4f}]"
+        size, low, high = map(_number, (gain.mean, gain.low, gain.high))
+        return f"{good} {what} by {size} {UNIT} [{low}, {high}]"
     if gain.high < 0:
-        return f"{bad} {what} by {-gain.mean:.4f} {UNIT} [{-gain.high:.4f}, {-gain.low:.4f}]"
-    largest = f"{max(-gain.low, gain.high):.4f} {UNIT}"
+        size, low, high = map(_number, (-gain.mean, -gain.high, -gain.low))
+        return f"{bad} {what} by {size} {UNIT} [{low}, {high}]"
+    largest = f"{_number(max(-gain.low, gain.high))} {UNIT}"
     return f"had no effect on {what} that could be told from zero (none larger than {largest})"
+
+
+def _number(value: float) -> str:
+    """Four decimals, or as many as it takes to show two figures."""
+    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
 
 
 def _range(gain: Interval) -> str:

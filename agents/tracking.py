@@ -66,22 +66,32 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.txt"
         self.summary = self.path / "summary.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
+        refuse_used(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            names = sorted(entry.name for entry in self.path.iterdir())
-            if not names:
-                self.metrics.touch(exist_ok=False)
+            self.metrics.touch(exist_ok=False)
         except OSError as error:
             raise ValueError(
                 f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
             ) from error
-        if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise ValueError(
-                f"out must be an empty or new folder, got {str(path)!r} which holds {shown}"
-            )
+
+
+def refuse_used(path: str | os.PathLike[str]) -> None:
+    """Raise a ValueError if ``path`` is a file or a folder that holds anything."""
+    folder = Path(path)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise ValueError(
+            f"out must be a folder that can be read, got {str(path)!r}: {error.strerror}"
+        ) from error
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ValueError(
+            f"out must be an empty or new folder, got {str(path)!r} which holds {shown}"
+        )
 
 
 class MetricWriter:

@@ -24,7 +24,7 @@ from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.report import write_report
 from agents.surgeons import NONE, Surgeon, make_surgeon
-from agents.tracking import MetricWriter, RunFolder
+from agents.tracking import MetricWriter, RunFolder, refuse_used
 from agents.wandb_sink import is_wanted
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.attention import attention_backend
@@ -127,6 +127,8 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
     start = time.perf_counter()
     with _threads(config.threads):
         try:
+            if config.out:
+                refuse_used(config.out)
             setup = Setup(config)
             folder = RunFolder(config.out or _new_folder_name(config.preset))
         except ValueError as error:  # a later one is no fault of the input, but of ours
@@ -169,9 +171,8 @@ def _run_phases(
         phases.append(journal.end())
         if phase.operations and setup.surgeon is not None:
             journal.say(f"measuring what the surgeon was worth after {phase.name}")
-            effects.append(
-                measure_effect(setup.surgeon, setup.env, phase.name, setup.generators.effect)
-            )
+            effect = measure_effect(setup.surgeon, setup.env, phase.name, setup.generators.effect)
+            effects.append(effect._replace(n_practised=journal.n_operations))
     return phases, effects
 
 

@@ -19,7 +19,15 @@ from avatarl_env.patient import Patient
 from avatarl_env.rendering import render_ansi
 from avatarl_env.scoring import TERMS, Score
 from avatarl_env.surgery import make_operator
-from avatarl_env.text.corpus import Corpus
+from avatarl_env.text.corpus import Corpus, load_corpus
+
+
+class UnknownRenderMode(ValueError, TypeError):
+    """A render mode that the environment does not have.
+
+    Also a TypeError, since code that tries a render mode and can do without (Stable-Baselines3,
+    given an environment's name) goes by that.
+    """
 
 
 class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -146,7 +154,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         self.action_space = Box(-1.0, 1.0, (n_coefficients,), np.float32)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             modes = self.metadata["render_modes"]
-            raise ValueError(f"render_mode must be None or one of {modes}, got {render_mode!r}")
+            raise UnknownRenderMode(
+                f"render_mode must be None or one of {modes}, got {render_mode!r}"
+            )
         self.render_mode = render_mode
         self._episode: Episode | None = None
         # Of the patient when the episode began; None: the episode was void when it was saved.
@@ -154,17 +164,18 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
     @classmethod
     def from_model(
-        cls, model: GPT, tokenizer: CharTokenizer, corpus: Corpus, **keywords: Any
+        cls, model: GPT, tokenizer: CharTokenizer, corpus: Corpus | str, **keywords: Any
     ) -> Self:
         """Put a live model on the table; it is shared with the caller, not copied.
 
         Args:
             model: the patient; it stays on its device.
             tokenizer: its own.
-            corpus: the text it is held against.
+            corpus: the text it is held against; a corpus, its name or a path.
             **keywords: as for the constructor.
         """
-        return cls(Patient(model, tokenizer, corpus), **keywords)
+        text = load_corpus(corpus) if isinstance(corpus, str) else corpus
+        return cls(Patient(model, tokenizer, text), **keywords)
 
     def step(
         self, action: NDArray[np.float32]

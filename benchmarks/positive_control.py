@@ -68,9 +68,13 @@ def train(surgeon: Surgeon, n_operations: int) -> list[dict[str, float]]:
 
 
 def share_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the share, resampling operations."""
+    """Return the 95 % bootstrap interval of the share, or NaNs if too few were tested."""
     rng = np.random.default_rng(seed)
+    if rows[:, 1].sum() <= 0:
+        return float("nan"), float("nan")
     draws = rows[rng.integers(0, len(rows), (10_000, len(rows)))].sum(axis=1)
+    if draws[:, 1].min() <= 0:  # so few operations that an injury may seem to do good
+        return float("nan"), float("nan")
     low, high = np.quantile(draws[:, 0] / draws[:, 1], (0.025, 0.975))
     return float(low), float(high)
 
@@ -84,11 +88,13 @@ def compare(results: dict[str, np.ndarray]) -> dict[str, Any]:
         low, high = share_interval(rows)
         row = {"share": share(rows), "share_low": low, "share_high": high}
         table[arm] = {**row, "gain": gain._asdict(), "gain_over_this": better._asdict()}
-        print(
-            f"{arm:>8}: share {share(rows):+.3f} [{low:+.3f}, {high:+.3f}], gain {gain.mean:+.4f} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] nats/char; the trained one gains more by "
-            f"{better.mean:+.4f} [{better.low:+.4f}, {better.high:+.4f}]"
-        )
+        line = f"{arm:>8}: share of the lost score regained {share(rows):+.3f} "
+        line += f"[{low:+.3f}, {high:+.3f}], gain {gain.mean:+.4f} "
+        line += f"[{gain.low:+.4f}, {gain.high:+.4f}] nats/char"
+        if arm != TRAINED:
+            line += f"; the trained one gains more by {better.mean:+.4f} "
+            line += f"[{better.low:+.4f}, {better.high:+.4f}]"
+        print(line)
     return table
 
 
@@ -131,7 +137,7 @@ def main() -> None:
         "curve": curve,
         "test": compare(results),
         "seconds": seconds,
-        "settings": {**vars(options), "out": str(options.out)},
+        "settings": {**vars(options), "out": options.out and str(options.out)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": commit(),
     }

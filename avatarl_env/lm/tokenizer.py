@@ -48,7 +48,10 @@ class CharTokenizer:
     def __init__(self, characters: str) -> None:
         if len(set(characters)) != len(characters):
             repeated = next(c for i, c in enumerate(characters) if c in characters[:i])
-            raise ValueError(f"characters must be distinct, got {repeated!r} more than once")
+            raise ValueError(
+                f"characters must be distinct, got {repeated!r} more than once; "
+                "for the vocabulary of a text use CharTokenizer.from_text"
+            )
         if UNKNOWN not in characters:
             raise ValueError(
                 f"characters must hold the unknown symbol {UNKNOWN!r}, got {characters!r}"

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import tempfile
+import textwrap
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -284,7 +285,7 @@ def _download(name: str, url: str, patience: _Patience) -> bytes:
             status = error.response.status_code if error.response is not None else None
             refused = status is not None and 400 <= status < 500 and status != 429
             if refused or attempt == patience.attempts:
-                cause = " ".join(str(error).split())
+                cause = textwrap.shorten(str(error), 100, placeholder=" ...")
                 raise CorpusError(
                     f"corpus {name!r} cannot be downloaded from {url} "
                     f"({attempt} attempt(s), {type(error).__name__}: {cause}); put the file at "

@@ -186,7 +186,7 @@ def test_a_gain_in_words() -> None:
         "After joint, sac's operations raised its score (kl_ref) by 0.0200 nats/char "
         "[0.0150, 0.0250] and lowered the held-out loss by 0.0040 nats/char [0.0030, 0.0050] "
         f"{HOW}; in score they were better than random operations "
-        "(+0.0300 nats/char [+0.0200, +0.0400])."
+        "(difference +0.0300 nats/char [+0.0200, +0.0400])."
     )
 
 
@@ -197,7 +197,7 @@ def test_a_loss_in_words() -> None:
         "After joint, sac's operations lowered its score (kl_ref) by 0.0200 nats/char "
         "[0.0150, 0.0250] and raised the held-out loss by 0.0040 nats/char [0.0030, 0.0050] "
         f"{HOW}; in score they were worse than random operations "
-        "(-0.0300 nats/char [-0.0400, -0.0200])."
+        "(difference -0.0300 nats/char [-0.0400, -0.0200])."
     )
 
 
@@ -208,7 +208,7 @@ def test_no_effect_in_words_says_how_large_one_could_have_been_missed() -> None:
         "After joint, sac's operations had no effect on its score (kl_ref) that could be told from "
         "zero (none larger than 0.0050 nats/char) and had no effect on the held-out loss that "
         f"could be told from zero (none larger than 0.0070 nats/char) {HOW}; in score they were "
-        "no different from random operations (+0.0010 nats/char [-0.0010, +0.0030])."
+        "no different from random operations (difference +0.0010 nats/char [-0.0010, +0.0030])."
     )
 
 
@@ -283,8 +283,21 @@ def test_an_effect_can_be_written_as_json() -> None:
         "kl_ref_over_random",
         "n_operations",
         "n_prompts",
+        "n_practised",
     }
     assert summary["kl_ref_gain"].keys() == {"surgeon", "random", "zero"}
     gain = summary["kl_ref_gain"]["surgeon"]
     assert gain.keys() == {"mean", "low", "high", "lower_bound", "n"}
     assert (gain["mean"], gain["low"], gain["n"]) == (0.02, 0.015, 8)
+
+
+def test_practice_is_told_and_random_is_not_compared_with_itself() -> None:
+    effect = made_up(BAD, BAD, UNSURE)._replace(n_practised=60)
+    assert "After joint and 60 operations, random's operations" in verdict([effect], "random")
+    assert "random operations (" not in verdict([effect], "random")
+    assert "no different from random operations (difference" in verdict([effect], "sac")
+
+
+def test_a_tiny_effect_is_not_written_as_zero() -> None:
+    tiny = around(0.00002, 0.00001)
+    assert "by 2e-05 nats/char [1e-05, 3e-05]" in verdict([made_up(tiny, tiny, tiny)], "sac")

@@ -113,8 +113,8 @@ def test_the_summary_answers_every_question(run: RunSummary, folder: Path) -> No
     assert measured == ["surgery", "joint"]
     assert run.verdict == summary["surgeon_effect"]["verdict"]
     assert run.verdict.startswith("The surgeon ")
-    assert "After surgery, sac's operations " in run.verdict
-    assert "After joint, sac's operations " in run.verdict
+    assert "After surgery and 4 operations, sac's operations " in run.verdict
+    assert "After joint and 8 operations, sac's operations " in run.verdict
     assert summary["environment"].keys() >= {"python", "torch", "device", "threads"}
     assert summary["environment"]["threads"] == 1
     assert summary["environment"]["device"] == "cpu"
@@ -212,7 +212,7 @@ def test_there_are_samples_of_every_phase(run: RunSummary) -> None:
 
 def test_the_report_says_the_verdict(run: RunSummary) -> None:
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "After surgery, sac" in page
+    assert "After surgery and 4 operations, sac" in page
     assert page.rstrip().endswith("</html>")
 
 

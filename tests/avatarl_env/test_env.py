@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -792,3 +793,16 @@ def test_what_the_caller_changes_is_what_the_next_operation_sees() -> None:
     _, after = env.reset(seed=0)
     assert after["baseline_terms"] != start["baseline_terms"]
     assert rewards(operate(env, np.zeros((4, 4), dtype=np.float32))) == [0.0] * 4
+
+
+def test_an_unknown_render_mode_is_an_error_that_stable_baselines3_can_do_without() -> None:
+    with pytest.raises(TypeError, match="render_mode must be None or one of"):
+        tiny_env(render_mode="rgb_array")
+
+
+def test_a_live_model_may_name_its_corpus(tmp_path: Path) -> None:
+    patient = tiny_patient()
+    path = tmp_path / "text.txt"
+    path.write_text(patient.corpus.text, encoding="utf-8")
+    env = AttentionSurgeryEnv.from_model(patient.model, patient.tokenizer, str(path), **SIZES)
+    assert env.patient.corpus.text == patient.corpus.text
