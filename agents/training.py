@@ -263,7 +263,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **versions,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
