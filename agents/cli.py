@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import logging
 import shlex
@@ -12,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from avatarl_env.choices import closest
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
@@ -90,9 +91,7 @@ def _parse(words: list[str]) -> TrainConfig | None:
             return None
         raise BadInput(_unframe(complaint.getvalue())) from None
     if unknown:
-        flags = list(_flags(dataclasses.asdict(base)))
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = closest(unknown[0].partition("=")[0], _flags(dataclasses.asdict(base)))
         raise BadInput(f"arguments must be those that --help lists, got {unknown[0]!r}{hint}")
     return config
 

@@ -66,33 +66,32 @@ def measure_effect(
         after: name of the phase just finished.
         rng: draws prompts and random operations.
     """
-    spent = env.patient.forward_tokens
     gains: dict[str, list[Gains]] = {name: [] for name in POLICIES}
-    for _ in range(N_OPERATIONS):
-        operations = [
-            final_operation(surgeon, env, int(rng.integers(2**31))).coefficients,
-            random_coefficients(env, rng),
-            np.zeros(env.action_space.shape or ()),
-        ]
-        measured = measure_gains(
-            env.patient,
-            env.operator,
-            operations,
-            env.config,
-            split="validation",
-            n_each=N_PROMPTS // N_OPERATIONS,
-            rng=rng,
-        )
-        for name, gain in zip(POLICIES, measured, strict=True):
-            gains[name].append(gain)
-    env.patient.forward_tokens = spent  # this was for the reader, and taught nobody anything
+    with env.patient.uncounted():
+        for _ in range(N_OPERATIONS):
+            operations = [
+                final_operation(surgeon, env, int(rng.integers(2**31))).coefficients,
+                random_coefficients(env, rng),
+                np.zeros(env.action_space.shape or ()),
+            ]
+            measured = measure_gains(
+                env.patient,
+                env.operator,
+                operations,
+                env.config,
+                split="validation",
+                n_each=N_PROMPTS // N_OPERATIONS,
+                rng=rng,
+            )
+            for name, gain in zip(POLICIES, measured, strict=True):
+                gains[name].append(gain)
     kl = {name: np.array([g.kl_ref_gain.mean() for g in gains[name]]) for name in POLICIES}
     loss = {name: np.array([g.heldout_loss_fall.mean() for g in gains[name]]) for name in POLICIES}
     return Effect(
         after,
         {name: interval(kl[name]) for name in POLICIES},
         {name: interval(loss[name]) for name in POLICIES},
-        interval(kl["surgeon"] - kl["random"]),
+        interval(kl["surgeon"] - kl[RANDOM]),
         N_OPERATIONS,
         N_PROMPTS,
     )

@@ -195,18 +195,16 @@ class Journal:
     def _write_samples(self) -> None:
         """Write what the model writes now and, in phases that operate, under the last operation."""
         patient = self._env.patient
-        spent = patient.forward_tokens
-        plain = self._texts(patient.evaluate(self._sample).writing.tokens)
-        operated: list[str | None] = [None] * len(plain)
-        if self._phase.operations and self._last_coefficients is not None:
-            evaluation = patient.evaluate_operated(
-                self._env.operator, self._last_coefficients, self._sample
-            )
-            operated = [*self._texts(evaluation.writing.tokens)]
-        patient.forward_tokens = spent
-        n_prompt = self._sample.tokens.shape[1]
+        with patient.uncounted():
+            plain = self._texts(patient.evaluate(self._sample).writing.tokens)
+            operated: list[str | None] = [None] * len(plain)
+            if self._phase.operations and self._last_coefficients is not None:
+                evaluation = patient.evaluate_operated(
+                    self._env.operator, self._last_coefficients, self._sample
+                )
+                operated = [*self._texts(evaluation.writing.tokens)]
         for prompt, text, other in zip(self._sample.tokens, plain, operated, strict=True):
-            row = {"prompt": patient.tokenizer.decode(prompt[:n_prompt]), "text": text}
+            row = {"prompt": patient.tokenizer.decode(prompt), "text": text}
             self._write("sample", {**row, "operated_text": other})
 
     def _texts(self, tokens: np.ndarray) -> list[str]:

@@ -103,6 +103,15 @@ class Patient:
             )
         return cls(model, stored.tokenizer, text)
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave evaluations in the body out of ``forward_tokens``: they are for a reader."""
+        spent = self.forward_tokens
+        try:
+            yield
+        finally:
+            self.forward_tokens = spent
+
     def prompts(
         self, split: str, n_prompts: int, prompt_length: int, n_new: int, rng: np.random.Generator
     ) -> Prompts:

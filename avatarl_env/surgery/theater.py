@@ -5,7 +5,6 @@ Besides the optimizer, this is the only place of the project that writes paramet
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Iterable
 from types import TracebackType
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from avatarl_env.choices import closest
 from avatarl_env.surgery.interrupts import InterruptGuard
 
 _lock = threading.Lock()
@@ -313,8 +313,7 @@ def _collect(
     for target in targets:
         if isinstance(target, str):
             if target not in by_name:
-                close = difflib.get_close_matches(target, by_name, n=1)
-                hint = f", did you mean {close[0]!r}?" if close else ""
+                hint = closest(target, by_name)
                 raise ValueError(f"targets must name parameters of the model, got {target!r}{hint}")
             chosen: Iterable[Tensor] = [by_name[target]]
         else:
