@@ -11,6 +11,7 @@ from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPTConfig
+from avatarl_env.surgery import OPERATORS
 
 PRESET_NAMES = ("smoke", "laptop", "full")
 MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
@@ -65,6 +66,8 @@ class TrainConfig:
     """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
     surgeon: str = "sac"
     """sac, random, zero, or none for no surgery at all."""
+    operator: str = "head_gain"
+    """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
     seed: int = 0
     """Of everything: the same seed, machine and threads give the same run."""
     out: str | None = None
@@ -79,14 +82,15 @@ class TrainConfig:
     """The language model."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     """How it learns."""
-    operation: OperationConfig = field(default_factory=OperationConfig)
-    """The surgeon's task."""
+    operation: OperationConfig = field(default_factory=lambda: OperationConfig(n_prompts=4))
+    """The surgeon's task; with many operations side by side, few prompts each teach it most."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Who learns when."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESET_NAMES)
         check_surgeon(self.surgeon)
+        check_choice("operator", self.operator, OPERATORS)
         if self.track is not None:
             check_choice("track", self.track, TRACK_CHOICES)
         for name in ("seed", "threads"):
@@ -123,12 +127,13 @@ def _smoke() -> TrainConfig:
         preset="smoke",
         lm=ModelConfig(context=64, n_layers=2, n_heads=2, width=64),
         grpo=GRPOConfig(batch_size=16, learning_rate=6e-3, warmup_updates=10),
-        operation=OperationConfig(n_prompts=16, prompt_length=16, n_new=32),
+        operation=OperationConfig(n_prompts=4, prompt_length=16, n_new=32),
         curriculum=CurriculumConfig(
             bootstrap_updates=120,
-            surgery_rounds=3,
+            surgery_rounds=4,
             joint_rounds=2,
             updates_per_round=10,
+            n_rows=32,
             judge_prompts=64,
             evaluate_every=40,
         ),
@@ -143,12 +148,13 @@ def _full() -> TrainConfig:
         grpo=GRPOConfig(
             batch_size=64, learning_rate=1e-3, warmup_updates=100, precision="bfloat16"
         ),
-        operation=OperationConfig(n_prompts=64, prompt_length=64, n_new=128),
+        operation=OperationConfig(n_prompts=8, prompt_length=64, n_new=128),
         curriculum=CurriculumConfig(
             bootstrap_updates=3_000,
             surgery_rounds=100,
             joint_rounds=50,
             updates_per_round=20,
+            n_rows=128,
             evaluate_every=250,
         ),
     )

@@ -12,12 +12,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.effect import final_operation
+from agents.effect import final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
 from agents.surgeons import NONE, OperationRecord, Surgeon
 from avatarl_env.choices import check_choice
-from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 PROBE, IF_BETTER = "probe", "if_better"
 FALSE_COMMIT_RATE = 0.05  # chance that a worthless operation passes one of a commit's two bounds
@@ -33,14 +33,16 @@ class CurriculumConfig:
 
     bootstrap_updates: int = 700
     """GRPO updates of the first phase, without a surgeon."""
-    surgery_rounds: int = 10
+    surgery_rounds: int = 8
     """Rounds of operations of the second phase, without GRPO."""
     joint_rounds: int = 5
     """Rounds of the third phase, each GRPO updates, then operations, then a commit's judgement."""
     updates_per_round: int = 20
     """GRPO updates of a joint round."""
-    operations_per_round: int = 4
-    """Operations of a round."""
+    n_rows: int = 64
+    """Operations side by side, in one forward of the language model."""
+    operations_per_round: int = 1
+    """Operations of a round, on every row."""
     commit: str = IF_BETTER
     """probe (operations are always undone) or if_better (kept in joint, if judged to be better)."""
     judge_prompts: int = 256
@@ -49,7 +51,7 @@ class CurriculumConfig:
     """GRPO updates between measurements on a fixed slice of the validation text."""
 
     def __post_init__(self) -> None:
-        least = {"operations_per_round": 1, "judge_prompts": 2, "evaluate_every": 1}
+        least = {"n_rows": 1, "operations_per_round": 1, "judge_prompts": 2, "evaluate_every": 1}
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if isinstance(value, int) and value < least.get(name, 0):
@@ -70,7 +72,7 @@ class Phase(NamedTuple):
     updates: int
     """GRPO updates per step."""
     operations: int
-    """Operations per step."""
+    """Operations per step, on every row."""
     commits: bool
     """Whether each step ends with an attempt to commit."""
 
@@ -117,7 +119,7 @@ class Curriculum:
     def __init__(
         self,
         learner: GRPOLearner,
-        env: AttentionSurgeryEnv,
+        exam: AttentionSurgeryVectorEnv,
         surgeon: Surgeon | None,
         config: CurriculumConfig,
         rng: np.random.Generator,
@@ -125,14 +127,15 @@ class Curriculum:
         """Bring everybody together.
 
         Args:
-            learner: trains the model that ``env`` holds.
-            env: where the surgeon operates, and its operations are judged and committed.
+            learner: trains the model that ``exam`` holds.
+            exam: where operations are tried that are to be judged, in mode NEXT_STEP; on the
+                patient that the surgeon operates on, in an environment of its own.
             surgeon: None for no surgery.
             config: commit policy.
             rng: draws the judgement's prompts.
         """
         self.learner = learner
-        self.env = env
+        self.exam = exam
         self.surgeon = surgeon
         self.config = config
         self._rng = rng
@@ -142,25 +145,29 @@ class Curriculum:
         for _ in range(phase.steps):
             for _ in range(phase.updates):
                 journal.updated(self.learner.update())
-                self.env.model_changed()
+                self.exam.model_changed()
             if phase.operations and self.surgeon is not None:
                 journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
                 if phase.commits:
                     journal.judged(self._consider(self.surgeon))
 
     def _consider(self, surgeon: Surgeon) -> Commit:
-        """Judge one deterministic operation on fresh draws; keep it if better and survived."""
-        env = self.env
-        ending = final_operation(surgeon, env, int(self._rng.integers(2**31)))
+        """Try a deterministic operation on every row, and judge the best; keep it if better.
+
+        The best by its own prompts, which is no cheating: what it is judged on is fresh.
+        """
+        exam = self.exam
+        endings = final_operations(surgeon, exam, int(self._rng.integers(2**31)))
+        best = max(endings, key=lambda ending: ending.total)
         judgement = judge(
-            env.patient,
-            env.operator,
-            ending.coefficients,
-            env.config,
+            exam.patient,
+            exam.operator,
+            best.coefficients,
+            exam.config,
             n_prompts=self.config.judge_prompts,
             rng=self._rng,
         )
-        kept = judgement.is_improvement and ending.flatline is None
+        kept = judgement.is_improvement and best.flatline is None
         if kept:
-            env.commit()
-        return Commit(ending.coefficients, judgement, kept)
+            exam.patient.commit(exam.operator, best.coefficients)
+        return Commit(best.coefficients, judgement, kept)

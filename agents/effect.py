@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from agents.judgement import Gains, measure_gains
+from agents.judgement import Exam
 from agents.surgeons import Surgeon
-from avatarl_env.env import AttentionSurgeryEnv
+from agents.surgeons.base import row_info
 from avatarl_env.episode import incised
 from avatarl_env.scoring import Interval, interval
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 N_OPERATIONS = 8
 N_PROMPTS = 256  # over all operations
@@ -56,44 +58,43 @@ class Effect(NamedTuple):
 
 
 def measure_effect(
-    surgeon: Surgeon, env: AttentionSurgeryEnv, after: str, rng: np.random.Generator
+    surgeon: Surgeon, env: AttentionSurgeryVectorEnv, after: str, rng: np.random.Generator
 ) -> Effect:
     """Score the surgeon, a random one and none on fresh validation prompts.
 
     Args:
         surgeon: asked for deterministic actions; learns nothing here.
-        env: where it operates; left in need of a reset, its patient's compute as it was.
+        env: where it operates, once on each row, at least two, in mode NEXT_STEP; left at the end
+            of these operations, its patient's compute as it was.
         after: name of the phase just finished.
         rng: draws prompts and random operations.
     """
-    gains: dict[str, list[Gains]] = {name: [] for name in POLICIES}
+    n = env.num_envs
     with env.patient.uncounted():
-        for _ in range(N_OPERATIONS):
-            operations = [
-                final_operation(surgeon, env, int(rng.integers(2**31))).coefficients,
-                random_coefficients(env, rng),
-                np.zeros(env.action_space.shape or ()),
-            ]
-            measured = measure_gains(
-                env.patient,
-                env.operator,
-                operations,
-                env.config,
-                split="validation",
-                n_each=N_PROMPTS // N_OPERATIONS,
-                rng=rng,
-            )
-            for name, gain in zip(POLICIES, measured, strict=True):
-                gains[name].append(gain)
-    kl = {name: np.array([g.kl_ref_gain.mean() for g in gains[name]]) for name in POLICIES}
-    loss = {name: np.array([g.heldout_loss_fall.mean() for g in gains[name]]) for name in POLICIES}
+        endings = final_operations(surgeon, env, int(rng.integers(2**31)))
+        operations = {
+            "surgeon": np.stack([ending.coefficients for ending in endings]),
+            RANDOM: np.stack([random_coefficients(env, rng) for _ in range(n)]),
+            "zero": np.zeros((n, len(env.operator.labels))),
+        }
+        exam = Exam(
+            env.patient,
+            env.config,
+            split="validation",
+            n_operations=n,
+            n_each=N_PROMPTS // n,
+            rng=rng,
+        )
+        gains = {name: exam.gains(env.operator, operations[name]) for name in POLICIES}
+    kl = {name: gains[name].kl_ref_gain.mean(axis=1) for name in POLICIES}
+    loss = {name: gains[name].heldout_loss_fall.mean(axis=1) for name in POLICIES}
     return Effect(
         after,
         {name: interval(kl[name]) for name in POLICIES},
         {name: interval(loss[name]) for name in POLICIES},
         interval(kl["surgeon"] - kl[RANDOM]),
-        N_OPERATIONS,
-        N_PROMPTS,
+        n,
+        N_PROMPTS // n * n,
     )
 
 
@@ -102,22 +103,50 @@ class Ending(NamedTuple):
 
     coefficients: NDArray[np.float64]
     """(A,)."""
+    total: float
+    """Return."""
+    lost_score: float
+    """What the injury had cost; 0 without one."""
     flatline: str | None
     """What the patient died of, or None."""
 
 
-def final_operation(surgeon: Surgeon, env: AttentionSurgeryEnv, seed: int) -> Ending:
-    """Let the surgeon perform one deterministic operation; return how it ends."""
-    observation, info = env.reset(seed=seed)
-    is_over = False
-    while not is_over:
-        observation, _, is_over, _, info = env.step(surgeon.act(observation))
-    return Ending(np.asarray(info["coefficients"]), info.get("flatline"))
+def final_operations(surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int) -> list[Ending]:
+    """Let the surgeon perform one deterministic operation on every row; return how they end.
+
+    Args:
+        surgeon: learns nothing here.
+        env: its autoreset mode must be NEXT_STEP, which begins no operation that nobody wants.
+        seed: of row 0's prompts, row i's is ``seed + i``.
+
+    Raises:
+        ValueError: if the autoreset mode is another.
+    """
+    if env.autoreset_mode != AutoresetMode.NEXT_STEP:
+        raise ValueError(f"autoreset_mode must be NEXT_STEP, got {env.autoreset_mode}")
+    observations, _ = env.reset(seed=seed)
+    totals = np.zeros(env.num_envs)
+    endings: dict[int, Ending] = {}
+    while len(endings) < env.num_envs:
+        observations, rewards, terminated, truncated, infos = env.step(surgeon.act(observations))
+        totals += rewards
+        for row in np.flatnonzero(terminated | truncated).tolist():
+            info = row_info(infos, row)
+            ending = Ending(
+                info["coefficients"],
+                float(totals[row]),
+                info.get("lost_score", 0.0),
+                info.get("flatline"),
+            )
+            endings.setdefault(row, ending)  # a row that ended early has begun another
+    return [endings[row] for row in range(env.num_envs)]
 
 
-def random_coefficients(env: AttentionSurgeryEnv, rng: np.random.Generator) -> NDArray[np.float64]:
+def random_coefficients(
+    env: AttentionSurgeryVectorEnv, rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Return where uniformly random incisions end, (A,); nothing they see stops or steers them."""
-    coefficients = np.zeros(env.action_space.shape or ())
+    coefficients = np.zeros(len(env.operator.labels))
     for _ in range(env.config.n_incisions):
         action = rng.uniform(-1.0, 1.0, coefficients.shape)
         coefficients = incised(coefficients, action, env.config.step_size)

@@ -13,7 +13,7 @@ from agents.evaluation import PROGRESS_CHARACTERS, evaluate_text
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.surgeons import OperationRecord, Surgeon
 from agents.tracking import Clock, MetricWriter
-from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 WRITE_EVERY = 5  # updates between two rows of kind "grpo"
 SAMPLE_EVERY = 5  # evaluations between two samples
@@ -28,7 +28,7 @@ class Journal:
         self,
         writer: MetricWriter,
         learner: GRPOLearner,
-        env: AttentionSurgeryEnv,
+        env: AttentionSurgeryVectorEnv,
         *,
         evaluate_every: int,
         rng: np.random.Generator,
@@ -85,7 +85,7 @@ class Journal:
         """Open a phase."""
         self._phase = phase
         self._first, self._last = {}, {}
-        per_step = phase.updates + phase.operations
+        per_step = phase.updates + phase.operations * self._env.num_envs
         self._bar = tqdm(
             total=phase.steps * per_step, desc=f"{phase.name:>9}", disable=self._quiet, unit="it"
         )
@@ -156,7 +156,9 @@ class Journal:
         if stats:
             self._write("surgeon", dict(stats))
         mean = float(np.mean([record.total for record in records]))
-        self._advance(len(records), operation=f"{mean:+.4f}")
+        # Not how many ended: where a patient died, the next operation began before its turn.
+        n_planned = self._phase.operations * self._env.num_envs
+        self._advance(n_planned, operation=f"{mean:+.4f}")
         self._last_update = time.perf_counter()
 
     def judged(self, commit: Commit) -> None:

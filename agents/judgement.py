@@ -1,9 +1,9 @@
-"""What an operation is worth on text it has never seen, measured in pairs.
+"""What operations are worth on text they have never seen, measured in pairs.
 
 Two quantities, because one can be fooled: sharpening raises ``kl_ref`` and worsens the held-out
 loss. Both are positive when the operation is good.
 
-Shapes: n prompts or windows, A coefficients.
+Shapes: N operations, M prompts and as many windows for each, A coefficients.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from avatarl_env.episode import OperationConfig
-from avatarl_env.patient import Patient, eval_mode
+from avatarl_env.patient import Patient
 from avatarl_env.scoring import Interval, interval, kl_ref
-from avatarl_env.surgery import Operator, SurgicalTheater
+from avatarl_env.surgery import Operator
 
 Array = NDArray[np.float64]
-_ROWS_PER_BATCH = 64
 
 
 class Gains(NamedTuple):
     """Paired differences, operated minus unoperated, one number per prompt or window."""
 
     kl_ref_gain: Array
-    """(n,) rise of ``kl_ref`` on the model's own texts, nats per character."""
+    """(N, M) rise of ``kl_ref`` on the model's own texts, nats per character."""
     heldout_loss_fall: Array
-    """(n,) fall of the teacher-forced loss on real windows, nats per character."""
+    """(N, M) fall of the teacher-forced loss on real windows, nats per character."""
 
 
 class Judgement(NamedTuple):
@@ -44,51 +42,60 @@ class Judgement(NamedTuple):
         return self.kl_ref_gain.lower_bound > 0 and self.heldout_loss_fall.lower_bound > 0
 
 
-def measure_gains(
-    patient: Patient,
-    operator: Operator,
-    operations: list[NDArray[np.float64]],
-    config: OperationConfig,
-    *,
-    split: str,
-    n_each: int,
-    rng: np.random.Generator,
-) -> list[Gains]:
-    """Measure operations on the same fresh prompts and windows of a split.
+class Exam:
+    """Fresh prompts and windows for each of N operations, and how the model does unoperated."""
 
-    Args:
-        patient: the model as it stands; unoperated again afterwards.
-        operator: turns coefficients into edits.
-        operations: coefficients, each (A,).
-        config: lengths of prompts and texts.
-        split: where prompts and windows come from.
-        n_each: n, prompts and as many windows.
-        rng: draws them.
+    def __init__(
+        self,
+        patient: Patient,
+        config: OperationConfig,
+        *,
+        split: str,
+        n_operations: int,
+        n_each: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Draw, and measure the model as it stands.
 
-    Returns:
-        One :class:`Gains` per operation, all on the same draws.
-    """
-    prompts = patient.prompts(split, n_each, config.prompt_length, config.n_new, rng)
-    windows = patient.windows(split, n_each, patient.model.context + 1, rng)
-    written = kl_ref(patient.evaluate(prompts).writing, patient.reference)
-    loss = _window_loss(patient, windows)
-    gains = []
-    for coefficients in operations:
+        Args:
+            patient: the model.
+            config: lengths of prompts and texts.
+            split: where prompts and windows come from.
+            n_operations: N.
+            n_each: M, prompts and as many windows.
+            rng: draws them.
+        """
+        self._patient = patient
+        sizes = (n_each, config.prompt_length, config.n_new)
+        self._prompts = [patient.prompts(split, *sizes, rng) for _ in range(n_operations)]
+        length = patient.model.context + 1
+        windows = patient.windows(split, n_operations * n_each, length, rng)
+        self._windows = windows.reshape(n_operations, n_each, length)
+        self._written = self._score(None, ())
+        self._loss = patient.losses(self._windows)
+
+    def gains(self, operator: Operator, coefficients: Array) -> Gains:
+        """Measure N operations, each on its own prompts and windows; they are undone.
+
+        Args:
+            operator: turns coefficients into edits.
+            coefficients: (N, A).
+        """
         if not coefficients.any():  # the exact identity: nothing would differ by a bit
-            gains.append(Gains(np.zeros_like(written), np.zeros_like(loss)))
-            continue
-        with SurgicalTheater(patient.model, patient.targets) as theater:
-            operator.apply(theater, coefficients)
-            operated = kl_ref(patient.evaluate(prompts).writing, patient.reference)
-            operated_loss = _window_loss(patient, windows)
-        gains.append(Gains(operated - written, loss - operated_loss))
-    return gains
+            return Gains(np.zeros_like(self._written), np.zeros_like(self._loss))
+        written = self._score(operator, coefficients)
+        loss = self._patient.losses(self._windows, operator, coefficients)
+        return Gains(written - self._written, self._loss - loss)
+
+    def _score(self, operator: Operator | None, coefficients: Array | tuple[()]) -> Array:
+        evaluations = self._patient.evaluate_many(self._prompts, operator, coefficients)
+        return np.stack([kl_ref(e.writing, self._patient.reference) for e in evaluations])
 
 
 def judge(
     patient: Patient,
     operator: Operator,
-    coefficients: NDArray[np.float64],
+    coefficients: Array,
     config: OperationConfig,
     *,
     n_prompts: int,
@@ -104,22 +111,6 @@ def judge(
         n_prompts: prompts, and as many teacher-forced windows.
         rng: draws them.
     """
-    (gains,) = measure_gains(
-        patient, operator, [coefficients], config, split="surgeon", n_each=n_prompts, rng=rng
-    )
-    return Judgement(interval(gains.kl_ref_gain), interval(gains.heldout_loss_fall))
-
-
-@torch.inference_mode()
-def _window_loss(patient: Patient, windows: NDArray[np.int64]) -> Array:
-    """Return the mean teacher-forced loss of each window (n, context + 1): (n,), nats/token."""
-    losses = []
-    device = patient.model.embed.weight.device
-    with eval_mode(patient.model):
-        for rows in np.array_split(windows, -(-len(windows) // _ROWS_PER_BATCH)):
-            tokens = torch.from_numpy(rows).to(device)
-            log_probs = torch.log_softmax(patient.model(tokens[:, :-1]).float(), dim=-1)
-            picked = log_probs.gather(2, tokens[:, 1:, None])[:, :, 0]  # (n, context)
-            losses.append(-picked.double().mean(1).cpu().numpy())
-    patient.forward_tokens += windows[:, :-1].size
-    return np.concatenate(losses)
+    exam = Exam(patient, config, split="surgeon", n_operations=1, n_each=n_prompts, rng=rng)
+    gains = exam.gains(operator, coefficients[None])
+    return Judgement(interval(gains.kl_ref_gain[0]), interval(gains.heldout_loss_fall[0]))

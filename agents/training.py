@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import Curriculum, make_phases
-from agents.effect import Effect, measure_effect, verdict
+from agents.effect import N_OPERATIONS, Effect, measure_effect, verdict
 from agents.evaluation import evaluate_text
 from agents.grpo.learner import PRECISIONS, GRPOLearner
 from agents.grpo.objectives import ESTIMATORS, SAMPLED
@@ -26,7 +27,6 @@ from agents.report import write_report
 from agents.surgeons import NONE, Surgeon, make_surgeon
 from agents.tracking import MetricWriter, RunFolder, refuse_used
 from agents.wandb_sink import is_wanted
-from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.attention import attention_backend
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import save_model
@@ -34,6 +34,7 @@ from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Patient
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
@@ -96,7 +97,12 @@ class Setup:
         sizes = config.lm.with_vocabulary(tokenizer.vocab_size)
         model = GPT(sizes, self.generators.init).to(self.device)
         self.patient = Patient(model, tokenizer, self.corpus)
-        self.env = AttentionSurgeryEnv(self.patient, **asdict(config.operation))
+        rules = {"operator": config.operator, **asdict(config.operation)}
+        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
+        # Of its own, so that trying operations out disturbs none under way.
+        self.exam = AttentionSurgeryVectorEnv(
+            N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
+        )
         self.learner = GRPOLearner(
             model,
             self.patient.splits["train"],
@@ -162,7 +168,7 @@ def _run_phases(
 ) -> tuple[list[dict[str, Any]], list[Effect]]:
     """Run every phase; after each that operates, ask what the surgeon was worth."""
     curriculum = Curriculum(
-        setup.learner, setup.env, setup.surgeon, config.curriculum, setup.generators.commit
+        setup.learner, setup.exam, setup.surgeon, config.curriculum, setup.generators.commit
     )
     phases, effects = [], []
     for phase in make_phases(config.curriculum, config.surgeon):
@@ -171,7 +177,7 @@ def _run_phases(
         phases.append(journal.end())
         if phase.operations and setup.surgeon is not None:
             journal.say(f"measuring what the surgeon was worth after {phase.name}")
-            effect = measure_effect(setup.surgeon, setup.env, phase.name, setup.generators.effect)
+            effect = measure_effect(setup.surgeon, setup.exam, phase.name, setup.generators.effect)
             effects.append(effect._replace(n_practised=journal.n_operations))
     return phases, effects
 

@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from avatarl_env.lm.gpt import GPT, GPTConfig
     from avatarl_env.lm.tokenizer import CharTokenizer
     from avatarl_env.patient import Patient
-    from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
+    from avatarl_env.surgery import HeadGain, Overlay, SurgicalTheater, find_targets
     from avatarl_env.text.corpus import Corpus, load_corpus
+    from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 ENV_ID = "AttentionSurgery-v0"
 
 _HOMES = {
     "AttentionSurgeryEnv": "avatarl_env.env",
+    "AttentionSurgeryVectorEnv": "avatarl_env.vector_env",
     "CharTokenizer": "avatarl_env.lm.tokenizer",
     "Corpus": "avatarl_env.text.corpus",
     "GPT": "avatarl_env.lm.gpt",
     "GPTConfig": "avatarl_env.lm.gpt",
     "HeadGain": "avatarl_env.surgery",
+    "Overlay": "avatarl_env.surgery",
     "Patient": "avatarl_env.patient",
     "SurgicalTheater": "avatarl_env.surgery",
     "find_targets": "avatarl_env.surgery",
@@ -37,10 +40,12 @@ __all__ = [
     "ENV_ID",
     "GPT",
     "AttentionSurgeryEnv",
+    "AttentionSurgeryVectorEnv",
     "CharTokenizer",
     "Corpus",
     "GPTConfig",
     "HeadGain",
+    "Overlay",
     "Patient",
     "SurgicalTheater",
     "find_targets",
@@ -48,7 +53,11 @@ __all__ = [
 ]
 
 if ENV_ID not in gymnasium.registry:
-    gymnasium.register(ENV_ID, entry_point="avatarl_env.env:AttentionSurgeryEnv")
+    gymnasium.register(
+        ENV_ID,
+        entry_point="avatarl_env.env:AttentionSurgeryEnv",
+        vector_entry_point="avatarl_env.vector_env:AttentionSurgeryVectorEnv",
+    )
 
 
 def __getattr__(name: str) -> Any:

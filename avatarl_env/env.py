@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from avatarl_env.episode import Episode, OperationConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.observation import Observation
 from avatarl_env.patient import Patient
 from avatarl_env.rendering import render_ansi
-from avatarl_env.scoring import TERMS, Score
-from avatarl_env.surgery import make_operator
+from avatarl_env.scoring import Score
+from avatarl_env.surgery import Operator
+from avatarl_env.task import SurgeryTask
 from avatarl_env.text.corpus import Corpus, load_corpus
 
 
@@ -81,6 +80,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         corpus: str | None = None,
         operator: str = "head_gain",
         operator_options: Mapping[str, Any] | None = None,
+        layers: Sequence[int | str] | None = None,
         score: Mapping[str, float] | None = None,
         n_incisions: int = 4,
         step_size: float = 0.5,
@@ -101,6 +101,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             corpus: corpus name or path; default the one the model learned.
             operator: name of the operator.
             operator_options: its keyword arguments.
+            layers: attention layers to operate on: numbers, names or globs; default all.
             score: weights by term name; default `{"kl_ref": 1.0}`. Fixed for the env's life.
             n_incisions: steps of an episode, at least 1.
             step_size: most that an incision moves a coefficient; n_incisions * step_size >= 1.
@@ -127,7 +128,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             self.patient = lm
         else:
             self.patient = Patient.load(lm, corpus, device, dtype)
-        self.config = OperationConfig(
+        config = OperationConfig(
             n_incisions=n_incisions,
             step_size=step_size,
             n_prompts=n_prompts,
@@ -137,21 +138,16 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             injury=injury,
             flatline_penalty=flatline_penalty,
         )
-        self.config.check_context(self.patient.model.context)
-        n_available = len(self.patient.splits[split])
-        if prompt_length > n_available:
-            raise ValueError(
-                f"prompt_length must be at most {n_available} ({split}), got {prompt_length}"
-            )
-        self.score = Score(score)
-        options = dict(operator_options or {})
-        self.operator = make_operator(operator, self.patient.targets, **options)
-        n_coefficients = len(self.operator.labels)
-        self._observation = Observation(
-            self.patient.targets, self.patient.model.config.width, tuple(TERMS), n_coefficients
+        self.task = SurgeryTask(
+            self.patient,
+            config,
+            operator=operator,
+            operator_options=operator_options,
+            layers=layers,
+            score=score,
         )
-        self.observation_space = self._observation.space()
-        self.action_space = Box(-1.0, 1.0, (n_coefficients,), np.float32)
+        self.observation_space = self.task.observation_space()
+        self.action_space = self.task.action_space()
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             modes = self.metadata["render_modes"]
             raise UnknownRenderMode(
@@ -177,6 +173,21 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         text = load_corpus(corpus) if isinstance(corpus, str) else corpus
         return cls(Patient(model, tokenizer, text), **keywords)
 
+    @property
+    def config(self) -> OperationConfig:
+        """The rules."""
+        return self.task.config
+
+    @property
+    def operator(self) -> Operator:
+        """What turns coefficients into edits."""
+        return self.task.operator
+
+    @property
+    def score(self) -> Score:
+        """What an evaluation is worth."""
+        return self.task.score
+
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -187,36 +198,18 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             ValueError: if the action has another shape than the action space or is not finite.
         """
         episode = self._episode_under_way()
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise ValueError(
-                f"action must be {self.action_space.shape} finite numbers, got {action!r}"
-            )
-        coefficients = episode.incise(action)
-        evaluation = self.patient.evaluate_operated(
-            self.operator, episode.injury + coefficients, episode.prompts
-        )
-        outcome = episode.conclude(coefficients, evaluation, self.score)
-        return self._observe(), outcome.reward, outcome.terminated, False, outcome.info
+        (outcome,) = self.task.incise([episode], np.asarray(action)[None])
+        observation = self.task.observe(episode)
+        return observation, outcome.reward, outcome.terminated, False, outcome.info
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin an operation on the model as it stands."""
         super().reset(seed=seed)
-        config = self.config
-        rng = self.np_random
-        prompts = self.patient.prompts(
-            config.split, config.n_prompts, config.prompt_length, config.n_new, rng
-        )
-        injury = rng.uniform(-config.injury, config.injury, len(self.operator.labels))
-        healthy = self.patient.evaluate(prompts)
-        baseline = healthy
-        if config.injury:
-            baseline = self.patient.evaluate_operated(self.operator, injury, prompts)
-        self._episode = Episode.begin(config, prompts, injury, baseline, healthy.terms, self.score)
+        (self._episode,) = self.task.begin([self.task.draw(self.np_random)])
         self._n_changes = self.patient.n_changes
-        return self._observe(), self._episode.info(self.score)
+        return self.task.observe(self._episode), self._episode.info(self.score)
 
     def render(self) -> str | None:
         """Return the texts before and after, or None without a render mode.
@@ -279,14 +272,3 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         if self._is_stale():
             raise RuntimeError("the model changed during the operation: call reset() first")
         return self._episode
-
-    def _observe(self) -> NDArray[np.float32]:
-        episode = self._episode
-        assert episode is not None
-        return self._observation.observe(
-            episode.present.vitals,
-            episode.baseline.terms,
-            episode.score - self.score(episode.baseline.terms),
-            episode.coefficients,
-            episode.time_left,
-        )

@@ -1,7 +1,7 @@
 """What the surgeon sees: readings of the operated model while it reads the prompts.
 
-Shapes: B prompts, P prompt tokens, C width, L attention layers, H heads, D head dim,
-A coefficients.
+Shapes: N operations of M prompts each, B = N * M, P prompt tokens, C width, L attention layers,
+H heads, D head dim, A coefficients.
 """
 
 from __future__ import annotations
@@ -20,46 +20,61 @@ from torch.utils.hooks import RemovableHandle
 from avatarl_env.surgery.targets import AttentionTarget
 
 N_PROJECTED = 16  # numbers that the hidden state is projected to
+N_READ = 8  # last positions of the prompts at which each head's output is read
 LIMIT = 10.0  # observations are clipped to [-LIMIT, LIMIT]
 SCORE_SCALE = 10.0  # a tenth of a nat of improvement reads as 1
 TERM_SCALES = {"collision_l2": 0.1}  # every other term is of order one as it is
 
 
 class Vitals(NamedTuple):
-    """Readings of one forward over the prompts."""
+    """Readings of one forward over an operation's prompts."""
 
     hidden: NDArray[np.float32]
     """(C,) final hidden state at the prompts' last token, mean over prompts."""
     query_log_rms: NDArray[np.float32]
     """(L * H,) log root mean square of each head's queries."""
     output_log_rms: NDArray[np.float32]
-    """(L * H,) log root mean square of what each head writes into the residual stream."""
+    """(L * H,) log root mean square of what each head writes into the residual stream at the
+    prompts' last positions."""
 
 
 class VitalSigns:
     """Context manager that reads a model's vitals off the first forward inside its body.
 
-    Plain forward hooks, so any attention kernel will do.
+    Plain forward hooks, so any attention kernel will do, and operated weights and overlays alike
+    (an overlay has to be entered first, or queries are read before it changes them).
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[AttentionTarget]) -> None:
-        """Choose the model; its hooks are set on entry and removed on exit."""
+    def __init__(
+        self, model: nn.Module, targets: Sequence[AttentionTarget], n_operations: int = 1
+    ) -> None:
+        """Choose the model; its hooks are set on entry and removed on exit.
+
+        Args:
+            model: with ``get_output_embeddings()``.
+            targets: the layers to read.
+            n_operations: N, which the batch holds one after the other, with as many rows each.
+        """
         self._model = model
         self._targets = targets
+        self._n = n_operations
         self._handles: list[RemovableHandle] = []
         self._queries: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
         self._hidden: Tensor | None = None
         self._logits: Tensor | None = None
+        self._is_asking = False
 
     def __enter__(self) -> Self:
         """Set the hooks."""
         head = self._model.get_output_embeddings()  # type: ignore[operator]
         self._handles.append(head.register_forward_hook(self._read_head))
         for index, target in enumerate(self._targets):
+            query, output = target.query.module, target.output.module
             self._handles += [
-                target.query.register_forward_hook(self._read_queries(index, target)),
-                target.output.register_forward_hook(self._read_output(index, target)),
+                query.register_forward_hook(self._read_queries(index, target)),
+                # Before an overlay's, which changes what the module reads.
+                output.register_forward_pre_hook(self._read_output(index, target), prepend=True),
             ]
         return self
 
@@ -80,40 +95,57 @@ class VitalSigns:
         assert self._logits is not None, "the model's output head was never called"
         return self._logits
 
-    def read(self) -> Vitals:
-        """Return the readings; the body must have run a forward."""
+    def read(self) -> list[Vitals]:
+        """Return the readings of each operation; the body must have run a forward."""
         assert self._hidden is not None, "the model's output head was never called"
         assert len(self._queries) == len(self._outputs) == len(self._targets), "a hook never fired"
         order = range(len(self._targets))
-        return Vitals(
-            self._hidden.float().cpu().numpy(),
-            torch.cat([self._queries[i] for i in order]).cpu().numpy(),
-            torch.cat([self._outputs[i] for i in order]).cpu().numpy(),
-        )
+        hidden = self._hidden.float().cpu().numpy()
+        queries = torch.cat([self._queries[i] for i in order], dim=1).cpu().numpy()
+        outputs = torch.cat([self._outputs[i] for i in order], dim=1).cpu().numpy()
+        return [Vitals(*rows) for rows in zip(hidden, queries, outputs, strict=True)]
 
     def _read_queries(self, index: int, target: AttentionTarget) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor], made: Tensor) -> None:
             if index not in self._queries:
-                queries = target.queries(output.detach())  # (B, P, H, D)
-                self._queries[index] = _log_rms(queries, (0, 1, 3))
+                self._queries[index] = self._log_rms(target.query.heads(made.detach()))
 
         return hook
 
     def _read_output(self, index: int, target: AttentionTarget) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if index not in self._outputs:
-                read = inputs[0].detach()  # (B, P, H * D)
-                heads = read.reshape(*read.shape[:-1], target.n_heads, target.head_dim)
-                weight = target.output_by_head().detach()  # (C, H, D)
-                written = torch.einsum("bphd,chd->hbpc", heads, weight)
-                self._outputs[index] = _log_rms(written, (1, 2, 3))
+        n_heads, head_dim = target.output.n_heads, target.output.head_dim
+
+        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            if self._is_asking or index in self._outputs:
+                return
+            # Ask the module itself, with its hooks, what it makes of each head alone.
+            read = inputs[0].detach()[:, -N_READ:]  # (B, R, H * D)
+            n_rows, n_read, width = read.shape
+            alone = read.new_zeros(n_rows, n_read, n_heads, n_heads, head_dim)
+            alone.diagonal(dim1=2, dim2=3).copy_(read.view(n_rows, n_read, n_heads, -1).mT)
+            self._is_asking = True
+            try:
+                with torch.no_grad():
+                    written = module(alone.view(n_rows, n_read * n_heads, width))
+            finally:
+                self._is_asking = False
+            if target.output.bias is not None:  # no head's own
+                written = written - target.output.bias
+            self._outputs[index] = self._log_rms(written.view(n_rows, n_read, n_heads, -1))
 
         return hook
 
-    def _read_head(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def _read_head(self, module: nn.Module, inputs: tuple[Tensor], made: Tensor) -> None:
         if self._logits is None:
-            self._hidden = inputs[0].detach()[:, -1].mean(0)  # (C,)
-            self._logits = output.detach()
+            last = inputs[0].detach()[:, -1]  # (B, C)
+            self._hidden = last.view(self._n, -1, last.size(-1)).mean(1)  # (N, C)
+            self._logits = made.detach()
+
+    def _log_rms(self, x: Tensor) -> Tensor:
+        """Return the log root mean square of each operation and head: (B, ..., H, D) to (N, H)."""
+        squares = x.float().square().mean(-1)
+        means = squares.reshape(self._n, -1, x.size(-2)).mean(1)  # (N, H)
+        return means.clamp_min(1e-12).log().mul(0.5)
 
 
 class Observation:
@@ -185,7 +217,3 @@ class Observation:
         )
         flat = np.nan_to_num(flat, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
         return np.asarray(np.clip(flat, -LIMIT, LIMIT), dtype=np.float32)
-
-
-def _log_rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return x.float().square().mean(dims).clamp_min(1e-12).log().mul(0.5)

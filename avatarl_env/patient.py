@@ -1,14 +1,16 @@
 """The patient: a language model on the table, with the text it is held against.
 
-Shapes: B prompts, P prompt tokens, N new tokens, T tokens, V vocabulary.
+Shapes: N operations of M prompts each, B = N * M, P prompt tokens, T tokens, V vocabulary,
+A coefficients.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +24,19 @@ from avatarl_env.lm.storage import load_model
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.observation import Vitals, VitalSigns
 from avatarl_env.scoring import TextReference, Writing, measure_terms
-from avatarl_env.surgery import Operator, SurgicalTheater, find_targets
+from avatarl_env.surgery import (
+    Operator,
+    Overlay,
+    Overlayable,
+    SurgicalTheater,
+    find_targets,
+)
 from avatarl_env.text.corpus import Corpus, load_corpus
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+ROWS_PER_FORWARD = 256  # more are hardly faster per row, and take more memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,9 +44,9 @@ class Prompts(NamedTuple):
     """What the model is asked to continue, and the dice it continues with."""
 
     tokens: NDArray[np.int64]
-    """(B, P)."""
+    """(M, P)."""
     uniforms: NDArray[np.float32]
-    """(B, N) in [0, 1)."""
+    """(M, new tokens) in [0, 1)."""
 
 
 class Evaluation(NamedTuple):
@@ -134,37 +146,146 @@ class Patient:
         starts = rng.integers(0, len(tokens) - length + 1, size=n_windows)
         return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
-    @torch.inference_mode()
     def evaluate(self, prompts: Prompts) -> Evaluation:
         """Let the model, as it stands, continue the prompts, and measure what it wrote."""
-        device = self.model.embed.weight.device
-        tokens = torch.from_numpy(prompts.tokens).to(device)
-        uniforms = torch.from_numpy(prompts.uniforms).to(device)
-        with eval_mode(self.model), VitalSigns(self.model, self.targets) as signs:
-            generation = generate(self.model, tokens, uniforms, return_distributions=True)
-        assert generation.distributions is not None
-        read = torch.log_softmax(signs.prompt_logits[:, :-1].float(), dim=-1)  # (B, P - 1, V)
-        targets = tokens[:, 1:, None]
-        writing = Writing(
-            tokens=generation.tokens.cpu().numpy(),
-            n_prompt=prompts.tokens.shape[1],
-            distributions=generation.distributions.double().cpu().numpy(),
-            prompt_loss=-read.gather(2, targets).double().mean((1, 2)).cpu().numpy(),
-        )
-        self.forward_tokens += tokens.numel() + uniforms[:, 1:].numel()  # the last is not read
-        return Evaluation(writing, signs.read(), measure_terms(writing, self.reference))
+        return self._evaluate([prompts])[0]
 
     def evaluate_operated(
         self, operator: Operator, coefficients: ArrayLike, prompts: Prompts
     ) -> Evaluation:
         """Do the same under an operation, which is undone before this returns."""
-        with SurgicalTheater(self.model, self.targets) as theater:
+        with SurgicalTheater(self.model, [operator]) as theater:
             operator.apply(theater, coefficients)
             return self.evaluate(prompts)
 
+    def evaluate_many(
+        self,
+        prompts: Sequence[Prompts],
+        operator: Operator | None = None,
+        coefficients: ArrayLike = (),
+    ) -> list[Evaluation]:
+        """Evaluate many operations, as many of them in one forward as are fast together.
+
+        Args:
+            prompts: N, each as many prompts of one length.
+            operator: None to leave the model as it stands. One that cannot act on the rows of a
+                batch operates N times, one after the other.
+            coefficients: (N, A), one operation for each of the prompts.
+
+        Raises:
+            ValueError: if the prompts differ in number or length, or the coefficients are not N.
+        """
+        if not prompts:
+            return []
+        shapes = {(p.tokens.shape, p.uniforms.shape) for p in prompts}
+        if len(shapes) > 1:
+            raise ValueError(
+                "prompts must be as many and as long for every operation, "
+                f"got tokens and uniforms of shapes {sorted(shapes)}"
+            )
+        n_rows = len(prompts[0].tokens)
+        return self._in_parts(
+            lambda part: self._evaluate(prompts[part]), len(prompts), n_rows, operator, coefficients
+        )
+
+    def losses(
+        self,
+        windows: NDArray[np.int64],
+        operator: Operator | None = None,
+        coefficients: ArrayLike = (),
+    ) -> NDArray[np.float64]:
+        """Return the mean teacher-forced loss of each window, nats/token: (N, M).
+
+        Args:
+            windows: (N, M, T + 1), T at most the model's context.
+            operator: None to leave the model as it stands.
+            coefficients: (N, A), one operation for each row of windows.
+
+        Raises:
+            ValueError: if the coefficients are not N.
+        """
+        n, n_rows = windows.shape[:2]
+        losses = self._in_parts(
+            lambda part: self._losses(windows[part]), n, n_rows, operator, coefficients
+        )
+        return np.array(losses, dtype=np.float64).reshape(n, n_rows)
+
+    def _in_parts(
+        self,
+        body: Callable[[slice], Iterable[T]],
+        n: int,
+        n_rows: int,
+        operator: Operator | None,
+        coefficients: ArrayLike,
+    ) -> list[T]:
+        """Run ``body`` on n operations of so many rows each, as many at once as is fast."""
+        rows = np.asarray(coefficients, dtype=np.float64)
+        if operator is not None and len(rows) != n:
+            raise ValueError(f"coefficients must be {n} rows of them, got shape {rows.shape}")
+        side_by_side = operator is None or isinstance(operator, Overlayable)
+        if not side_by_side:
+            _say_once(type(operator).__name__)
+        at_once = max(1, ROWS_PER_FORWARD // n_rows) if side_by_side else 1
+        results: list[T] = []
+        for start in range(0, n, at_once):
+            part = slice(start, min(start + at_once, n))
+            with self._surgery(operator, rows[part]):
+                results.extend(body(part))
+        return results
+
+    @contextmanager
+    def _surgery(self, operator: Operator | None, rows: NDArray[np.float64]) -> Iterator[None]:
+        """Operate while the body runs: on the rows of its batches, or else in place."""
+        if operator is None:
+            yield
+        elif isinstance(operator, Overlayable):
+            with Overlay(operator, rows):
+                yield
+        else:
+            with SurgicalTheater(self.model, [operator]) as theater:
+                operator.apply(theater, rows[0])
+                yield
+
+    @torch.inference_mode()
+    def _losses(self, windows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the losses of (N, M, T + 1) windows in one forward: (N, M)."""
+        device = next(self.model.parameters()).device
+        tokens = torch.from_numpy(windows.reshape(-1, windows.shape[-1])).to(device)
+        with eval_mode(self.model):
+            log_probs = torch.log_softmax(self.model(tokens[:, :-1]).float(), dim=-1)
+        picked = log_probs.gather(2, tokens[:, 1:, None])[:, :, 0]  # (N * M, T)
+        self.forward_tokens += picked.numel()
+        return np.asarray(-picked.double().mean(1).cpu().numpy().reshape(windows.shape[:2]))
+
+    @torch.inference_mode()
+    def _evaluate(self, prompts: Sequence[Prompts]) -> list[Evaluation]:
+        """Evaluate N batches of M prompts in one forward, the first M rows for the first, ..."""
+        n, n_prompt = len(prompts), prompts[0].tokens.shape[1]
+        device = next(self.model.parameters()).device
+        tokens = torch.from_numpy(np.concatenate([p.tokens for p in prompts])).to(device)
+        uniforms = torch.from_numpy(np.concatenate([p.uniforms for p in prompts])).to(device)
+        with eval_mode(self.model), VitalSigns(self.model, self.targets, n) as signs:
+            generation = generate(self.model, tokens, uniforms, return_distributions=True)
+        assert generation.distributions is not None
+        read = torch.log_softmax(signs.prompt_logits[:, :-1].float(), dim=-1)  # (B, P - 1, V)
+        loss = -read.gather(2, tokens[:, 1:, None]).double().mean((1, 2))  # (B,)
+        self.forward_tokens += tokens.numel() + uniforms[:, 1:].numel()  # the last is not read
+        parts = zip(
+            np.split(generation.tokens.cpu().numpy(), n),
+            np.split(generation.distributions.double().cpu().numpy(), n),
+            np.split(loss.cpu().numpy(), n),
+            signs.read(),
+            strict=True,
+        )
+        evaluations = []
+        for written, distributions, prompt_loss, vitals in parts:
+            writing = Writing(written, n_prompt, distributions, prompt_loss)
+            evaluations.append(Evaluation(writing, vitals, measure_terms(writing, self.reference)))
+        return evaluations
+
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
         """Operate for good: same parameters, new values."""
-        with SurgicalTheater(self.model, self.targets) as theater:
+        with SurgicalTheater(self.model, [operator]) as theater:
             operator.apply(theater, coefficients)
             theater.commit()
         self.n_changes += 1
@@ -180,6 +301,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@functools.cache
+def _say_once(operator: str) -> None:
+    logger.warning("%s has no row_edits: its operations are performed one by one", operator)
 
 
 @functools.lru_cache(maxsize=4)

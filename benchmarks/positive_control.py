@@ -5,7 +5,7 @@ best answer is known (its opposite) and no constant action can give it. After tr
 deterministic surgeon, a random one and none operate on the same fresh injuries of the validation
 split, and are compared in pairs. Reported is the share of the lost score that was regained.
 
-    python benchmarks/positive_control.py --operations 400
+    python benchmarks/positive_control.py --operations 400 --rows 32
 
 Prints the learning curve and a table; the last line of stdout is one JSON object with everything.
 """
@@ -27,26 +27,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
+from agents.effect import final_operations
 from agents.surgeons import Surgeon, make_surgeon
-from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.scoring import interval
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 TEST_SEED = 1_000_000  # far from every training seed
 TRAINED = "trained"
-ROUND = 25  # operations between two lines of the learning curve
+ROUND = 25  # operations between two lines of the learning curve, at least
 
 
-def operate(surgeon: Surgeon, env: AttentionSurgeryEnv, n_operations: int) -> np.ndarray:
-    """Return (n, 2): the score regained and the score lost, one row per operation."""
-    rows = []
-    for index in range(n_operations):
-        observation, _ = env.reset(seed=TEST_SEED + index)
-        total, is_over, info = 0.0, False, {}
-        while not is_over:
-            observation, reward, is_over, _, info = env.step(surgeon.act(observation))
-            total += reward
-        rows.append((total, info["lost_score"]))
-    return np.array(rows)
+def examine(surgeon: Surgeon, env: AttentionSurgeryVectorEnv) -> np.ndarray:
+    """Return (n, 2): the score regained and the score lost, by one operation on each of n rows."""
+    endings = final_operations(surgeon, env, TEST_SEED)
+    return np.array([(ending.total, ending.lost_score) for ending in endings])
 
 
 def share(rows: np.ndarray) -> float:
@@ -54,12 +48,12 @@ def share(rows: np.ndarray) -> float:
     return float(rows[:, 0].sum() / rows[:, 1].sum())
 
 
-def train(surgeon: Surgeon, n_operations: int) -> list[dict[str, float]]:
-    """Let the surgeon learn; return its learning curve."""
+def train(surgeon: Surgeon, n_operations: int, n_rows: int) -> list[dict[str, float]]:
+    """Let the surgeon learn from so many operations, at least; return its learning curve."""
     curve: list[dict[str, float]] = []
     done = 0
     while done < n_operations:
-        records = surgeon.operate(min(ROUND, n_operations - done))
+        records = surgeon.operate(-(-min(ROUND, n_operations - done) // n_rows))
         done += len(records)
         regained = share(np.array([[record.total, record.lost_score] for record in records]))
         curve.append({"operations": done, "share": regained})
@@ -103,6 +97,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--surgeon", default="sac")
     parser.add_argument("--operations", type=int, default=400, help="operations to learn from")
+    parser.add_argument("--rows", type=int, default=32, help="operations side by side")
     parser.add_argument("--tests", type=int, default=48, help="operations to be tested on")
     parser.add_argument("--injury", type=float, default=0.5)
     parser.add_argument("--n-new", type=int, default=32, help="characters written per prompt")
@@ -117,18 +112,21 @@ def main() -> None:
     """Train, test, print."""
     options = parse()
     torch.set_num_threads(options.threads)
-    env = AttentionSurgeryEnv(options.lm, injury=options.injury, n_new=options.n_new)
-    test_env = AttentionSurgeryEnv(
-        env.patient, injury=options.injury, n_new=options.n_new, split="validation"
+    rules = {"injury": options.injury, "n_new": options.n_new}
+    env = AttentionSurgeryVectorEnv(options.rows, options.lm, **rules)
+    test_env = AttentionSurgeryVectorEnv(
+        options.tests, env.patient, split="validation", autoreset_mode="NextStep", **rules
     )
-    surgeon = make_surgeon(options.surgeon, env, options.seed)
+    # Row i operates with the surgeon's seed and i: so far apart that runs share no injury.
+    seed = options.seed * options.rows
+    surgeon = make_surgeon(options.surgeon, env, seed)
     start = time.perf_counter()
-    curve = train(surgeon, options.operations)
+    curve = train(surgeon, options.operations, options.rows)
     seconds = time.perf_counter() - start
 
-    arms = {name: make_surgeon(name, test_env, options.seed) for name in ("random", "zero")}
+    arms = {name: make_surgeon(name, env, seed) for name in ("random", "zero")}
     arms = {TRAINED: surgeon, **arms}
-    results = {name: operate(arm, test_env, options.tests) for name, arm in arms.items()}
+    results = {name: examine(arm, test_env) for name, arm in arms.items()}
     lost = float(results["zero"][:, 1].mean())
     print(f"\n{options.tests} unseen injuries, {lost:.4f} nats/char lost on average")
     result = {

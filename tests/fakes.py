@@ -34,7 +34,7 @@ class UniformLM:
         self.context = context
         self.seen: list[Tensor] = []
 
-    def new_cache(self, n_rows: int) -> KVCache:
+    def new_cache(self, n_rows: int, n_positions: int | None = None) -> KVCache:
         return KVCache(torch.empty(0, 2, n_rows, 1, self.context, 2))
 
     def __call__(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -1,18 +1,22 @@
-"""A tiny patient with a text of its own, on the table or in a folder."""
+"""A tiny patient with a text of its own, on the table or in a folder, and operators for it."""
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.storage import save_model
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.patient import Patient
+from avatarl_env.patient import Evaluation, Patient
+from avatarl_env.surgery import HeadGain, SurgicalTheater, Targets
 from avatarl_env.text.corpus import Corpus
 from tests.fakes import tiny_gpt
 
@@ -20,6 +24,7 @@ SIZES: dict[str, Any] = {"n_prompts": 32, "prompt_length": 8, "n_new": 4}
 """Of a quick evaluation."""
 
 
+@functools.cache
 def tiny_text(n_characters: int = 4000, seed: int = 0) -> str:
     """Write random words of a small made-up language."""
     rng = random.Random(seed)
@@ -62,6 +67,65 @@ def actions(n_steps: int, n_coefficients: int = 4, seed: int = 0) -> np.ndarray:
     """Draw actions (n_steps, n_coefficients) in [-1, 1], float32."""
     rng = np.random.default_rng(seed)
     return rng.uniform(-1, 1, (n_steps, n_coefficients)).astype(np.float32)
+
+
+class InPlaceGain:
+    """HeadGain without ``row_edits``: it cannot operate on the rows of a batch."""
+
+    def __init__(self, targets: Targets, **options: Any) -> None:
+        self._gain = HeadGain(targets, **options)
+        self.labels = self._gain.labels
+
+    def parameters(self) -> Iterable[Tensor]:
+        return self._gain.parameters()
+
+    def apply(self, theater: SurgicalTheater, coefficients: Any) -> None:
+        self._gain.apply(theater, coefficients)
+
+
+def count_hooks(model: nn.Module) -> int:
+    """Count the hooks on a model and all its modules."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def assert_same_reading(
+    found: Evaluation, expected: Evaluation, uniforms: np.ndarray, tolerance: float = 1e-4
+) -> int:
+    """Check that two evaluations differ by rounding alone; return how many texts do differ.
+
+    A text may differ from where a uniform lies within ``tolerance`` of the boundary between the
+    slices of the two tokens; the terms, which are of all texts together, say nothing then.
+
+    Args:
+        found: one evaluation.
+        expected: the other, of the same prompts.
+        uniforms: (M, N) the dice of both.
+        tolerance: of probabilities, terms and vitals.
+    """
+    new, old = found.writing.new_tokens, expected.writing.new_tokens
+    n_differing = 0
+    for row in range(len(uniforms)):
+        differs = np.flatnonzero(new[row] != old[row])
+        stop = int(differs[0]) if len(differs) else uniforms.shape[1]
+        np.testing.assert_allclose(
+            np.exp(found.writing.distributions[row, :stop]),
+            np.exp(expected.writing.distributions[row, :stop]),
+            rtol=0,
+            atol=tolerance,
+        )
+        if len(differs):
+            n_differing += 1
+            low, high = sorted((int(new[row, stop]), int(old[row, stop])))
+            slices = np.exp(expected.writing.distributions[row, stop]).cumsum()[low:high]
+            gap = np.abs(slices - uniforms[row, stop]).max()
+            assert gap <= tolerance, f"text {row} differs at {stop}, {gap} off a boundary"
+    pairs = [(found.writing.prompt_loss, expected.writing.prompt_loss)]
+    pairs += zip(found.vitals, expected.vitals, strict=True)
+    if not n_differing:
+        pairs.append(([*found.terms.values()], [*expected.terms.values()]))
+    for left, right in pairs:
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=tolerance)
+    return n_differing
 
 
 def global_random_states() -> tuple[object, ...]:

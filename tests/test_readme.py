@@ -16,11 +16,11 @@ def test_a_block_of_the_readme_runs(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block.replace("=400", "=8"), str(README), "exec"), {})
+    exec(compile(block.replace("=640", "=32"), str(README), "exec"), {})
 
 
 def test_the_readme_has_its_examples_and_its_picture() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", README.read_text(encoding="utf-8"))
     assert pictures
     assert all((README.parent / picture).is_file() for picture in pictures)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
 import numpy as np
-import pytest
 import torch
 from gymnasium.spaces import Box
-from numpy.typing import NDArray
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from agents.config import ModelConfig, TrainConfig
@@ -22,12 +23,13 @@ from agents.curriculum import CurriculumConfig
 from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.surgeons import OperationRecord
 from agents.surgeons.base import FloatArray, OperationRecorder
-from agents.surgeons.sb3 import ALGORITHMS
-from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
-from tests.patients import tiny_env, tiny_patient, tiny_text
+from avatarl_env.surgery import HeadGain, SurgicalTheater
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+from tests.patients import tiny_patient, tiny_text
+from tests.vector_envs import tiny_vector_env
 
 QUICK_SAC: dict[str, Any] = {
     "learning_starts": 3,
@@ -73,10 +75,19 @@ def taught_patient() -> Patient:
     return patient
 
 
-def small_env(patient: Patient | None = None, **keywords: Any) -> AttentionSurgeryEnv:
+def small_env(
+    patient: Patient | None = None, n_rows: int = 2, **keywords: Any
+) -> AttentionSurgeryVectorEnv:
     """Return an environment of two incisions on ``patient``, or on a new tiny one: fast."""
-    sizes = {"n_incisions": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 8}
-    return tiny_env(patient, **{**sizes, **keywords})
+    sizes = {"n_incisions": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 5}
+    return tiny_vector_env(n_rows, patient, **{**sizes, **keywords})
+
+
+def small_exam(
+    patient: Patient | None = None, n_rows: int = 2, **keywords: Any
+) -> AttentionSurgeryVectorEnv:
+    """Return such an environment for one operation on every row and no more."""
+    return small_env(patient, n_rows, autoreset_mode=AutoresetMode.NEXT_STEP, **keywords)
 
 
 def everything(learner: GRPOLearner) -> list[Tensor]:
@@ -91,7 +102,7 @@ def everything(learner: GRPOLearner) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in (*parameters, *state)]
 
 
-def same(left: list[Tensor], right: list[Tensor]) -> bool:
+def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     """Whether two lists of tensors are equal to the last bit."""
     return len(left) == len(right) and all(
         torch.equal(a, b) for a, b in zip(left, right, strict=True)
@@ -99,22 +110,24 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 class ScriptedSurgeon:
-    """Plays one and the same action for ever."""
+    """Plays one and the same action for ever: a number, (A,) for every row, or (N, A)."""
 
-    def __init__(self, env: AttentionSurgeryEnv, action: object = 0.0) -> None:
+    def __init__(self, env: AttentionSurgeryVectorEnv, action: ArrayLike = 0.0) -> None:
         self._env = OperationRecorder(env)
-        self.action = np.full(env.action_space.shape or (), action, np.float32)
+        self._shape = env.single_action_space.shape or ()
+        self._n_incisions = env.config.n_incisions
+        self._seed: int | None = 0
+        self.action = np.asarray(action, np.float32)
 
     def operate(self, n_operations: int) -> list[OperationRecord]:
-        for _ in range(n_operations):
-            observation, _ = self._env.reset()
-            is_over = False
-            while not is_over:
-                observation, _, is_over, _, _ = self._env.step(self.act(observation))
+        observations, _ = self._env.reset(seed=self._seed)
+        self._seed = None
+        for _ in range(n_operations * self._n_incisions):
+            observations, *_ = self._env.step(self.act(observations))
         return self._env.collect()
 
-    def act(self, observation: FloatArray) -> FloatArray:
-        return self.action
+    def act(self, observations: FloatArray) -> FloatArray:
+        return np.broadcast_to(self.action, (len(observations), *self._shape))
 
     def stats(self) -> Mapping[str, float]:
         return {}
@@ -163,19 +176,30 @@ class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
         return observation, reward, is_over and not self.truncates, is_over and self.truncates, info
 
 
-@pytest.fixture
-def quick_sac(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the SAC of the table learn early and cheaply."""
-    sac = ALGORITHMS["sac"]
-    quick = sac._replace(options={**sac.options, **QUICK_SAC})
-    monkeypatch.setitem(ALGORITHMS, "sac", quick)
+class ToyOperations(SyncVectorEnv):
+    """Toy operations side by side: row i is ``envs[i]``, whose rewards may be set apart."""
+
+    envs: list[ToyOperation]  # type: ignore[assignment]
+
+    def __init__(self, *rewards: float, n_rows: int = 1, truncates: bool = False) -> None:
+        makers = [functools.partial(ToyOperation, *rewards, truncates=truncates)] * n_rows
+        super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.config = SimpleNamespace(n_incisions=len(rewards))
+        self.operator = SimpleNamespace(labels=("left", "right"))
 
 
-@pytest.fixture
-def immortal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the patient survive whatever is done to it."""
-    monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (0.0, 100.0))
-    monkeypatch.setattr("avatarl_env.episode.COLLISION_MARGIN", 1e9)
+class InPlaceGain:
+    """The head gain without row edits: operations are performed one by one."""
+
+    def __init__(self, targets: Any, **options: Any) -> None:
+        self._gain = HeadGain(targets, **options)
+        self.labels = self._gain.labels
+
+    def parameters(self) -> Iterable[Tensor]:
+        return self._gain.parameters()
+
+    def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
+        self._gain.apply(theater, coefficients)
 
 
 def small_config(corpus: Path | str, out: Path | str | None = None, **changes: Any) -> TrainConfig:
@@ -195,6 +219,7 @@ def small_config(corpus: Path | str, out: Path | str | None = None, **changes: A
             surgery_rounds=2,
             joint_rounds=2,
             updates_per_round=2,
+            n_rows=3,
             operations_per_round=2,
             judge_prompts=4,
             evaluate_every=4,

@@ -92,7 +92,7 @@ CURVES = (
         unit="nats per character",
         caption="What the surgeon is paid for one operation: by how much the text of the operated "
         "model scores above that of the same model without it. The line is the running mean. A "
-        "cross at the lower edge is an operation that broke the text (a flatline) and was fined.",
+        "cross at the lower edge marks operations that broke the text (flatlines) and were fined.",
         colour="--surgeon",
         noisy=True,
     ),

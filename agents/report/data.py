@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +152,12 @@ def running_mean(series: Series, window: int) -> Series:
         means.y.append(sum(recent) / len(recent))
         means.phase.append(phase)
     return means
+
+
+def flatlines(rows: Iterable[Row]) -> Counter[str]:
+    """Count what patients died of, without the figures that each cause is told with."""
+    causes = (row.get("surgeon/flatline") for row in rows)
+    return Counter(re.split(r"\s+[-+]?\d", str(cause))[0] for cause in causes if cause)
 
 
 def _is_number(value: object) -> bool:

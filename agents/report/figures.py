@@ -7,10 +7,11 @@ that a figure follows the reader's light or dark theme.
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable
 
 from agents.report.curves import Curve
-from agents.report.data import Row, RunRecord, Series, running_mean
+from agents.report.data import Row, RunRecord, Series, flatlines, running_mean
 from agents.report.marks import (
     HEIGHT,
     MARGIN,
@@ -129,7 +130,9 @@ def _curve_traces(curve: Curve, series: Series) -> list[Figure]:
 
 
 def _means(series: Series) -> Series:
-    return running_mean(series, window=max(3, min(50, len(series.y) // 10)))
+    """Average a tenth of the values, up to 50, and never less than one round of operations."""
+    largest_round = max(Counter(series.x).values())
+    return running_mean(series, max(3, min(50, len(series.y) // 10), largest_round))
 
 
 def _thin(series: Series) -> Series:
@@ -173,14 +176,21 @@ def _markers(x: list[int], y: list[float], marker: Figure, hover: str) -> Figure
 
 
 def _flatline_traces(run: RunRecord, bottom: float) -> list[Figure]:
-    """Mark flatlines at the bottom: their fine is a constant, far below the other returns."""
-    rows = [row for row in run.of_kind("operation") if row.get("surgeon/flatline")]
-    if not rows:
+    """Mark flatlines at the bottom: their fine is a constant, far below the other returns.
+
+    Those of one round stand at one place: they are one cross.
+    """
+    rounds: dict[int, list[Row]] = {}
+    for row in run.of_kind("operation"):
+        if row.get("surgeon/flatline"):
+            rounds.setdefault(row["forward_tokens"], []).append(row)
+    if not rounds:
         return []
     marker = {"color": "var(--bad)", "size": 7, "symbol": "x"}
-    places = [row["forward_tokens"] for row in rows]
-    trace = _markers(places, [bottom] * len(rows), marker, "flatline: %{text}<extra></extra>")
-    texts = [html.escape(str(row["surgeon/flatline"])) for row in rows]
+    places = [bottom] * len(rounds)
+    trace = _markers([*rounds], places, marker, "flatlines: %{text}<extra></extra>")
+    counts = [flatlines(rows) for rows in rounds.values()]
+    texts = [", ".join(f"{n} {html.escape(cause)}" for cause, n in c.items()) for c in counts]
     return [{**trace, "text": texts}]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from agents.report.data import Row, RunRecord
+from agents.report.data import Row, RunRecord, flatlines
 from agents.report.figures import WHO, effect_figure
 from agents.report.marks import Figure
 from agents.report.parts import (
@@ -98,9 +96,6 @@ def _operation_table(run: RunRecord, operations: list[Row]) -> Html:
     for name in dict.fromkeys(row["phase"] for row in operations):
         mine = [row for row in operations if row["phase"] == name]
         returns = [row["surgeon/return"] for row in mine if row.get("surgeon/return") is not None]
-        causes = Counter(
-            str(row["surgeon/flatline"]) for row in mine if row.get("surgeon/flatline")
-        )
         helped = sum(value > 0 for value in returns)
         rows.append(
             (
@@ -109,7 +104,7 @@ def _operation_table(run: RunRecord, operations: list[Row]) -> Html:
                 signed(_mean(returns)),
                 signed(max(returns, default=None)),
                 percent(helped / len(returns) if returns else None),
-                ", ".join(f"{count} {cause}" for cause, count in causes.items()) or "none",
+                ", ".join(f"{count} {cause}" for cause, count in flatlines(mine).items()) or "none",
                 number(_mean([row.get("surgeon/length") for row in mine]), 1),
                 number(_mean([row.get("surgeon/mean_abs_action") for row in mine]), 2),
             )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import gymnasium
-
-from agents.surgeons.base import FloatArray, OperationRecord, OperationRecorder, Surgeon
+from agents.surgeons.base import OperationRecord, OperationRecorder, Surgeon
 from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from avatarl_env.choices import check_choice
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 __all__ = [
     "NONE",
@@ -22,17 +21,15 @@ __all__ = [
     "make_surgeon",
 ]
 
-Env = gymnasium.Env[FloatArray, FloatArray]
-
 NONE = "none"
 """The name that means: no surgeon, no operations."""
 
-SURGEONS: dict[str, Callable[[Env, int], Surgeon]] = {
+SURGEONS: dict[str, Callable[[AttentionSurgeryVectorEnv, int], Surgeon]] = {
     "random": RandomSurgeon,
     "zero": ZeroSurgeon,
     **{name: functools.partial(SB3Surgeon, name) for name in ALGORITHMS},
 }
-"""Surgeons by name, made from an environment and a seed; ``SURGEONS["mine"] = ...`` adds one."""
+"""Surgeons by name, of a vector environment and a seed; ``SURGEONS["mine"] = ...`` adds one."""
 
 
 def check_surgeon(name: str) -> None:
@@ -40,7 +37,7 @@ def check_surgeon(name: str) -> None:
     check_choice("surgeon", name, [*SURGEONS, NONE])
 
 
-def make_surgeon(name: str, env: Env, seed: int) -> Surgeon:
+def make_surgeon(name: str, env: AttentionSurgeryVectorEnv, seed: int) -> Surgeon:
     """Build the surgeon called ``name``.
 
     Raises:

@@ -1,17 +1,20 @@
 """What every surgeon can do, and the record that is kept of each operation.
 
-Shapes: A coefficients, O numbers in an observation.
+Shapes: N rows, A coefficients, O numbers in an observation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsFloat
+from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import numpy as np
+from gymnasium.vector import VectorWrapper
 from numpy.typing import NDArray
+
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 FloatArray = NDArray[np.float32]
 
@@ -38,13 +41,17 @@ class OperationRecord(NamedTuple):
 
 
 class Surgeon(Protocol):
-    """A learner that operates. One constructor call per run, then rounds of operations."""
+    """A learner that operates on every row of a vector environment at once."""
 
     def operate(self, n_operations: int) -> list[OperationRecord]:
-        """Perform whole operations, beginning with a fresh reset, and learn from them."""
+        """Perform so many whole operations on every row, beginning afresh, and learn from them.
 
-    def act(self, observation: FloatArray) -> FloatArray:
-        """Return the deterministic action (A,) for an observation (O,)."""
+        A row whose patient flatlines goes on with the next operation at once; what of that is
+        unfinished at the end is learned from too, but leaves no record.
+        """
+
+    def act(self, observations: FloatArray) -> FloatArray:
+        """Return the deterministic actions (N, A) for observations (N, O)."""
 
     def stats(self) -> Mapping[str, float]:
         """Return what there is to say of the learning since the last call, by metric name."""
@@ -53,47 +60,75 @@ class Surgeon(Protocol):
         """Write what the surgeon learned into an existing folder."""
 
 
-class OperationRecorder(gymnasium.Wrapper[FloatArray, FloatArray, FloatArray, FloatArray]):
+class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     """Keeps a record of each operation that ends."""
 
-    def __init__(self, env: gymnasium.Env[FloatArray, FloatArray]) -> None:
-        """Wrap an ``AttentionSurgery-v0``."""
+    def __init__(self, env: AttentionSurgeryVectorEnv) -> None:
+        """Wrap a vector environment in mode SAME_STEP."""
         super().__init__(env)
         self.records: list[OperationRecord] = []
-        self._total = 0.0
-        self._actions: list[float] = []
+        self._totals = np.zeros(env.num_envs)
+        self._efforts: list[list[float]] = [[] for _ in range(env.num_envs)]
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Forget an unfinished operation and begin another."""
-        self._total = 0.0
-        self._actions = []
-        return self.env.reset(seed=seed, options=options)
+        """Forget unfinished operations and begin others."""
+        for row in range(self.num_envs):
+            self._forget(row)
+        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
 
     def step(
-        self, action: FloatArray
-    ) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Make an incision and take note."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._total += float(reward)
-        self._actions.append(float(np.abs(action).mean()))
-        if terminated or truncated:
-            self.records.append(
-                OperationRecord(
-                    self._total,
-                    len(self._actions),
-                    float(np.mean(self._actions)),
-                    info["coefficients"],
-                    info.get("flatline"),
-                    info["score_terms"],
-                    info["baseline_terms"],
-                    info.get("lost_score", 0.0),
-                )
-            )
-        return observation, reward, terminated, truncated, info
+        self, actions: FloatArray
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Make an incision on every row and take note."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        self._totals += rewards
+        for row, effort in enumerate(np.abs(actions).mean(axis=1)):
+            self._efforts[row].append(float(effort))
+        for row in np.flatnonzero(terminated | truncated).tolist():
+            self.records.append(self._record(row, row_info(infos["final_info"], row)))
+            self._forget(row)
+        return observations, rewards, terminated, truncated, infos
 
     def collect(self) -> list[OperationRecord]:
         """Return the records since the last call."""
         records, self.records = self.records, []
         return records
+
+    def _record(self, row: int, info: dict[str, Any]) -> OperationRecord:
+        return OperationRecord(
+            float(self._totals[row]),
+            len(self._efforts[row]),
+            float(np.mean(self._efforts[row])),
+            info["coefficients"],
+            info.get("flatline"),
+            info["score_terms"],
+            info["baseline_terms"],
+            info.get("lost_score", 0.0),
+        )
+
+    def _forget(self, row: int) -> None:
+        self._totals[row] = 0.0
+        self._efforts[row] = []
+
+
+def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Return one row's part of a vector environment's infos.
+
+    Where there is a mask called ``_name``, rows that it leaves out have no ``name``.
+    """
+    info: dict[str, Any] = {}
+    for name, values in infos.items():
+        has_it = infos.get(f"_{name}")
+        if name.startswith("_") or (has_it is not None and not has_it[row]):
+            continue
+        if isinstance(values, dict):
+            info[name] = row_info(values, row)
+        else:
+            value = values[row]
+            info[name] = value.item() if isinstance(value, np.generic) else copy(value)
+    return info

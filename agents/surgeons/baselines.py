@@ -5,36 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 
 from agents.surgeons.base import FloatArray, OperationRecord, OperationRecorder
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
 class ZeroSurgeon:
     """Never moves a coefficient: every reward is exactly 0."""
 
-    def __init__(self, env: gymnasium.Env[FloatArray, FloatArray], seed: int) -> None:
+    def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
         """Take the environment; ``seed`` decides the prompts."""
         self._env = OperationRecorder(env)
         self._seed: int | None = seed
-        assert env.action_space.shape is not None
-        self._shape = env.action_space.shape
+        self._n_incisions = env.config.n_incisions
+        self._n_coefficients = len(env.operator.labels)
 
     def operate(self, n_operations: int) -> list[OperationRecord]:
-        """Perform whole operations."""
-        for _ in range(n_operations):
-            observation, _ = self._env.reset(seed=self._seed)
-            self._seed = None
-            is_over = False
-            while not is_over:
-                observation, _, terminated, truncated, _ = self._env.step(self.act(observation))
-                is_over = terminated or truncated
+        """Perform so many whole operations on every row."""
+        observations, _ = self._env.reset(seed=self._seed)
+        self._seed = None
+        for _ in range(n_operations * self._n_incisions):
+            observations, *_ = self._env.step(self.act(observations))
         return self._env.collect()
 
-    def act(self, observation: FloatArray) -> FloatArray:
+    def act(self, observations: FloatArray) -> FloatArray:
         """Return zeros."""
-        return np.zeros(self._shape, np.float32)
+        return np.zeros((len(observations), self._n_coefficients), np.float32)
 
     def stats(self) -> Mapping[str, float]:
         """Return nothing: there is no learning."""
@@ -47,13 +44,13 @@ class ZeroSurgeon:
 class RandomSurgeon(ZeroSurgeon):
     """Draws every action uniformly from [-1, 1]."""
 
-    def __init__(self, env: gymnasium.Env[FloatArray, FloatArray], seed: int) -> None:
+    def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
         """Take the environment; ``seed`` decides prompts and actions."""
         super().__init__(env, seed)
         # A child of the seed: the seed itself starts the environment's own generator, and actions
         # from the same stream would not be independent of the prompts.
         self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
 
-    def act(self, observation: FloatArray) -> FloatArray:
-        """Return a new draw, whatever the observation."""
-        return self._rng.uniform(-1.0, 1.0, self._shape).astype(np.float32)
+    def act(self, observations: FloatArray) -> FloatArray:
+        """Return new draws, whatever the observations."""
+        return self._rng.uniform(-1.0, 1.0, super().act(observations).shape).astype(np.float32)

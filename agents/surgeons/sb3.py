@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from agents.surgeons.base import FloatArray, OperationRecord, OperationRecorder
 from agents.surgeons.randomness import PrivateRandomness
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -40,9 +40,10 @@ ALGORITHMS: dict[str, Algorithm] = {
             "batch_size": 256,
             # Old transitions tell of a language model that is no more.
             "buffer_size": 20_000,
-            "learning_starts": 32,
-            "train_freq": (1, "episode"),
-            "gradient_steps": 32,
+            "learning_starts": 128,
+            # After each incision on every row.
+            "train_freq": (1, "step"),
+            "gradient_steps": 16,
             # Rewards are scaled to a spread of one; SB3's first coefficient, 1, drowns them.
             "ent_coef": "auto_0.1",
         },
@@ -54,26 +55,29 @@ class SB3Surgeon:
     """An off-policy algorithm of Stable-Baselines3 that learns from whole operations."""
 
     def __init__(
-        self, name: str, env: gymnasium.Env[FloatArray, FloatArray], seed: int, **options: Any
+        self, name: str, env: AttentionSurgeryVectorEnv, seed: int, **options: Any
     ) -> None:
         """Build the algorithm.
 
         Args:
             name: a key of :data:`ALGORITHMS`.
-            env: an ``AttentionSurgery-v0``.
+            env: where it operates, on all rows at once.
             seed: of the algorithm and of the environment's prompts.
             **options: the algorithm's own keyword arguments, over the table's.
         """
         from stable_baselines3.common.logger import Logger
-        from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+        from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+        from agents.surgeons.vec_env import SB3VecEnv
 
         algorithm = ALGORITHMS[name]
         make = getattr(importlib.import_module(algorithm.module), algorithm.name)
         self._recorder = OperationRecorder(env)
+        self._steps_per_operation = env.num_envs * env.config.n_incisions
         self._randomness = PrivateRandomness(seed)
         with self._randomness.use():
             # Observations by running mean and spread, rewards (hundredths of a nat) by spread.
-            self._env = VecNormalize(DummyVecEnv([lambda: self._recorder]), gamma=GAMMA)
+            self._env = VecNormalize(VecMonitor(SB3VecEnv(self._recorder)), gamma=GAMMA)
             settings = {"gamma": GAMMA, "device": "cpu", **algorithm.options, **options}
             self.model: OffPolicyAlgorithm = make("MlpPolicy", self._env, seed=seed, **settings)
             # SB3 gives prompts and first actions one seed: they would be made of the same dice.
@@ -82,26 +86,24 @@ class SB3Surgeon:
         self.model.set_logger(Logger(folder=None, output_formats=[]))
 
     def operate(self, n_operations: int) -> list[OperationRecord]:
-        """Perform whole operations, beginning with a fresh reset, and learn from them."""
+        """Perform so many whole operations on every row, beginning afresh, and learn from them."""
         # SB3 keeps the last observation between calls of learn(). It belongs to the model as it
         # was then: going on from it would pay the model's own progress out to the surgeon.
         self.model._last_obs = None
         with self._randomness.use():
-            for _ in range(n_operations):
-                # With train_freq = (1, "episode") a call for one step is one whole operation.
-                self.model.learn(
-                    1,
-                    log_interval=None,  # type: ignore[arg-type]  # never, says the code
-                    reset_num_timesteps=False,
-                )
+            self.model.learn(
+                n_operations * self._steps_per_operation,
+                log_interval=None,  # type: ignore[arg-type]  # never, says the code
+                reset_num_timesteps=False,
+            )
         return self._recorder.collect()
 
-    def act(self, observation: FloatArray) -> FloatArray:
-        """Return the deterministic action (A,) for an observation (O,)."""
-        normalised = self._env.normalize_obs(observation)
+    def act(self, observations: FloatArray) -> FloatArray:
+        """Return the deterministic actions (N, A) for observations (N, O)."""
+        normalised = self._env.normalize_obs(observations)
         with self._randomness.use():
-            action, _ = self.model.predict(np.asarray(normalised), deterministic=True)
-        return np.asarray(action, dtype=np.float32)
+            actions, _ = self.model.predict(np.asarray(normalised), deterministic=True)
+        return np.asarray(actions, dtype=np.float32)
 
     def stats(self) -> Mapping[str, float]:
         """Return the algorithm's latest losses, ``surgeon/actor_loss`` and so on."""

@@ -8,26 +8,34 @@ Shapes: B rows, P prompt tokens, N new tokens, S positions seen, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, preallocated for a whole context.
+    """Keys and values of the positions seen so far, preallocated.
 
     For sampling: it works while gradients are recorded, but a backward through it raises.
     """
 
     def __init__(self, buffer: Tensor) -> None:
-        """Start empty on a (L, 2, B, H, context, D) buffer."""
+        """Start empty on a (L, 2, B, H, most positions, D) buffer."""
         self._buffer = buffer
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new (B, H, T, D) keys and values; return all S of that layer."""
+        """Store one layer's new (B, H, T, D) keys and values; return all S of that layer.
+
+        Raises:
+            ValueError: if the cache has no room for them.
+        """
         stop = self.length + k.size(2)
+        if stop > self._buffer.size(4):  # a slice would be cut short without a word
+            raise ValueError(
+                f"cache must have room for {stop} positions, got one of {self._buffer.size(4)}"
+            )
         self._buffer[layer, 0, :, :, self.length : stop] = k
         self._buffer[layer, 1, :, :, self.length : stop] = v
         return self._buffer[layer, 0, :, :, :stop], self._buffer[layer, 1, :, :, :stop]
@@ -41,6 +49,17 @@ class KVCache:
         self.length = 0
 
 
+class Cache(Protocol):
+    """What generation needs of a cache."""
+
+    @property
+    def length(self) -> int:
+        """Positions seen."""
+
+    def reset(self) -> None:
+        """Forget every position."""
+
+
 class LanguageModel(Protocol):
     """What generation needs of a model."""
 
@@ -48,10 +67,10 @@ class LanguageModel(Protocol):
     def context(self) -> int:
         """Longest window the model can read, tokens."""
 
-    def new_cache(self, n_rows: int) -> KVCache:
-        """Return an empty cache for ``n_rows`` rows."""
+    def new_cache(self, n_rows: int, n_positions: int | None = None) -> Cache:
+        """Return an empty cache for ``n_rows`` rows and, if given, no more positions than that."""
 
-    def __call__(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def __call__(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Map tokens (B, T) to next-token logits (B, T, V)."""
 
 
@@ -135,7 +154,8 @@ def generate(
     keep = max(1, model.context // 2)
     tokens = torch.cat([prompts, prompts.new_zeros(n_rows, n_total - n_prompt)], dim=1)
     start = 0 if n_prompt <= model.context else n_prompt - keep  # of the window
-    cache = model.new_cache(n_rows) if use_cache else None
+    # No wider than needed: the keys of one row then lie closer to those of the next.
+    cache = model.new_cache(n_rows, n_total - 1) if use_cache else None
     log_probs, distributions = [], []
 
     logits = model(tokens[:, start:n_prompt], cache)[:, -1]  # (B, V)

@@ -78,7 +78,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x) + torch.cat([-right, left], dim=-1) * sin.to(x)
 
 
-class Attention(nn.Module):
+class GPTAttention(nn.Module):
     """Causal multi-head self-attention; rows of ``c_attn`` are q, then k, then v, head by head."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -124,7 +124,7 @@ class Block(nn.Module):
         """Build block number ``layer``."""
         super().__init__()
         self.norm_1 = nn.RMSNorm(config.width, eps=NORM_EPS)
-        self.attn = Attention(config, layer)
+        self.attn = GPTAttention(config, layer)
         self.norm_2 = nn.RMSNorm(config.width, eps=NORM_EPS)
         self.mlp = MLP(config)
 
@@ -215,10 +215,16 @@ class GPT(nn.Module):
         """Longest window the model can read, tokens."""
         return self.config.context
 
-    def new_cache(self, n_rows: int) -> KVCache:
-        """Return an empty cache for ``n_rows`` rows, on the model's device and in its dtype."""
+    def new_cache(self, n_rows: int, n_positions: int | None = None) -> KVCache:
+        """Return an empty cache, on the model's device and in its dtype.
+
+        Args:
+            n_rows: rows it will hold.
+            n_positions: most positions it will hold; default, and at most, the whole context.
+        """
         config = self.config
-        shape = (config.n_layers, 2, n_rows, config.n_heads, config.context, config.head_dim)
+        room = min(n_positions or config.context, config.context)
+        shape = (config.n_layers, 2, n_rows, config.n_heads, room, config.head_dim)
         return KVCache(self.embed.weight.new_empty(shape))
 
     def get_output_embeddings(self) -> nn.Linear:

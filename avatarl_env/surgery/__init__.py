@@ -1,17 +1,50 @@
 """Weight surgery on any torch model: edit attention weights in place, get them back bit for bit.
 
-Nothing here knows of text, rewards or Gymnasium. The theater works on any torch module.
+Nothing here knows of text, rewards or Gymnasium. The theater works on any torch module; targets
+and operators on causal language models, ours and those of transformers; the overlay performs many
+operations in one forward.
 """
 
-from avatarl_env.surgery.operators import HeadGain, Operator, make_operator
-from avatarl_env.surgery.targets import AttentionTarget, find_targets
+from avatarl_env.surgery.operators import (
+    OPERATORS,
+    HeadGain,
+    LayerTruncation,
+    LowRankSeed,
+    Operator,
+    OutputTemperature,
+    SeedRankOne,
+    SpectralBands,
+    make_operator,
+)
+from avatarl_env.surgery.overlay import Overlay, Overlayable, RowEdit
+from avatarl_env.surgery.targets import (
+    LAYOUTS,
+    AttentionTarget,
+    Layout,
+    Projection,
+    Targets,
+    find_targets,
+)
 from avatarl_env.surgery.theater import SurgicalTheater
 
 __all__ = [
+    "LAYOUTS",
+    "OPERATORS",
     "AttentionTarget",
     "HeadGain",
+    "LayerTruncation",
+    "Layout",
+    "LowRankSeed",
     "Operator",
+    "OutputTemperature",
+    "Overlay",
+    "Overlayable",
+    "Projection",
+    "RowEdit",
+    "SeedRankOne",
+    "SpectralBands",
     "SurgicalTheater",
+    "Targets",
     "find_targets",
     "make_operator",
 ]

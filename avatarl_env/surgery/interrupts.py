@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import signal
 import threading
+
+# The functions behind signal.getsignal() and signal.signal(), less their conversions to enums:
+# in Python 3.11 these take longer than saving the weights of a small model.
+from _signal import getsignal  # type: ignore[import-not-found]
+from _signal import signal as set_handler
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -45,13 +50,13 @@ class InterruptGuard:
         if threading.current_thread() is not threading.main_thread():
             return False
         if self._depth == 0:
-            present = signal.getsignal(signal.SIGINT)
+            present = getsignal(signal.SIGINT)
             if present is None:  # a handler that Python did not install, nor could restore
                 return False
             if present != self._handle:
                 self._previous = present
             self._pending = False
-            signal.signal(signal.SIGINT, self._handle)
+            set_handler(signal.SIGINT, self._handle)
         self._depth += 1
         return True
 
@@ -62,8 +67,8 @@ class InterruptGuard:
         """
         self._depth -= 1
         on_main = threading.current_thread() is threading.main_thread()
-        if on_main and self._depth == 0 and signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, self._previous)
+        if on_main and self._depth == 0 and getsignal(signal.SIGINT) == self._handle:
+            set_handler(signal.SIGINT, self._previous)
 
     def deliver(self) -> None:
         """Pass a waiting SIGINT on to the handler that was there before."""

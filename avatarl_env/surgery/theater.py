@@ -5,58 +5,21 @@ Besides the optimizer, this is the only place of the project that writes paramet
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterable
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from avatarl_env.choices import closest
 from avatarl_env.surgery.interrupts import InterruptGuard
+from avatarl_env.surgery.sites import Targets, choose
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a theater may be collected, and so left, while it is held
 _open_theaters: list[SurgicalTheater] = []  # of all threads, in order of entry
 _interrupts = InterruptGuard()
-
-
-class HasParameters(Protocol):
-    """Anything that lists parameters: a module, an attention target."""
-
-    def parameters(self) -> Iterable[Tensor]:
-        """Return the parameters to operate on."""
-
-
-Targets = Iterable[HasParameters | Tensor | str]
-
-
-class _Site(NamedTuple):
-    """A name under which a module holds a target."""
-
-    module: nn.Module
-    name: str
-    parameter: nn.Parameter
-    order: tuple[str, ...]
-    """The module's parameters, which state_dict() and optimizers list in this order."""
-
-    def holds(self) -> bool:
-        """Whether the module still finds the target under the name."""
-        found = self.module._parameters.get(self.name)
-        return found is self.parameter and self.name not in self.module.__dict__
-
-    def put_back(self) -> None:
-        """Give the module its target again, in its old place."""
-        entries = self.module._parameters
-        if not self.holds():
-            for others in (self.module.__dict__, self.module._buffers, self.module._modules):
-                others.pop(self.name, None)
-            entries[self.name] = self.parameter
-        if tuple(entries) != self.order:
-            rank = {name: i for i, name in enumerate(self.order)}
-            for name in sorted(entries, key=lambda name: rank.get(name, len(rank))):
-                entries[name] = entries.pop(name)
 
 
 class SurgicalTheater:
@@ -81,9 +44,12 @@ class SurgicalTheater:
       was on the other side raises a RuntimeError instead of giving a wrong gradient. (The
       exception is torch's own: an edit through ``.data`` between a loss and its backward, both in
       the body, is invisible to autograd. Edit with :meth:`write` or under ``torch.no_grad()``.)
+    * Compiled models see every edit and its end; new values need no new graph. Only graphs with
+      frozen weights would not, so entry is refused while ``torch._inductor.config.freezing`` is on.
     * ``state_dict()`` and ``deepcopy`` inside see the operated weights.
     * ``requires_grad``, ``.grad``, train/eval mode and all random generators are untouched, and
       so is an optimizer's state; its ``step()`` inside the body is undone for the weights only.
+    * Not undone: a module put in another's place, a parametrization registered on a target.
     """
 
     def __init__(self, model: nn.Module, targets: Targets) -> None:
@@ -98,17 +64,8 @@ class SurgicalTheater:
                 tensor subclasses ignore in-place surgery silently).
             ValueError: if there are no targets, or one does not belong to the model.
         """
-        names = {p: name for name, p in model.named_parameters()}
-        chosen = _collect(model, targets, names)
-        self._parameters, self._names = list(chosen), list(chosen.values())
-        # Theaters whose reach overlaps operate on one model.
-        self._reach = frozenset[nn.Parameter | nn.Module]([*names, *model.modules()])
-        self._sites = [
-            _Site(module, name, p, tuple(module._parameters))
-            for module in model.modules()
-            for name, p in module._parameters.items()
-            if p is not None and p in chosen
-        ]
+        choice = choose(model, targets)
+        self._parameters, self._names, self._sites, self._reach = choice
         self._home: list[Tensor] = []  # the targets' own storage
         self._saved: list[Tensor] = []  # what they get back
         self._thread = 0
@@ -156,6 +113,8 @@ class SurgicalTheater:
         Raises:
             RuntimeError: if the theater is closed, or the body changed a target's shape or dtype
                 or replaced its Parameter. Nothing is committed then, and nothing lost.
+            ExceptionGroup: if weights could not be written into their own storage. They are
+                committed all the same: leaving the theater tries again.
         """
         try:
             self._require_open()
@@ -170,8 +129,9 @@ class SurgicalTheater:
         """Save the targets.
 
         Raises:
-            RuntimeError: if this theater is open already, another thread operates on the model, or
-                the model has another Parameter in a target's place since the theater was made.
+            RuntimeError: if this theater is open already, another thread operates on the model,
+                the model has another Parameter in a target's place since the theater was made, or
+                compiled graphs are being frozen.
         """
         owed = _interrupts.install()
         try:
@@ -209,10 +169,16 @@ class SurgicalTheater:
 
     def _register(self) -> None:
         me = threading.get_ident()
+        inductor = sys.modules.get("torch._inductor.config")
+        if inductor is not None and inductor.freezing:
+            raise RuntimeError(
+                "torch._inductor.config.freezing must be False to operate on a model, got True: "
+                "frozen graphs keep the weights they were compiled with"
+            )
         with _lock:
             if self in _open_theaters:
                 raise RuntimeError("this SurgicalTheater is open already; to nest, make another")
-            for other in _open_theaters:
+            for other in tuple(_open_theaters):
                 if other._thread != me and not self._reach.isdisjoint(other._reach):
                     raise RuntimeError(
                         "one thread at a time may operate on a model, "
@@ -223,7 +189,7 @@ class SurgicalTheater:
             _open_theaters.append(self)
 
     def _save(self) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             home = [p.data for p in self._parameters]
             saved = [_dense(tensor).clone() for tensor in home]
             self._home, self._saved = home, saved
@@ -233,7 +199,7 @@ class SurgicalTheater:
     def _present(self) -> list[Tensor]:
         """Return copies of the targets' weights that fit their own storage."""
         present = []
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             for name, p, home, saved in self._rows():
                 value = _dense(p.data)
                 same = (p.shape, p.dtype) == (home.shape, home.dtype)
@@ -246,14 +212,12 @@ class SurgicalTheater:
         return present
 
     def _leave(self) -> list[Exception]:
-        """Restore and unregister, the theaters opened later first; return the failures."""
-        failures: list[Exception] = []
+        """Restore and unregister; return the failures."""
         try:
-            if self._saved:
-                for other in reversed(_open_theaters[_open_theaters.index(self) + 1 :]):
-                    if not self._reach.isdisjoint(other._reach):
-                        failures += other._leave()
-                failures += self._put_back()
+            return self._unwind()
+        except BaseException:  # from elsewhere, say a timeout: first the weights, then that
+            self._unwind()
+            raise
         finally:
             with _lock:
                 if self in _open_theaters:
@@ -262,21 +226,33 @@ class SurgicalTheater:
             if self._guarded:
                 self._guarded = False
                 _interrupts.remove()
+
+    def _unwind(self) -> list[Exception]:
+        """Restore, and before that leave the theaters opened later; return the failures."""
+        failures: list[Exception] = []
+        if self._saved:
+            with _lock:
+                later = _open_theaters[_open_theaters.index(self) + 1 :]
+            for other in reversed(later):
+                if not self._reach.isdisjoint(other._reach):
+                    failures += other._leave()
+            failures += self._put_back()
         return failures
 
     def _put_back(self) -> list[Exception]:
         """Give every target its own storage and its saved bytes; return the failures."""
         failures: list[Exception] = []
-        with torch.no_grad():
-            for name, p, home, saved in reversed(self._rows()):
-                try:
-                    _dense(home).copy_(saved)
-                    p.data = home
-                    # Without this a graph that spans the boundary would be silently wrong.
-                    increment_version(p)
-                except Exception as failure:
-                    failure.add_note(f"while restoring {name}")  # and go on with the others
-                    failures.append(failure)
+        for name, p, home, saved in reversed(self._rows()):
+            try:
+                if not home.untyped_storage().nbytes():
+                    _regrow(home)
+                _dense(home).copy_(saved)
+                p.data = home
+                # Without this a graph that spans the boundary would be silently wrong.
+                increment_version(p)
+            except Exception as failure:
+                failure.add_note(f"while restoring {name}")  # and go on with the others
+                failures.append(failure)
         for site in self._sites:
             site.put_back()
         return failures
@@ -304,40 +280,22 @@ class SurgicalTheater:
         )
 
 
-def _collect(
-    model: nn.Module, targets: Targets, names: dict[nn.Parameter, str]
-) -> dict[nn.Parameter, str]:
-    """Return the distinct parameters of ``targets`` and their names, all checked."""
-    by_name = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[nn.Parameter, str] = {}
-    for target in targets:
-        if isinstance(target, str):
-            if target not in by_name:
-                hint = closest(target, by_name)
-                raise ValueError(f"targets must name parameters of the model, got {target!r}{hint}")
-            chosen: Iterable[Tensor] = [by_name[target]]
-        else:
-            chosen = [target] if isinstance(target, Tensor) else target.parameters()
-        for p in chosen:
-            if type(p) is not nn.Parameter or p.layout != torch.strided or p.is_meta:
-                raise TypeError(
-                    f"targets must be plain dense parameters, got {type(p).__name__} "
-                    f"({p.layout}, {p.device})"
-                )
-            if p not in names:
-                raise ValueError(f"targets must belong to the model, got one of {tuple(p.shape)}")
-            found[p] = names[p]
-    if not found:
-        raise ValueError("targets must hold at least one parameter, got none")
-    return found
-
-
 def _dense(tensor: Tensor) -> Tensor:
     """Return a part of ``tensor`` that covers each byte once (an expanded weight repeats some)."""
-    for dim in range(tensor.dim()):
-        if tensor.stride(dim) == 0:
+    if tensor.is_contiguous():
+        return tensor
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0:
             tensor = tensor.narrow(dim, 0, min(1, tensor.size(dim)))
     return tensor
+
+
+def _regrow(tensor: Tensor) -> None:
+    """Give ``tensor`` memory again if its storage was freed: copying to none is a crash."""
+    if tensor.numel():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        n_elements = tensor.storage_offset() + sum((n - 1) * step for n, step in steps) + 1
+        tensor.untyped_storage().resize_(int(n_elements * tensor.element_size()))
 
 
 def _raise_together(failures: list[Exception]) -> None:

@@ -95,7 +95,9 @@ class MadeUpRun:
             self.operation += 1
             if index % 8 == 0:
                 self.tokens += 8 * 5 * 32 * 96
-            flatline = "entropy" if self.rng.random() < 0.06 else None
+            flatline = None
+            if self.rng.random() < 0.06:
+                flatline = f"entropy {self.operation / 1e4:.4f} outside [1.104, 3.312] nats"
             helped = 0.03 * (1 - math.exp(-self.operation / 120)) - 0.01
             metrics = {
                 "surgeon/return": -1.0 if flatline else helped + 0.03 * self.rng.normal(),

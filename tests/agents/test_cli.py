@@ -82,8 +82,12 @@ def ask(asked: list[TrainConfig], *words: str) -> TrainConfig:
 
 
 def test_every_setting_has_a_flag(asked: list[TrainConfig], workplace: Path) -> None:
-    config = small_config("text.txt", "out", seed=7, surgeon="random", threads=2)
-    assert ask(asked, *flags(config)) == config
+    config = small_config(
+        "text.txt", "out", seed=7, surgeon="random", operator="spectral_bands", threads=2
+    )
+    words = flags(config)
+    assert {"--operator", "--curriculum.n-rows"} <= set(words)
+    assert ask(asked, *words) == config
 
 
 def test_without_arguments_it_is_the_laptop(asked: list[TrainConfig]) -> None:
@@ -143,6 +147,11 @@ def complaint(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 REFUSALS = [
     # unknown names, with the closest
     (["--preset", "smok"], "preset must be one of", "got 'smok', did you mean 'smoke'?"),
+    (
+        ["--operator", "spectral-bands"],
+        "operator must be one of",
+        "got 'spectral-bands', did you mean 'spectral_bands'?",
+    ),
     (["--surgeon", "sacc"], "surgeon must be one of", "got 'sacc', did you mean 'sac'?"),
     (
         ["--grpo.estimator", "breir"],
@@ -174,6 +183,7 @@ REFUSALS = [
         "prompt_length + n_new must fit the model's context of 64",
         "got 30 + 40",
     ),
+    (["--curriculum.n-rows", "0"], "curriculum: n_rows must be at least 1", "got 0"),
     (["--seed", "-1"], "seed must not be negative", "got -1"),
     (["--grpo.learning-rate", "nan"], "grpo: learning_rate must be positive", "got nan"),
     (

@@ -19,17 +19,17 @@ from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement
 from agents.surgeons import OperationRecord, Surgeon, make_surgeon
 from avatarl_env import episode as episode_module
-from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.patient import Patient
 from avatarl_env.scoring import Interval
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import global_random_states, tiny_patient
 from tests.training_runs import (
     ScriptedSurgeon,
     everything,
-    immortal,  # noqa: F401 - a fixture
     make_learner,
-    quick_sac,  # noqa: F401 - a fixture
     same,
     small_env,
+    small_exam,
     taught_patient,
 )
 
@@ -65,21 +65,22 @@ def config(**changes: Any) -> CurriculumConfig:
         "surgery_rounds": 2,
         "joint_rounds": 2,
         "updates_per_round": 2,
-        "operations_per_round": 2,
+        "operations_per_round": 1,
         "judge_prompts": 4,
     }
     return CurriculumConfig(**{**sizes, **changes})
 
 
-def learner_of(env: AttentionSurgeryEnv) -> GRPOLearner:
+def learner_of(env: AttentionSurgeryVectorEnv) -> GRPOLearner:
     return make_learner(env.patient.model, env.patient.splits["train"], n_updates=7)
 
 
 def curriculum(
-    env: AttentionSurgeryEnv, surgeon: Surgeon | None, learner: GRPOLearner | None = None
+    env: AttentionSurgeryVectorEnv, surgeon: Surgeon | None, **changes: Any
 ) -> Curriculum:
-    learner = learner or learner_of(env)
-    return Curriculum(learner, env, surgeon, config(), np.random.default_rng(5))
+    """Return a curriculum on the patient of ``env``, with an exam of two rows."""
+    exam, plan = small_exam(env.patient), config(**changes)
+    return Curriculum(learner_of(env), exam, surgeon, plan, np.random.default_rng(5))
 
 
 # Phases as data.
@@ -92,8 +93,8 @@ BOOTSTRAP = Phase("bootstrap", 3, 1, 0, commits=False)
 def test_with_a_surgeon_there_are_three_phases(surgeon: str, policy: str, commits: bool) -> None:
     assert make_phases(config(commit=policy), surgeon) == (
         BOOTSTRAP,
-        Phase("surgery", 2, 0, 2, commits=False),
-        Phase("joint", 2, 2, 2, commits=commits),
+        Phase("surgery", 2, 0, 1, commits=False),
+        Phase("joint", 2, 2, 1, commits=commits),
     )
 
 
@@ -123,6 +124,7 @@ def test_a_phase_that_has_nothing_to_do_is_left_out() -> None:
         ({"surgery_rounds": -1}, "surgery_rounds must be at least 0, got -1"),
         ({"joint_rounds": -1}, "joint_rounds must be at least 0, got -1"),
         ({"updates_per_round": -1}, "updates_per_round must be at least 0, got -1"),
+        ({"n_rows": 0}, "n_rows must be at least 1, got 0"),
         ({"operations_per_round": 0}, "operations_per_round must be at least 1, got 0"),
         ({"judge_prompts": 1}, "judge_prompts must be at least 2, got 1"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
@@ -140,7 +142,8 @@ def test_a_bad_plan_is_refused(changes: dict[str, Any], message: str) -> None:
 def test_a_step_is_updates_then_operations_then_an_attempt_to_commit() -> None:
     env, notes = small_env(), Notes()
     curriculum(env, ScriptedSurgeon(env)).run(Phase("joint", 2, 3, 2, commits=True), notes)
-    assert notes.events == ["updated", "updated", "updated", "operated 2", "judged"] * 2
+    # two operations on each of two rows
+    assert notes.events == ["updated", "updated", "updated", "operated 4", "judged"] * 2
 
 
 def test_a_phase_does_only_what_it_says() -> None:
@@ -148,8 +151,8 @@ def test_a_phase_does_only_what_it_says() -> None:
     whole = curriculum(env, ScriptedSurgeon(env))
     for phase, events in (
         (Phase("bootstrap", 2, 1, 0, commits=False), ["updated"] * 2),
-        (Phase("surgery", 2, 0, 1, commits=False), ["operated 1"] * 2),
-        (Phase("joint", 1, 1, 1, commits=False), ["updated", "operated 1"]),
+        (Phase("surgery", 2, 0, 1, commits=False), ["operated 2"] * 2),
+        (Phase("joint", 1, 1, 1, commits=False), ["updated", "operated 2"]),
         (Phase("nothing", 0, 1, 1, commits=True), []),
     ):
         notes = Notes()
@@ -160,13 +163,15 @@ def test_a_phase_does_only_what_it_says() -> None:
 def test_an_update_makes_the_operation_under_way_stale() -> None:
     env = small_env()
     whole = curriculum(env, None)
-    env.reset(seed=0)
-    env.step(np.zeros(4, np.float32))
+    for other in (env, whole.exam):
+        other.reset(seed=0)
+        other.step(np.zeros((2, 4), np.float32))
     whole.run(Phase("bootstrap", 1, 1, 0, commits=False), Notes())
-    with pytest.raises(RuntimeError, match="the model changed during the operation"):
-        env.step(np.zeros(4, np.float32))
-    with pytest.raises(RuntimeError, match="needs an operation on the model as it is"):
-        env.commit()
+    for other in (env, whole.exam):
+        with pytest.raises(RuntimeError, match="the model changed during the operation"):
+            other.step(np.zeros((2, 4), np.float32))
+        with pytest.raises(RuntimeError, match="needs an operation on the model as it is"):
+            other.commit(0)
 
 
 @pytest.mark.usefixtures("quick_sac")
@@ -174,8 +179,8 @@ def test_an_update_makes_the_operation_under_way_stale() -> None:
 def test_rounds_between_updates_are_paid_for_their_own_work_only(name: str) -> None:
     env, notes = small_env(), Notes()
     whole = curriculum(env, make_surgeon(name, env, 0))
-    whole.run(Phase("joint", 3, 2, 2, commits=False), notes)
-    assert len(notes.records) == 6
+    whole.run(Phase("joint", 3, 2, 1, commits=False), notes)
+    assert len(notes.records) >= 6
     for record in notes.records:
         if record.flatline is None:
             improvement = record.terms["kl_ref"] - record.baseline_terms["kl_ref"]
@@ -189,14 +194,13 @@ def test_rounds_between_updates_are_paid_for_their_own_work_only(name: str) -> N
 def whole_run(surgeon: str | None, policy: str) -> tuple[list[Tensor], list[GRPOStats]]:
     """Run a small curriculum; return all that was learned, and what was seen on the way."""
     env, notes = small_env(), Notes()
-    learner = learner_of(env)
-    plan = config(commit=policy)
     made = None if surgeon is None else make_surgeon(surgeon, env, 3)
-    whole = Curriculum(learner, env, made, plan, np.random.default_rng(5))
-    for phase in make_phases(plan, surgeon or "none"):
+    whole = curriculum(env, made, commit=policy)
+    for phase in make_phases(whole.config, surgeon or "none"):
         whole.run(phase, notes)
-    assert len(notes.records) == (0 if surgeon is None else 8)
-    return everything(learner), notes.stats
+    assert len(notes.records) >= (0 if surgeon is None else 8)
+    assert len(notes.commits) == (0 if surgeon is None or policy == "probe" else 2)
+    return everything(whole.learner), notes.stats
 
 
 @pytest.mark.usefixtures("quick_sac")
@@ -233,11 +237,12 @@ def test_a_whole_curriculum_leaves_the_global_generators_alone() -> None:
 # Commits.
 
 COMMIT_ONLY = Phase("joint", 1, 0, 1, commits=True)
+YES = Judgement(BETTER, BETTER)
 
 
-def injured_env(injury: float) -> AttentionSurgeryEnv:
+def injured_env(injury: float) -> AttentionSurgeryVectorEnv:
     """Return an environment whose patient knows its text, but was committed an injury."""
-    env = small_env(taught_patient(), n_incisions=2)
+    env = small_env(taught_patient())
     env.patient.commit(env.operator, np.full(4, injury))
     return env
 
@@ -245,14 +250,13 @@ def injured_env(injury: float) -> AttentionSurgeryEnv:
 @pytest.mark.usefixtures("immortal")
 def test_an_operation_that_heals_is_judged_better_and_kept() -> None:
     env, notes = injured_env(0.8), Notes()
-    learner = learner_of(env)
+    whole = curriculum(env, ScriptedSurgeon(env, -0.8), judge_prompts=32)
+    learner = whole.learner
     learner.update()
     parameters = list(learner.model.parameters())
     storages = [p.data_ptr() for p in parameters]
     targets = {id(p) for target in env.patient.targets for p in target.parameters()}
     state, before = everything(learner)[len(parameters) :], everything(learner)
-    plan = config(judge_prompts=32)
-    whole = Curriculum(learner, env, ScriptedSurgeon(env, -0.8), plan, np.random.default_rng(5))
     whole.run(COMMIT_ONLY, notes)
 
     (commit,) = notes.commits
@@ -274,16 +278,14 @@ def test_an_operation_that_heals_is_judged_better_and_kept() -> None:
 @pytest.mark.usefixtures("immortal")
 def test_an_operation_that_harms_is_judged_worse_and_undone() -> None:
     env, notes = injured_env(0.0), Notes()
-    learner = learner_of(env)
-    before = everything(learner)
-    plan = config(judge_prompts=32)
-    whole = Curriculum(learner, env, ScriptedSurgeon(env, 0.8), plan, np.random.default_rng(5))
+    whole = curriculum(env, ScriptedSurgeon(env, 0.8), judge_prompts=32)
+    before = everything(whole.learner)
     whole.run(COMMIT_ONLY, notes)
     (commit,) = notes.commits
     assert not commit.kept
     assert commit.judgement.kl_ref_gain.high < 0
     assert commit.judgement.heldout_loss_fall.high < 0
-    assert same(everything(learner), before)
+    assert same(everything(whole.learner), before)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +296,7 @@ def test_an_operation_that_harms_is_judged_worse_and_undone() -> None:
         (Judgement(WORSE, BETTER), False),
     ],
 )
+@pytest.mark.usefixtures("immortal")
 def test_what_the_judge_says_is_done_and_reported(
     monkeypatch: pytest.MonkeyPatch, judgement: Judgement, kept: bool
 ) -> None:
@@ -317,17 +320,17 @@ def test_what_the_judge_says_is_done_and_reported(
     assert same(everything(whole.learner), before) is not kept
     if kept:
         with pytest.raises(RuntimeError, match=r"call reset\(\)"):
-            env.step(np.zeros(4, np.float32))
+            env.step(np.zeros((2, 4), np.float32))
 
 
-def test_what_is_committed_is_what_was_judged() -> None:
+@pytest.mark.usefixtures("immortal")
+def test_what_is_committed_is_what_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: YES)
     env, notes = small_env(), Notes()
     whole = curriculum(env, ScriptedSurgeon(env, 0.3))
     twin = small_env()
     twin.patient.commit(twin.operator, np.full(4, 0.5 * np.float64(np.float32(0.3)) * 2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curriculum_module, "judge", lambda *_, **__: Judgement(BETTER, BETTER))
-        whole.run(COMMIT_ONLY, notes)
+    whole.run(COMMIT_ONLY, notes)
     weights = list(env.patient.model.parameters())
     assert same(weights, list(twin.patient.model.parameters()))
     assert not same(weights, list(tiny_patient().model.parameters()))
@@ -343,19 +346,20 @@ def test_every_attempt_is_judged_on_text_of_its_own() -> None:
 
 
 def test_an_injury_of_the_task_is_never_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: Judgement(BETTER, BETTER))
-    env, notes = small_env(injury=0.5), Notes()
+    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: YES)
+    env, notes = small_env(), Notes()
     whole = curriculum(env, ScriptedSurgeon(env, 0.0))
+    whole.exam = small_exam(env.patient, injury=0.5)
     before = everything(whole.learner)
     whole.run(COMMIT_ONLY, notes)
     assert notes.commits[0].kept
     assert same(everything(whole.learner), before)  # c = 0 is no edit at all
 
 
-def test_an_operation_that_the_patient_does_not_survive_is_never_kept(
+def test_operations_that_no_patient_survives_are_never_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: Judgement(BETTER, BETTER))
+    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: YES)
     monkeypatch.setattr(episode_module, "COLLISION_MARGIN", -1e9)  # whatever it does, it flatlines
     env, notes = small_env(), Notes()
     whole = curriculum(env, ScriptedSurgeon(env, 0.25))
@@ -363,3 +367,124 @@ def test_an_operation_that_the_patient_does_not_survive_is_never_kept(
     whole.run(COMMIT_ONLY, notes)
     assert not notes.commits[0].kept
     assert same(everything(whole.learner), before)
+
+
+# The rows of the exam.
+
+
+@pytest.mark.usefixtures("immortal")
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_best_of_the_operations_tried_is_judged(
+    monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    asked: list[list[float]] = []
+
+    def judge(*arguments: Any, **_: Any) -> Judgement:
+        asked.append(arguments[2].tolist())
+        return YES
+
+    monkeypatch.setattr(curriculum_module, "judge", judge)
+    env, notes = injured_env(0.8), Notes()
+    actions = np.full((3, 4), 0.8, np.float32)  # hurts even more
+    actions[best] = -0.8
+    whole = curriculum(env, ScriptedSurgeon(env, 0.0))
+    whole.exam = small_exam(env.patient, n_rows=3)
+    whole.surgeon = Divided(env, trying=actions)
+    whole.run(COMMIT_ONLY, notes)
+    assert asked == [pytest.approx([-0.8] * 4)]
+    assert notes.commits[0].coefficients.tolist() == asked[0]
+    assert notes.commits[0].kept
+
+
+class Divided(ScriptedSurgeon):
+    """Holds its hands still while it practises, and plays ``trying`` when it is tried."""
+
+    def __init__(self, env: AttentionSurgeryVectorEnv, trying: np.ndarray) -> None:
+        super().__init__(env, 0.0)
+        self._trying = trying
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        n_rows = len(observations)
+        return self._trying if n_rows == len(self._trying) else super().act(observations)
+
+
+def test_a_row_that_flatlines_does_not_hide_one_that_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: YES)
+    env, notes = small_env(operator_options={"scale": 50.0}), Notes()
+    actions = np.zeros((3, 4), np.float32)
+    actions[0] = 1.0
+    whole = curriculum(env, Divided(env, trying=actions))
+    whole.exam = small_exam(env.patient, n_rows=3, operator_options={"scale": 50.0})
+    monkeypatch.setattr(episode_module, "COLLISION_MARGIN", -1e9)  # who moves dies
+    before = everything(whole.learner)
+    whole.run(COMMIT_ONLY, notes)
+    (commit,) = notes.commits
+    assert commit.kept
+    assert not commit.coefficients.any()
+    assert same(everything(whole.learner), before)
+
+
+@pytest.mark.usefixtures("quick_sac")
+@pytest.mark.parametrize("name", ["sac", "random"])
+def test_trying_disturbs_nothing_of_the_surgeons_own_environment(name: str) -> None:
+    def practice(commits: bool) -> list[tuple[float, list[float]]]:
+        env, notes = small_env(), Notes()
+        whole = curriculum(env, make_surgeon(name, env, 3))
+        if name == "random":  # it draws where it acts, so let somebody else be tried
+            tried = Curriculum(whole.learner, whole.exam, None, whole.config, whole._rng)
+            tried.surgeon = Divided(env, trying=np.zeros((2, 4), np.float32))
+        for _ in range(2):
+            whole.run(Phase("surgery", 1, 0, 1, commits=commits and name == "sac"), notes)
+            if commits and name == "random":
+                tried._consider(tried.surgeon)  # type: ignore[arg-type]
+        return [(record.total, record.coefficients.tolist()) for record in notes.records]
+
+    assert practice(commits=False) == practice(commits=True)
+
+
+def test_what_was_tried_has_no_say_in_the_judgement() -> None:
+    # The same operation, tried on rows many or few, is judged on the very same text.
+    def judged(n_rows: int) -> Judgement:
+        env, notes = small_env(), Notes()
+        whole = curriculum(env, ScriptedSurgeon(env, 0.25))
+        whole.exam = small_exam(env.patient, n_rows)
+        whole.run(COMMIT_ONLY, notes)
+        return notes.commits[0].judgement
+
+    assert judged(1) == judged(3)
+
+
+def test_trying_and_judging_is_compute() -> None:
+    def spent(commits: bool) -> int:
+        env = small_env()
+        whole = curriculum(env, ScriptedSurgeon(env, 0.0))
+        whole.run(Phase("joint", 1, 0, 1, commits=commits), Notes())
+        return env.patient.forward_tokens
+
+    # Two rows of four prompts of 8, continued by 5, the last of which is not read: begun and
+    # incised twice, then begun again.
+    assert spent(commits=False) == (1 + 2 + 1) * 2 * 4 * 12
+    # Tried: begun and incised twice. Judged: zero is known to be worth nothing, so only unoperated.
+    assert spent(commits=True) - spent(commits=False) == (1 + 2) * 2 * 4 * 12 + 4 * (12 + 64)
+
+
+def test_operators_without_row_edits_go_through_the_loop_with_the_same_numbers(
+    in_place_gain: str,
+) -> None:
+    def run(operator: str) -> Notes:
+        patient: Patient = tiny_patient()
+        env, notes = small_env(patient, operator=operator), Notes()
+        whole = curriculum(env, ScriptedSurgeon(env, 0.25))
+        whole.exam = small_exam(patient, operator=operator)
+        whole.run(Phase("joint", 1, 1, 1, commits=True), notes)
+        return notes
+
+    notes, expected = run(in_place_gain), run("head_gain")
+    assert notes.events == expected.events
+    assert notes.stats == expected.stats
+    found = [record.total for record in notes.records]
+    assert found == pytest.approx([record.total for record in expected.records], abs=1e-4)
+    for one, other in zip(notes.commits[0].judgement, expected.commits[0].judgement, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)

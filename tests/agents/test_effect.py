@@ -5,32 +5,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
 from agents import effect as effect_module
 from agents.effect import (
     Effect,
-    final_operation,
+    final_operations,
     measure_effect,
     random_coefficients,
     verdict,
 )
-from agents.surgeons import RandomSurgeon, ZeroSurgeon
+from agents.judgement import Exam
+from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
 from avatarl_env.patient import Patient
 from avatarl_env.scoring import Interval
 from tests.fakes import fingerprint
 from tests.patients import global_random_states
 from tests.training_runs import (
     ScriptedSurgeon,
-    immortal,  # noqa: F401 - a fixture
     small_env,
+    small_exam,
     taught_patient,
 )
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure on three operations with four prompts each."""
-    monkeypatch.setattr(effect_module, "N_OPERATIONS", 3)
+    """Measure on twelve prompts, four for each of three operations."""
     monkeypatch.setattr(effect_module, "N_PROMPTS", 12)
 
 
@@ -40,36 +41,74 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @pytest.mark.usefixtures("immortal")
 def test_a_surgeon_ends_where_its_actions_lead() -> None:
-    env = small_env(n_incisions=3, step_size=0.5)
-    for action, expected in ((0.0, 0.0), (0.25, 0.375), (-0.5, -0.75), (1.0, 1.0)):
-        coefficients = final_operation(ScriptedSurgeon(env, action), env, seed=0).coefficients
-        assert coefficients.tolist() == [expected] * 4
+    env = small_exam(n_rows=4, n_incisions=3, step_size=0.5)
+    actions = np.repeat([[0.0], [0.25], [-0.5], [1.0]], 4, axis=1)
+    endings = final_operations(ScriptedSurgeon(env, actions), env, seed=0)
+    assert [ending.coefficients.tolist() for ending in endings] == [
+        [expected] * 4 for expected in (0.0, 0.375, -0.75, 1.0)
+    ]
+    assert [ending.flatline for ending in endings] == [None] * 4
+    assert endings[0].total == 0.0
+    assert all(type(ending.total) is float for ending in endings)
+
+
+@pytest.mark.usefixtures("immortal")
+def test_the_return_is_the_improvement_on_the_prompts_of_the_seed() -> None:
+    env, twin = small_exam(n_rows=3), small_env(n_rows=3, autoreset_mode=AutoresetMode.DISABLED)
+    endings = final_operations(ScriptedSurgeon(env, 0.3), env, seed=8)
+    twin.reset(seed=8)
+    for _ in range(2):
+        *_, infos = twin.step(np.full((3, 4), 0.3, np.float32))
+    assert [ending.total for ending in endings] == infos["improvement"].tolist()
+    assert [ending.lost_score for ending in endings] == [0.0] * 3
+
+
+def test_what_an_injury_had_cost_is_told() -> None:
+    env = small_exam(taught_patient(), n_rows=3, injury=1.0)
+    endings = final_operations(ScriptedSurgeon(env), env, seed=0)
+    assert all(ending.lost_score != 0 for ending in endings)
+    assert len({ending.lost_score for ending in endings}) == 3
 
 
 def test_the_seed_decides_the_prompts_that_the_surgeon_is_shown() -> None:
-    env = small_env()
-    seen: list[list[float]] = []
+    env = small_exam()
+    seen: list[list[list[float]]] = []
 
     class Watching(ScriptedSurgeon):
-        def act(self, observation: np.ndarray) -> np.ndarray:
-            seen.append(observation.tolist())
-            return super().act(observation)
+        def act(self, observations: np.ndarray) -> np.ndarray:
+            seen.append(observations.tolist())
+            return super().act(observations)
 
     for seed in (5, 5, 6):
-        final_operation(Watching(env, 0.1), env, seed)
+        final_operations(Watching(env, 0.1), env, seed)
     assert seen[:2] == seen[2:4]
     assert seen[0] != seen[4]
+    assert seen[0][1] == pytest.approx(seen[4][0], abs=1e-5)  # row 1 of seed 5, row 0 of seed 6
 
 
 def test_an_operation_that_kills_the_patient_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = small_env()
-    monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (2.0, 3.0))  # nobody survives
-    coefficients = final_operation(ScriptedSurgeon(env, 0.5), env, seed=0).coefficients
-    assert coefficients.tolist() == [0.25] * 4
+    env = small_exam(n_incisions=4)
+    actions = np.array([[0.5] * 4, [0.0] * 4])
+    monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (2.0, 3.0))  # who moves dies
+    killed, alive = final_operations(ScriptedSurgeon(env, actions), env, seed=0)
+    assert killed.coefficients.tolist() == [0.25] * 4
+    assert killed.total == -1.0
+    assert str(killed.flatline).startswith("entropy")
+    # What began on that row meanwhile is nobody's, and the other row went on to its end.
+    # It was evaluated in other company than its baseline, hence the rounding.
+    assert (alive.coefficients.tolist(), alive.flatline) == ([0.0] * 4, None)
+    assert alive.total == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_other_ways_of_beginning_anew_are_refused(mode: AutoresetMode) -> None:
+    env = small_env(autoreset_mode=mode)
+    with pytest.raises(ValueError, match="autoreset_mode must be NEXT_STEP, got"):
+        final_operations(ZeroSurgeon(env, 0), env, seed=0)
 
 
 def test_random_operations_go_where_random_incisions_lead() -> None:
-    env = small_env(n_incisions=4, step_size=0.5)
+    env = small_exam(n_incisions=4, step_size=0.5)
     drawn = np.stack([random_coefficients(env, rng(seed)) for seed in range(400)])
     assert drawn.shape == (400, 4)
     assert np.abs(drawn).max() == 1.0  # some are stopped by the bound
@@ -81,16 +120,16 @@ def test_random_operations_go_where_random_incisions_lead() -> None:
 
 @pytest.mark.usefixtures("immortal")
 def test_a_random_operation_is_what_the_random_surgeon_would_do() -> None:
-    env = small_env(n_incisions=3)
-    surgeon = RandomSurgeon(env, 0)
-    ends = [np.abs(final_operation(surgeon, env, seed).coefficients).mean() for seed in range(12)]
+    env = small_exam(n_rows=24, n_incisions=3)
+    endings = final_operations(RandomSurgeon(env, 0), env, seed=0)
+    ends = [np.abs(ending.coefficients).mean() for ending in endings]
     drawn = [np.abs(random_coefficients(env, rng(seed))).mean() for seed in range(200)]
-    assert np.mean(ends) == pytest.approx(np.mean(drawn), abs=0.15)
+    assert np.mean(ends) == pytest.approx(np.mean(drawn), abs=0.1)
 
 
 @pytest.mark.usefixtures("few")
 def test_doing_nothing_is_worth_exactly_nothing() -> None:
-    env = small_env()
+    env = small_exam(n_rows=3)
     effect = measure_effect(ZeroSurgeon(env, 0), env, "surgery", rng())
     nothing = Interval(0.0, 0.0, 0.0, 0.0, 3)
     for policy in ("zero", "surgeon"):
@@ -102,30 +141,93 @@ def test_doing_nothing_is_worth_exactly_nothing() -> None:
     assert (effect.after, effect.n_operations, effect.n_prompts) == ("surgery", 3, 12)
 
 
+class Examined(Exam):
+    """An exam that tells how it was drawn and who sat it."""
+
+    drawn: list[dict[str, Any]] = []  # noqa: RUF012 - emptied by every test
+    sat: list[np.ndarray] = []  # noqa: RUF012
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.drawn.append(keywords)
+
+    def gains(self, operator: Any, coefficients: np.ndarray) -> Any:
+        self.sat.append(coefficients.copy())
+        return super().gains(operator, coefficients)
+
+
 @pytest.mark.usefixtures("few", "immortal")
-def test_policies_are_compared_on_fresh_validation_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = small_env()
-    calls: list[dict[str, Any]] = []
-    measure = effect_module.measure_gains
+def test_all_policies_sit_one_exam_on_fresh_validation_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = small_exam(n_rows=3)
+    monkeypatch.setattr(effect_module, "Exam", Examined)
+    monkeypatch.setattr(Examined, "drawn", [])
+    monkeypatch.setattr(Examined, "sat", [])
+    effect = measure_effect(ScriptedSurgeon(env, 0.5), env, "surgery", rng())
+    (drawn,) = Examined.drawn
+    assert (drawn["split"], drawn["n_operations"], drawn["n_each"]) == ("validation", 3, 4)
+    surgeon, random, zero = Examined.sat
+    assert surgeon.tolist() == [[0.5] * 4] * 3
+    assert (np.abs(random).max(axis=1) > 0).all()
+    assert np.abs(random).max() <= 1
+    assert len({tuple(row) for row in random.tolist()}) == 3
+    assert zero.tolist() == [[0.0] * 4] * 3
+    # Operations are the unit: three of them, whatever the prompts.
+    assert effect.kl_ref_gain["surgeon"].n == effect.kl_ref_over_random.n == 3
 
-    def spy(patient: Patient, operator: Any, operations: Any, config: Any, **keywords: Any) -> Any:
-        calls.append({"operations": operations, **keywords})
-        return measure(patient, operator, operations, config, **keywords)
 
-    monkeypatch.setattr(effect_module, "measure_gains", spy)
+@pytest.mark.usefixtures("few", "immortal")
+def test_two_policies_that_do_the_same_are_worth_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = small_exam(n_rows=3)
+    monkeypatch.setattr(effect_module, "random_coefficients", lambda *_: np.full(4, 0.5))
+    effect = measure_effect(ScriptedSurgeon(env, 0.5), env, "surgery", rng())
+    assert effect.kl_ref_gain["surgeon"] == effect.kl_ref_gain["random"]
+    assert effect.heldout_loss_fall["surgeon"] == effect.heldout_loss_fall["random"]
+    assert effect.kl_ref_over_random == Interval(0.0, 0.0, 0.0, 0.0, 3)
+
+
+@pytest.mark.usefixtures("few", "immortal")
+def test_only_validation_text_is_read_once_the_operations_are_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = small_exam()
+    asked: list[str] = []
+    windows = Patient.windows
+
+    def spy(self: Patient, split: str, *arguments: Any) -> Any:
+        asked.append(split)
+        return windows(self, split, *arguments)
+
+    monkeypatch.setattr(Patient, "windows", spy)
     measure_effect(ScriptedSurgeon(env, 0.5), env, "surgery", rng())
-    assert [(call["split"], call["n_each"]) for call in calls] == [("validation", 4)] * 3
-    for call in calls:
-        surgeon, random, zero = call["operations"]
-        assert surgeon.tolist() == [0.5] * 4
-        assert 0 < np.abs(random).max() <= 1
-        assert zero.tolist() == [0.0] * 4
-    assert calls[0]["operations"][1].tolist() != calls[1]["operations"][1].tolist()
+    # The surgeon is shown its own split, one draw for each row; then prompts and windows.
+    assert asked == ["surgeon"] * 2 + ["validation"] * 3
+
+
+@pytest.mark.usefixtures("few")
+def test_two_operations_are_enough() -> None:
+    env = small_exam(n_rows=2)
+    effect = measure_effect(ScriptedSurgeon(env, 0.2), env, "surgery", rng())
+    assert (effect.n_operations, effect.n_prompts) == (2, 12)
+    for gain in (*effect.kl_ref_gain.values(), *effect.heldout_loss_fall.values()):
+        assert np.isfinite(gain).all()
+        assert gain.n == 2
+
+
+@pytest.mark.usefixtures("few")
+def test_prompts_that_cannot_be_shared_out_evenly_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(effect_module, "N_PROMPTS", 11)
+    env = small_exam(n_rows=3)
+    effect = measure_effect(ScriptedSurgeon(env, 0.2), env, "surgery", rng())
+    assert effect.n_prompts == 9
 
 
 @pytest.mark.usefixtures("few")
 def test_harm_is_found_to_be_harm() -> None:
-    env = small_env(taught_patient())
+    env = small_exam(taught_patient(), n_rows=3, n_new=8)
     effect = measure_effect(ScriptedSurgeon(env, 1.0), env, "joint", rng())
     assert effect.kl_ref_gain["surgeon"].high < 0
     assert effect.heldout_loss_fall["surgeon"].high < 0
@@ -133,9 +235,24 @@ def test_harm_is_found_to_be_harm() -> None:
     assert "raised the held-out loss" in verdict([effect], "scripted")
 
 
+@pytest.mark.usefixtures("few", "immortal")
+def test_an_operator_without_row_edits_gives_the_same_numbers(in_place_gain: str) -> None:
+    def measured(operator: str) -> Effect:
+        env = small_exam(operator=operator)
+        return measure_effect(ScriptedSurgeon(env, 0.3), env, "joint", rng())
+
+    found, expected = measured(in_place_gain), measured("head_gain")
+    for policy in ("surgeon", "random", "zero"):
+        for one, other in (
+            (found.kl_ref_gain, expected.kl_ref_gain),
+            (found.heldout_loss_fall, expected.heldout_loss_fall),
+        ):
+            assert one[policy] == pytest.approx(other[policy], abs=1e-4)
+
+
 @pytest.mark.usefixtures("few")
 def test_measuring_changes_nothing_and_is_repeatable() -> None:
-    env = small_env()
+    env = small_exam()
     before, randomness = fingerprint(env.patient.model), global_random_states()
     surgeon = ScriptedSurgeon(env, 0.3)
     env.patient.forward_tokens = 1234
@@ -145,19 +262,25 @@ def test_measuring_changes_nothing_and_is_repeatable() -> None:
     assert measure_effect(surgeon, env, "joint", rng(4)) != first
     assert fingerprint(env.patient.model) == before
     assert global_random_states() == randomness
+    assert env.patient.n_changes == 0
 
 
 @pytest.mark.usefixtures("few")
-def test_the_environment_needs_a_reset_afterwards() -> None:
+def test_measuring_leaves_operations_under_way_elsewhere_alone() -> None:
     env = small_env()
-    measure_effect(ScriptedSurgeon(env, 0.3), env, "joint", rng())
-    with pytest.raises(RuntimeError, match=r"call reset\(\) first"):
-        env.step(np.zeros(4, np.float32))
+    exam = small_exam(env.patient)
+    env.reset(seed=1)
+    before = env.get_state()
+    measure_effect(ScriptedSurgeon(exam, 0.3), exam, "joint", rng())
+    found, *_ = env.step(np.full((2, 4), 0.2, np.float32))
+    env.set_state(before)
+    assert np.array_equal(env.step(np.full((2, 4), 0.2, np.float32))[0], found)
 
 
 def test_a_run_measures_on_256_prompts() -> None:
     assert effect_module.N_PROMPTS == 256
     assert effect_module.N_PROMPTS % effect_module.N_OPERATIONS == 0
+    assert effect_module.N_OPERATIONS >= 2
 
 
 def around(mean: float, half: float) -> Interval:

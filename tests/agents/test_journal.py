@@ -15,8 +15,8 @@ from agents.journal import SAMPLE_EVERY, TRAINING_COST, WRITE_EVERY, Journal
 from agents.judgement import Judgement
 from agents.surgeons import OperationRecord
 from agents.tracking import Clock
-from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.scoring import Interval
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.fakes import fingerprint
 from tests.patients import global_random_states
 from tests.training_runs import ScriptedSurgeon, make_learner, small_env, taught_patient
@@ -50,7 +50,7 @@ class Writer:
 class Desk:
     """A journal with everything that it needs."""
 
-    def __init__(self, env: AttentionSurgeryEnv | None = None, **keywords: Any) -> None:
+    def __init__(self, env: AttentionSurgeryVectorEnv | None = None, **keywords: Any) -> None:
         self.env = env or small_env()
         self.writer = Writer()
         patient = self.env.patient
@@ -326,18 +326,19 @@ def test_the_bar_shows_phase_loss_reward_accuracy_and_commits(
     desk.journal.say("hello")
     desk.journal.begin(JOINT)
     desk.update(6)
-    desk.journal.operated(
-        [record(0.5), record(0.25), record(), record()], ScriptedSurgeon(desk.env)
-    )
+    desk.journal.operated([record()] * 4, ScriptedSurgeon(desk.env))
+    # A patient died early, and another operation fitted in.
+    records = [record(0.5), record(0.25), record(), record(), record(-1.0, "entropy")]
+    desk.journal.operated(records, ScriptedSurgeon(desk.env))
     desk.journal.judged(commit(kept=True))
     desk.journal.end()
     out, err = capsys.readouterr()
     assert out == "hello\n"
     last = err.rsplit("\r", 1)[-1]
     assert "joint: 100%" in last
-    assert "10/10" in last  # two steps of three updates and two operations
+    assert "14/14" in last  # two steps of three updates, and two operations on each of two rows
     assert "loss=0.5000, reward=0.250" in last
-    assert "operation=+0.2500" in last  # the round's mean
+    assert "operation=+0.0000" in last  # the last round's mean
     assert "commits=1/1" in last
     assert "accuracy=0." in last
 

@@ -172,6 +172,21 @@ def test_operations_and_commits_are_listed(whole: Page) -> None:
     assert "9 entropy" in whole.html
 
 
+def test_a_run_of_hundreds_of_operations_stays_small_and_readable(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path)
+    run.evaluate("surgery")
+    for _ in range(16):
+        run.operate("surgery", 64)
+    flatlines = [row["surgeon/flatline"] for row in run.rows if row.get("surgeon/flatline")]
+    assert len(set(flatlines)) == len(flatlines) > 30  # each with figures of its own
+    run.finish()
+    page = Page(write_report(tmp_path))
+    assert f"<td>{len(flatlines)} entropy</td>" in page.html
+    operations = page.html.partition('<section id="operations">')[2].partition("</section>")[0]
+    assert len(operations) < 5_000
+    assert len(json.dumps(page.figures)) < 200_000
+
+
 def test_the_effect_is_also_a_table(whole: Page) -> None:
     rows = re.findall(r'<th scope="row">after (\w+)</th><td>(\w+)</td><td>([^<]+)', whole.html)
     assert [row[:2] for row in rows] == [

@@ -26,7 +26,13 @@ from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.storage import load_model
 from avatarl_env.text.ngram import NGramReference
 from tests.patients import global_random_states, tiny_text
-from tests.training_runs import CE, QUICK_SAC, same, small_config, write_text
+from tests.training_runs import (
+    CE,
+    QUICK_SAC,
+    same,
+    small_config,
+    write_text,
+)
 
 
 def rows(run: RunSummary, kind: str | None = None) -> list[dict[str, Any]]:
@@ -56,7 +62,7 @@ def quick_train(folder: Path, name: str, **changes: Any) -> RunSummary:
     sac = ALGORITHMS["sac"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ALGORITHMS, "sac", sac._replace(options={**sac.options, **QUICK_SAC}))
-        patch.setattr("agents.effect.N_OPERATIONS", 2)
+        patch.setattr("agents.training.N_OPERATIONS", 2)
         patch.setattr("agents.effect.N_PROMPTS", 8)
         patch.setattr("agents.journal.SAMPLE_CHARACTERS", 24)
         config = dataclasses.replace(small_config(folder / "text.txt", folder / name), **changes)
@@ -100,8 +106,8 @@ def test_the_summary_answers_every_question(run: RunSummary, folder: Path) -> No
     assert summary["corpus_nats_per_char"] is None
     assert (summary["seed"], summary["preset"], summary["surgeon"]) == (3, "smoke", "sac")
     assert summary["command"] == "python train.py --out first"
-    phases = [(phase["name"], phase["steps"]) for phase in summary["phases"]]
-    assert phases == [("bootstrap", 6), ("surgery", 2), ("joint", 2)]
+    steps = [(phase["name"], phase["steps"]) for phase in summary["phases"]]
+    assert steps == [("bootstrap", 6), ("surgery", 2), ("joint", 2)]
     for phase in summary["phases"]:
         assert phase["seconds"] > 0
         assert phase["first"].keys() == phase["last"].keys()
@@ -113,8 +119,12 @@ def test_the_summary_answers_every_question(run: RunSummary, folder: Path) -> No
     assert measured == ["surgery", "joint"]
     assert run.verdict == summary["surgeon_effect"]["verdict"]
     assert run.verdict.startswith("The surgeon ")
-    assert "After surgery and 4 operations, sac's operations " in run.verdict
-    assert "After joint and 8 operations, sac's operations " in run.verdict
+    practised = [effect["n_practised"] for effect in summary["surgeon_effect"]["measurements"]]
+    phases = [row["phase"] for row in rows(run, "operation")]
+    assert practised == [phases.count("surgery"), len(phases)]
+    for after, n in zip(measured, practised, strict=True):
+        assert f"After {after} and {n} operations, sac's operations " in run.verdict
+    assert {effect["n_operations"] for effect in summary["surgeon_effect"]["measurements"]} == {2}
     assert summary["environment"].keys() >= {"python", "torch", "device", "threads"}
     assert summary["environment"]["threads"] == 1
     assert summary["environment"]["device"] == "cpu"
@@ -183,13 +193,17 @@ def test_every_row_says_where_the_run_stood(run: RunSummary) -> None:
         values = [row[clock] for row in everything]
         assert values == sorted(values)
     assert everything[-1]["update"] == 10
-    assert everything[-1]["operation"] == 8
+    assert everything[-1]["operation"] == len(rows(run, "operation"))
     assert run.summary["forward_tokens"] == everything[-1]["forward_tokens"]
 
 
 def test_operations_are_recorded_with_their_terms(run: RunSummary) -> None:
     operations = rows(run, "operation")
-    assert len(operations) == 8
+    # Two rounds in each of two phases, of two operations on each of three rows; where a patient
+    # dies at the first of two incisions, there is time for more.
+    assert len(operations) >= 24
+    assert 24 * 2 - 12 <= sum(row["surgeon/length"] for row in operations) <= 24 * 2
+    assert [row["operation"] for row in operations] == list(range(1, len(operations) + 1))
     for row in operations:
         assert len(row["surgeon/coefficients"]) == 4
         if row["surgeon/flatline"] is None:
@@ -212,7 +226,7 @@ def test_there_are_samples_of_every_phase(run: RunSummary) -> None:
 
 def test_the_report_says_the_verdict(run: RunSummary) -> None:
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "After surgery and 4 operations, sac" in page
+    assert "operations, sac&#x27;s operations " in page
     assert page.rstrip().endswith("</html>")
 
 
@@ -253,7 +267,8 @@ def probe(**changes: Any) -> dict[str, Any]:
         "surgery_rounds": 1,
         "joint_rounds": 2,
         "updates_per_round": 2,
-        "operations_per_round": 2,
+        "n_rows": 2,
+        "operations_per_round": 1,
         "judge_prompts": 4,
         "commit": "probe",
     }
@@ -270,7 +285,7 @@ def test_a_surgeon_that_only_probes_leaves_the_trained_model_bit_identical(
     without: RunSummary, folder: Path
 ) -> None:
     probed = quick_train(folder, "probed", **probe())
-    assert len(rows(probed, "operation")) == 6
+    assert len(rows(probed, "operation")) >= 6
     assert same(list(weights(probed).values()), list(weights(without).values()))
     assert probed.summary["validation"] == without.summary["validation"]
     assert probed.summary["commits"]["tried"] == 0
@@ -328,6 +343,51 @@ def test_an_exact_expectation_is_not_called_reinforcement_learning(
     assert "brier, all_actions, the exact expectation, a bound on RL" in capsys.readouterr().out
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "Nothing was sampled: it followed the exact expectation of its reward" in page
+
+
+@pytest.mark.parametrize("operator", ["head_gain", "spectral_bands", "output_temperature"])
+def test_a_whole_run_with_every_kind_of_operator(folder: Path, operator: str) -> None:
+    short = probe(surgery_rounds=0, joint_rounds=1, commit="if_better")
+    run = quick_train(folder, f"with-{operator}", operator=operator, **short)
+    stored = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    assert stored["operator"] == operator
+    labels = AttentionSurgeryEnv(
+        str(run.folder), operator=operator, n_prompts=2, prompt_length=4, n_new=8
+    ).operator.labels
+    for row in rows(run, "operation"):
+        assert len(row["surgeon/coefficients"]) == len(labels)
+    (commit,) = rows(run, "commit")
+    assert len(commit["commit/coefficients"]) == len(labels)
+    for effect in run.summary["surgeon_effect"]["measurements"]:
+        assert effect["kl_ref_gain"]["random"]["mean"] != 0
+        assert effect["kl_ref_gain"]["zero"]["mean"] == 0
+
+
+def test_an_operator_without_row_edits_makes_the_same_run(folder: Path, in_place_gain: str) -> None:
+    short = probe(surgery_rounds=0, joint_rounds=1, commit="if_better")
+    found, expected = (
+        quick_train(folder, f"rows-{name}", operator=name, surgeon="random", **short)
+        for name in (in_place_gain, "head_gain")
+    )
+    for one, other in zip(rows(found, "operation"), rows(expected, "operation"), strict=True):
+        assert one["surgeon/coefficients"] == other["surgeon/coefficients"]
+        assert one["surgeon/return"] == pytest.approx(other["surgeon/return"], abs=1e-4)
+    gains = [
+        [effect["kl_ref_gain"] for effect in run.summary["surgeon_effect"]["measurements"]]
+        for run in (found, expected)
+    ]
+    for mine, theirs in zip(*gains, strict=True):
+        for policy in ("surgeon", "random", "zero"):
+            assert mine[policy] == pytest.approx(theirs[policy], abs=1e-4)
+
+
+def test_an_operator_that_does_not_fit_the_model_is_refused_before_a_folder_is_made(
+    folder: Path,
+) -> None:
+    tiny = ModelConfig(context=32, n_layers=1, n_heads=1, width=2)
+    with pytest.raises(BadInput, match=r"^n_bands must be in \[2, 2\], got 4$"):
+        quick_train(folder, "refused", lm=tiny, operator="spectral_bands")
+    assert not (folder / "refused").exists()
 
 
 def test_training_leaves_the_global_generators_and_threads_alone(folder: Path) -> None:

@@ -26,6 +26,7 @@ from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import load_model, model_folder
 from avatarl_env.patient import Evaluation, Patient
 from avatarl_env.scoring import Score
+from tests.patients import assert_same_reading
 
 TRAJECTORY = Path(__file__).parent / "bundled_trajectory.json"
 DIGITS = 6
@@ -166,6 +167,28 @@ def test_seeded_trajectory_is_the_stored_one() -> None:
         assert now["score_terms"] == pytest.approx(then["score_terms"], abs=TOLERANCE)
         assert now["observation"] == pytest.approx(then["observation"], abs=TOLERANCE)
     assert all(abs(step["reward"]) > 10 * TOLERANCE for step in stored[1:])
+
+
+def test_operations_side_by_side_are_those_of_single_environments() -> None:
+    envs = gymnasium.make_vec("AttentionSurgery-v0", num_envs=3, **KEYWORDS)
+    observations, _ = envs.reset(seed=SEED)
+    singles = [make(**KEYWORDS) for _ in range(3)]
+    for row, single in enumerate(singles):
+        expected, _ = single.reset(seed=SEED + row)
+        assert observations[row] == pytest.approx(expected, abs=TOLERANCE)
+    moves = np.array([np.roll(ACTIONS[:2], row, axis=1) for row in range(3)], dtype=np.float32)
+    for step in range(2):
+        observations, rewards, *_ = envs.step(moves[:, step])
+        for row, single in enumerate(singles):
+            expected, reward, *_ = single.step(moves[row, step])
+            episode, twin = envs._episodes[row], single._episode
+            assert episode is not None
+            assert twin is not None
+            readings = episode.present, twin.present
+            if assert_same_reading(*readings, twin.prompts.uniforms) == 0:
+                assert observations[row] == pytest.approx(expected, abs=TOLERANCE)
+                assert rewards[row] == pytest.approx(reward, abs=TOLERANCE)
+    envs.close()
 
 
 # --- it means something --------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import avatarl_env.patient
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.patient import Evaluation, Patient
 from avatarl_env.scoring import BOUND
-from avatarl_env.surgery import SurgicalTheater
+from avatarl_env.surgery import OPERATORS, SurgicalTheater
 from tests.fakes import bits, fingerprint
 from tests.patients import (
     SIZES,
@@ -108,8 +108,10 @@ def test_a_callers_time_limit_truncates(folder: str) -> None:
     assert env.step(zeros)[2:4] == (False, True)
 
 
-def test_make_vec_runs_it(folder: str) -> None:
-    envs = gymnasium.make_vec("AttentionSurgery-v0", num_envs=2, lm=folder, **SIZES)
+def test_gymnasiums_own_vector_environment_runs_it(folder: str) -> None:
+    envs = gymnasium.make_vec(
+        "AttentionSurgery-v0", num_envs=2, vectorization_mode="sync", lm=folder, **SIZES
+    )
     observations, _ = envs.reset(seed=[3, 4])
     for row, seed in enumerate((3, 4)):
         assert observations[row].tolist() == make(folder).reset(seed=seed)[0].tolist()
@@ -127,6 +129,50 @@ def test_spaces_follow_from_model_and_operator(folder: str) -> None:
     untied = make(folder, operator_options={"tied": False})
     assert untied.action_space.shape == (8,)
     assert untied.observation_space.shape == (40,)
+
+
+SIZE_OF = {
+    "head_gain": 4,  # sharpness and gain of two heads
+    "spectral_bands": 8,  # four bands of queries and of the output
+    "low_rank_seed": 8,
+    "layer_truncation": 2,  # the output of two layers
+    "seed_rank_one": 6,  # queries, keys and values of two layers
+    "output_temperature": 1,
+}
+
+
+def test_every_operator_is_tried_here() -> None:
+    assert SIZE_OF.keys() == OPERATORS.keys()
+
+
+@pytest.mark.parametrize(("name", "n"), SIZE_OF.items())
+def test_every_operator_operates(name: str, n: int, folder: str) -> None:
+    keywords = {"operator": name, "injury": 0.25}
+    env, twin = make(folder, **keywords), tiny_env(**keywords)
+    assert env.action_space.shape == (n,)
+    assert env.observation_space.shape == (32 + n,)
+    before = fingerprint(env.patient.model)
+    assert equal(env.reset(seed=0), twin.reset(seed=0))
+    choices = 0.3 * actions(2, n)
+    steps = operate(env, choices)
+    assert equal(steps, operate(twin, choices))
+    assert any(rewards(steps))
+    assert fingerprint(env.patient.model) == before
+    env.reset(seed=0)
+    assert rewards(operate(env, np.zeros((4, n), dtype=np.float32))) == [0.0] * 4
+
+
+@pytest.mark.parametrize("layers", [[1], [-1], ["blocks.1.attn"], ["*.1.attn"], [1, "*.1.*"]])
+def test_layers_can_be_named_in_several_ways(layers: list[int | str], folder: str) -> None:
+    env, other = make(folder, layers=layers), tiny_env(layers=[1])
+    assert env.observation_space.shape == (36,)  # of all layers all the same
+    assert equal(env.reset(seed=0), other.reset(seed=0))
+    choices = 0.3 * actions(2)
+    assert equal(operate(env, choices), operate(other, choices))
+    before = {name: bits(p) for name, p in env.patient.model.named_parameters()}
+    env.commit()
+    changed = [n for n, p in env.patient.model.named_parameters() if bits(p) != before[n]]
+    assert changed == ["blocks.1.attn.c_attn.weight", "blocks.1.attn.c_proj.weight"]
 
 
 # --- determinism ---------------------------------------------------------------------------------
@@ -477,8 +523,9 @@ def test_bad_actions_are_refused_and_change_nothing() -> None:
     for each in (env, twin):
         each.reset(seed=0)
     for action in BAD_ACTIONS:
-        with pytest.raises(ValueError, match=r"action must be \(4,\) finite|could not convert"):
+        with pytest.raises(ValueError, match=r"action must be \(4,\) finite|could not conv") as e:
             env.step(action)
+        assert "\n" not in str(e.value)
     assert equal(operate(env, actions(4)), operate(twin, actions(4)))
 
 
@@ -493,6 +540,9 @@ def test_lists_and_tensors_are_actions_too() -> None:
     ("keywords", "message"),
     [
         ({"operator": "head_gian"}, "operator must be .* did you mean 'head_gain'?"),
+        ({"layers": [2]}, r"layers must match .* got 2 \(0: blocks.0.attn, 1: blocks.1.attn\)"),
+        ({"layers": ["blocks.1"]}, "layers must match attention layers .* got 'blocks.1'"),
+        ({"layers": []}, "targets must hold at least one attention layer, got none"),
         ({"operator_options": {"scale": -1.0}}, "scale must be positive and finite, got -1.0"),
         ({"score": {"kl_reff": 1.0}}, "score must be .* did you mean 'kl_ref'?"),
         ({"split": "test"}, "split must be one of .* got 'test'"),
@@ -664,7 +714,7 @@ def test_injuries_are_spread_over_their_box(monkeypatch: pytest.MonkeyPatch) -> 
     env = tiny_env(injury=2.0)
     env.reset(seed=0)
     reading = env._episode.baseline
-    monkeypatch.setattr(Patient, "evaluate", lambda *_: reading)
+    monkeypatch.setattr(Patient, "_evaluate", lambda *_: [reading])
     drawn = []
     for _ in range(50):
         env.reset()
@@ -686,14 +736,14 @@ def test_flatline_bounds_span_the_healthy_and_the_injured_model(
 ) -> None:
     """Healthy entropy 4, injured entropy 1: from 0.5 to 6 nats are survived."""
     entropies = iter([4.0, 1.0, 0.51, 5.99, 6.01])
-    evaluate = Patient.evaluate
+    evaluate = Patient._evaluate
 
-    def evaluate_as_told(self: Patient, prompts: Any) -> Evaluation:
-        reading = evaluate(self, prompts)
+    def evaluate_as_told(self: Patient, prompts: Any) -> list[Evaluation]:
+        (reading,) = evaluate(self, prompts)
         terms = reading.terms | {"entropy": next(entropies), "collision_l2": 0.0}
-        return reading._replace(terms=terms)
+        return [reading._replace(terms=terms)]
 
-    monkeypatch.setattr(Patient, "evaluate", evaluate_as_told)
+    monkeypatch.setattr(Patient, "_evaluate", evaluate_as_told)
     env = tiny_env(injury=0.5)
     env.reset(seed=0)
     infos = [step[4] for step in operate(env, 0.1 * actions(4))]

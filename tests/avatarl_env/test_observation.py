@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from avatarl_env.lm.generation import generate
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.observation import LIMIT, Observation, Vitals, VitalSigns
 from avatarl_env.scoring import TERMS
-from avatarl_env.surgery import find_targets
+from avatarl_env.surgery import Overlay, SurgicalTheater, find_targets, make_operator
 from tests.fakes import tiny_gpt
 
 TERM_NAMES = tuple(TERMS)
@@ -35,6 +36,27 @@ def some_tokens(seed: int = 0, n_rows: int = 3, n_tokens: int = 5) -> Tensor:
     return torch.randint(16, (n_rows, n_tokens), generator=torch.Generator().manual_seed(seed))
 
 
+def read(model: GPT, tokens: Tensor, n_operations: int = 1) -> list[Vitals]:
+    """Return the readings of one forward."""
+    with VitalSigns(model, find_targets(model), n_operations) as signs, torch.no_grad():
+        model(tokens)
+    return signs.read()
+
+
+def close(left: Vitals, right: Vitals, tolerance: float = 1e-5) -> bool:
+    pairs = zip(left, right, strict=True)
+    return all(a == pytest.approx(b, abs=tolerance) for a, b in pairs)
+
+
+def biased_gpt() -> GPT:
+    """A GPT whose attention projections have biases, as those of other models have."""
+    model, generator = tiny_gpt(), torch.Generator().manual_seed(7)
+    for block in model.blocks:
+        for module in (block.attn.c_attn, block.attn.c_proj):
+            module.bias = nn.Parameter(torch.randn(len(module.weight), generator=generator))
+    return model
+
+
 def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
@@ -44,10 +66,10 @@ def hooks(model: nn.Module) -> int:
 
 @torch.no_grad()
 def naive_vitals(model: GPT, tokens: Tensor) -> tuple[list[float], list[float], Tensor]:
-    """Read off queries, what heads write, and the hidden state, one head at a time."""
-    read: list[Tensor] = []
+    """Read off queries, what heads write at the last 8 positions, and the hidden state."""
+    taken: list[Tensor] = []
     handles = [
-        block.attn.c_proj.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        block.attn.c_proj.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
         for block in model.blocks
     ]
     cos, sin = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
@@ -61,16 +83,19 @@ def naive_vitals(model: GPT, tokens: Tensor) -> tuple[list[float], list[float], 
             rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
             q = normed @ block.attn.c_attn.weight[rows].T  # the queries come first
             queries.append(0.5 * math.log(q.square().mean()))
-            written = read[-1][..., rows] @ block.attn.c_proj.weight[:, rows].T
+            written = taken[-1][:, -8:, rows] @ block.attn.c_proj.weight[:, rows].T
             outputs.append(0.5 * math.log(written.square().mean()))
     return queries, outputs, model.norm(x)[:, -1].mean(0)
 
 
-def test_readings_equal_a_naive_computation(model: GPT) -> None:
-    tokens = some_tokens()
+@pytest.mark.parametrize("n_tokens", [5, 8, 9, 16])
+def test_readings_equal_a_naive_computation(n_tokens: int, model: GPT) -> None:
+    tokens = some_tokens(n_tokens=n_tokens)
+    expected = model(tokens)
     with signs_of(model) as signs, torch.no_grad():
         logits = model(tokens)
-    vitals = signs.read()
+    assert torch.equal(logits, expected)  # asking changes no answer
+    (vitals,) = signs.read()
     queries, outputs, hidden = naive_vitals(model, tokens)
     assert vitals.query_log_rms == pytest.approx(queries, abs=1e-5)
     assert vitals.output_log_rms == pytest.approx(outputs, abs=1e-5)
@@ -82,15 +107,11 @@ def test_readings_equal_a_naive_computation(model: GPT) -> None:
 
 
 def test_a_head_made_twice_as_loud_and_sharp_reads_log_two_more(model: GPT) -> None:
-    with signs_of(model) as signs, torch.no_grad():
-        model(some_tokens())
-    before = signs.read()
+    (before,) = read(model, some_tokens())
     with torch.no_grad():  # head 2 of the last layer, so that nothing else moves
         model.blocks[1].attn.c_attn.weight[16:24] *= 2
         model.blocks[1].attn.c_proj.weight[:, 16:24] *= 2
-    with signs_of(model) as signs, torch.no_grad():
-        model(some_tokens())
-    after = signs.read()
+    (after,) = read(model, some_tokens())
     rise = after.query_log_rms - before.query_log_rms
     assert rise == pytest.approx([0, 0, 0, 0, 0, 0, math.log(2), 0], abs=1e-5)
     rise = after.output_log_rms - before.output_log_rms
@@ -101,9 +122,10 @@ def test_a_head_made_twice_as_loud_and_sharp_reads_log_two_more(model: GPT) -> N
 def test_only_the_first_forward_is_read(model: GPT) -> None:
     with signs_of(model) as signs, torch.no_grad():
         model(some_tokens(0))
-        first = signs.read()
+        (first,) = signs.read()
         model(some_tokens(1))
-    for reading, again in zip(first, signs.read(), strict=True):
+    (second,) = signs.read()
+    for reading, again in zip(first, second, strict=True):
         assert reading.tolist() == again.tolist()
 
 
@@ -111,11 +133,114 @@ def test_generation_is_read_at_its_prompts(model: GPT) -> None:
     prompts = some_tokens()
     with signs_of(model) as signs:
         generate(model, prompts, torch.full((3, 4), 0.5))
-    with signs_of(model) as other, torch.no_grad():
-        model(prompts)
     assert signs.prompt_logits.shape == (3, 5, 16)
-    assert signs.read().hidden == pytest.approx(other.read().hidden, abs=1e-5)
-    assert signs.read().query_log_rms == pytest.approx(other.read().query_log_rms, abs=1e-5)
+    assert close(signs.read()[0], read(model, prompts)[0])
+
+
+def test_readings_are_the_same_while_gradients_are_recorded(model: GPT) -> None:
+    with signs_of(model) as signs:
+        loss = model(some_tokens()).sum()
+    assert close(signs.read()[0], read(model, some_tokens())[0], 0.0)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_what_heads_write_by_hand_and_without_the_bias() -> None:
+    """The bias is no head's own: it is far larger here than what any head writes."""
+    model, tokens = biased_gpt(), some_tokens(n_tokens=12)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.c_proj.bias.mul_(50)
+    taken: list[Tensor] = []
+    for block in model.blocks:
+        block.attn.c_proj.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    with torch.no_grad():
+        model(tokens)
+    first, second = (
+        torch.einsum(
+            "bthd,chd->bthc",
+            x[:, -8:].unflatten(-1, (N_HEADS, HEAD_DIM)).double(),
+            block.attn.c_proj.weight.unflatten(1, (N_HEADS, HEAD_DIM)).double(),
+        )
+        for x, block in zip(taken, model.blocks, strict=True)
+    )
+    expected = [0.5 * x.square().mean((0, 1, 3)).log() for x in (first, second)]
+    (vitals,) = read(model, tokens)
+    assert vitals.output_log_rms == pytest.approx(torch.cat(expected).tolist(), abs=1e-4)
+
+
+# --- many operations -----------------------------------------------------------------------------
+
+
+def test_each_operation_is_read_as_it_is_alone(model: GPT) -> None:
+    tokens = some_tokens(n_rows=6, n_tokens=9)
+    readings = read(model, tokens, 3)
+    assert len(readings) == 3
+    for reading, rows in zip(readings, tokens.split(2), strict=True):
+        assert close(reading, read(model, rows)[0])
+    assert not close(readings[0], readings[1], 0.01)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("head_gain", {}),
+        ("head_gain", {"tied": False}),
+        ("spectral_bands", {}),
+        ("spectral_bands", {"projections": ("query", "key", "value", "output")}),
+        ("low_rank_seed", {"scale": 0.5}),
+        ("layer_truncation", {}),
+        ("seed_rank_one", {}),
+    ],
+)
+def test_operations_side_by_side_are_read_as_those_in_place(
+    name: str, options: dict[str, Any], biased: bool
+) -> None:
+    model = biased_gpt() if biased else tiny_gpt()
+    targets = find_targets(model)
+    operator = make_operator(name, targets, **options)
+    shape = (3, len(operator.labels))
+    coefficients = np.random.default_rng(0).uniform(-1, 1, shape)
+    coefficients[1] = 0
+    tokens = some_tokens(n_rows=6, n_tokens=11)
+    with Overlay(operator, coefficients):
+        found = read(model, tokens, 3)
+    for row, (reading, rows) in enumerate(zip(found, tokens.split(2), strict=True)):
+        (untouched,) = read(model, rows)
+        with SurgicalTheater(model, [operator]) as theater:
+            operator.apply(theater, coefficients[row])
+            (expected,) = read(model, rows)
+        assert close(reading, expected, 1e-4)
+        assert close(reading, untouched, 1e-4) == (row == 1)  # so that this could fail
+
+
+def test_gains_of_an_overlay_are_read_by_hand() -> None:
+    """In the first layer, whose input no operation changes, readings move by c itself."""
+    model, tokens = biased_gpt(), some_tokens(n_rows=2).repeat(2, 1)
+    operator = make_operator("head_gain", find_targets(model), tied=False)
+    coefficients = np.zeros((2, 16))
+    coefficients[0, 1] = 0.75  # sharpness of head 1
+    coefficients[1, 6] = -0.5  # loudness of head 2
+    with Overlay(operator, coefficients):
+        sharper, softer = read(model, tokens, 2)
+    (plain,) = read(model, tokens[:2])
+    rise = sharper.query_log_rms[:4] - plain.query_log_rms[:4]
+    assert rise == pytest.approx([0, 0.75, 0, 0], abs=1e-5)
+    assert softer.query_log_rms[:4] == pytest.approx(plain.query_log_rms[:4], abs=1e-5)
+    rise = softer.output_log_rms[:4] - plain.output_log_rms[:4]
+    assert rise == pytest.approx([0, 0, -0.5, 0], abs=1e-5)
+    untouched = [0, 2, 3]
+    assert sharper.output_log_rms[untouched] == pytest.approx(
+        plain.output_log_rms[untouched], abs=1e-5
+    )
+
+
+def test_hooks_of_overlay_and_signs_are_all_gone(model: GPT) -> None:
+    operator = make_operator("spectral_bands", find_targets(model))
+    with pytest.raises(KeyError), Overlay(operator, np.ones((1, 8))), signs_of(model):
+        raise KeyError
+    assert hooks(model) == 0
 
 
 def test_hooks_live_as_long_as_the_body(model: GPT) -> None:
@@ -157,16 +282,13 @@ def test_a_target_that_the_forward_bypasses_is_noticed(model: GPT) -> None:
 def test_a_silent_head_reads_a_finite_floor(model: GPT) -> None:
     with torch.no_grad():
         model.blocks[0].attn.c_proj.weight.zero_()
-    with signs_of(model) as signs, torch.no_grad():
-        model(some_tokens())
-    assert signs.read().output_log_rms[:4] == pytest.approx(0.5 * math.log(1e-12))
+    (vitals,) = read(model, some_tokens())
+    assert vitals.output_log_rms[:4] == pytest.approx(0.5 * math.log(1e-12))
 
 
 def test_half_precision_is_read_in_float32(model: GPT) -> None:
     model.to(torch.bfloat16)
-    with signs_of(model) as signs, torch.no_grad():
-        model(some_tokens())
-    vitals = signs.read()
+    (vitals,) = read(model, some_tokens())
     queries, *_ = naive_vitals(tiny_gpt(), some_tokens())
     assert vitals.query_log_rms == pytest.approx(queries, abs=0.02)
     assert {x.dtype for x in vitals} == {np.dtype(np.float32)}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
@@ -53,17 +54,30 @@ def test_importing_registers_the_environment_once() -> None:
 def test_spec_promises_determinism_and_no_time_limit() -> None:
     spec = gymnasium.spec("AttentionSurgery-v0")
     assert spec.entry_point == "avatarl_env.env:AttentionSurgeryEnv"
+    assert spec.vector_entry_point == "avatarl_env.vector_env:AttentionSurgeryVectorEnv"
     assert spec.max_episode_steps is None
     assert spec.nondeterministic is False
     assert spec.kwargs == {}
 
 
-def test_spec_survives_json(folder: str) -> None:
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("head_gain", {"tied": False, "scale": 0.5}),
+        ("spectral_bands", {"projections": ["query", "value"], "n_bands": 2}),
+        ("low_rank_seed", {"n_directions": 3, "rank": 2, "seed": 5}),
+        ("layer_truncation", {"tied": True}),
+        ("seed_rank_one", {"projections": ["key"]}),
+        ("output_temperature", {"final_norm": "norm"}),
+    ],
+)
+def test_spec_survives_json(operator: str, options: dict[str, object], folder: str) -> None:
     keywords = {
         **SIZES,
         "lm": folder,
-        "operator": "head_gain",
-        "operator_options": {"tied": False, "scale": 0.5},
+        "operator": operator,
+        "operator_options": options,
+        "layers": [-1, "blocks.0.*"],
         "score": {"kl_ref": 1.0, "distinct": 0.1},
         "injury": 0.5,
         "dtype": "float32",
@@ -78,6 +92,9 @@ def test_spec_survives_json(folder: str) -> None:
     other_observation, other_info = again.reset(seed=3)
     assert observation.tolist() == other_observation.tolist()
     assert info["score_terms"] == other_info["score_terms"]
+    assert env.action_space == again.action_space
+    action = np.linspace(-0.3, 0.2, *env.action_space.shape, dtype=np.float32)
+    assert env.step(action)[1] == again.step(action)[1] != 0
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,18 @@ from torch import Tensor, nn
 import avatarl_env.patient
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
-from avatarl_env.surgery import HeadGain, SurgicalTheater
+from avatarl_env.surgery import HeadGain, Operator, SurgicalTheater, make_operator
 from avatarl_env.text.corpus import Corpus
 from tests.fakes import bits, fingerprint, tiny_gpt
-from tests.patients import global_random_states, store_tiny_patient, tiny_corpus, tiny_patient
+from tests.patients import (
+    InPlaceGain,
+    assert_same_reading,
+    count_hooks,
+    global_random_states,
+    store_tiny_patient,
+    tiny_corpus,
+    tiny_patient,
+)
 
 COEFFICIENTS = np.array([0.5, -0.5, 1.0, -1.0])
 
@@ -297,6 +306,236 @@ def test_commit_writes_the_operated_weights_into_the_same_parameters(patient: Pa
     assert all(a is b for a, b in zip(patient.model.parameters(), parameters, strict=True))
     assert [p.data_ptr() for p in parameters] == places
     assert patient.n_changes == 1
+
+
+# --- many operations -----------------------------------------------------------------------------
+
+OPERATIONS = [("head_gain", {}), ("head_gain", {"tied": False}), ("spectral_bands", {})]
+
+
+def many(
+    patient: Patient, name: str | None, n: int = 5, **options: Any
+) -> tuple[list[Prompts], Operator | None, np.ndarray]:
+    """Return prompts of n operations, the operator and coefficients (n, A), one row of zeros."""
+    prompts = [some_prompts(patient, seed, n_new=6) for seed in range(n)]
+    if name is None:
+        return prompts, None, np.zeros((n, 0))
+    operator = make_operator(name, patient.targets, **options)
+    coefficients = np.random.default_rng(0).uniform(-1, 1, (n, len(operator.labels)))
+    coefficients[1:2] = 0
+    return prompts, operator, coefficients
+
+
+def one_by_one(
+    patient: Patient, prompts: list[Prompts], operator: Operator | None, coefficients: np.ndarray
+) -> list[Evaluation]:
+    if operator is None:
+        return [patient.evaluate(p) for p in prompts]
+    pairs = zip(coefficients, prompts, strict=True)
+    return [patient.evaluate_operated(operator, c, p) for c, p in pairs]
+
+
+@pytest.mark.parametrize("at_once", [1, 8, 11, 256])
+@pytest.mark.parametrize(("name", "options"), [(None, {}), *OPERATIONS])
+def test_many_operations_read_as_one_by_one(
+    name: str | None,
+    options: dict[str, Any],
+    at_once: int,
+    patient: Patient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five operations of four prompts: one, two or three of them, or all, in one forward."""
+    arguments = many(patient, name, **options)
+    expected = one_by_one(patient, *arguments)
+    before = fingerprint(patient.model)
+    versions = [p._version for p in patient.model.parameters()]
+    counts, patient.forward_tokens = forwarded_tokens(patient.model), 0
+    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
+    found = patient.evaluate_many(*arguments)
+    assert len(found) == 5
+    for one, other, prompts in zip(found, expected, arguments[0], strict=True):
+        assert_same_reading(one, other, prompts.uniforms)
+    n_parts = math.ceil(5 / max(1, at_once // 4))
+    assert len(counts) == n_parts * 6  # the prompts and five new tokens
+    assert sum(counts) == patient.forward_tokens == 5 * 4 * (8 + 5)
+    assert fingerprint(patient.model) == before
+    assert [p._version for p in patient.model.parameters()] == versions  # never written
+    assert count_hooks(patient.model) == 1  # the test's
+
+
+@pytest.mark.parametrize(("name", "options"), OPERATIONS)
+def test_operations_at_zero_read_the_same_to_the_last_bit(
+    name: str, options: dict[str, Any], patient: Patient
+) -> None:
+    """Also beside others that are not at zero."""
+    prompts, operator, coefficients = many(patient, name, **options)
+    untouched = patient.evaluate_many(prompts)
+    for reading, other in zip(
+        patient.evaluate_many(prompts, operator, 0 * coefficients), untouched, strict=True
+    ):
+        assert same(reading, other)
+    assert same(patient.evaluate_many(prompts, operator, coefficients)[1], untouched[1])
+
+
+def test_an_operation_that_kills_does_not_touch_its_neighbours(patient: Patient) -> None:
+    prompts, operator, _ = many(patient, "head_gain", n=3, scale=300.0)
+    coefficients = np.zeros((3, 4))
+    coefficients[1] = [0, 0, 1, 1]
+    healthy = patient.evaluate_many(prompts)
+    found = patient.evaluate_many(prompts, operator, coefficients)
+    assert not found[1].writing.is_finite
+    assert same(found[0], healthy[0])
+    assert same(found[2], healthy[2])
+
+
+def test_a_uniform_on_a_boundary_may_fall_on_either_side(patient: Patient) -> None:
+    """The only way in which the texts of two ways to compute the same may differ."""
+    prompts, operator, coefficients = many(patient, "head_gain")
+    readings = one_by_one(patient, prompts, operator, coefficients)
+    for p, reading in zip(prompts, readings, strict=True):
+        cdf = np.exp(reading.writing.distributions).cumsum(-1)  # (4, 6, V)
+        p.uniforms[:, -1] = cdf[:, -1, 3].clip(max=1 - 2**-24)
+    expected = one_by_one(patient, prompts, operator, coefficients)
+    found = patient.evaluate_many(prompts, operator, coefficients)
+    for one, other, p in zip(found, expected, prompts, strict=True):
+        assert_same_reading(one, other, p.uniforms)
+        with pytest.raises(AssertionError):  # the check itself can fail
+            assert_same_reading(one, found[0] if one is not found[0] else found[1], p.uniforms)
+
+
+def test_no_operations_are_no_error_and_no_forward(patient: Patient) -> None:
+    _, operator, _ = many(patient, "head_gain")
+    assert patient.evaluate_many([]) == []
+    assert patient.evaluate_many([], operator, np.zeros((0, 4))) == []
+    windows = np.zeros((0, 3, 9), dtype=np.int64)
+    assert patient.losses(windows, operator, np.zeros((0, 4))).shape == (0, 3)
+    assert patient.forward_tokens == 0
+
+
+def test_operations_of_different_sizes_are_refused(patient: Patient) -> None:
+    """Else rows of one would be taken for another's: 2 + 6 prompts are 2 * 4."""
+    first = some_prompts(patient)
+    others = [
+        Prompts(first.tokens[:2], first.uniforms[:2]),
+        Prompts(first.tokens[:, :5], first.uniforms),
+        Prompts(first.tokens, first.uniforms[:, :5]),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match=r"^prompts must be as many and as long for every op"):
+            patient.evaluate_many([first, other])
+    assert patient.forward_tokens == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 4), (5, 4), (4,), (16,)])
+def test_coefficients_that_are_not_one_row_each_are_refused(
+    shape: tuple[int, ...], patient: Patient
+) -> None:
+    """Two rows for four operations would otherwise divide the batch differently."""
+    prompts, operator, _ = many(patient, "head_gain", n=4)
+    windows = np.zeros((4, 3, 9), dtype=np.int64)
+    message = r"^coefficients must (be 4 rows of them|have shape \(N, A\))"
+    with pytest.raises(ValueError, match=message):
+        patient.evaluate_many(prompts, operator, np.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        patient.losses(windows, operator, np.zeros(shape))
+    assert patient.forward_tokens == 0
+
+
+def test_an_operator_that_cannot_act_on_rows_operates_one_by_one_and_says_so_once(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts, overlaid, coefficients = many(patient, "head_gain")
+    operator = InPlaceGain(patient.targets)
+    windows = np.stack([p.tokens for p in prompts])
+    expected = one_by_one(patient, prompts, operator, coefficients)
+    losses = patient.losses(windows, overlaid, coefficients)
+    before = fingerprint(patient.model)
+    avatarl_env.patient._say_once.cache_clear()
+    counts = forwarded_tokens(patient.model)
+    for _ in range(2):
+        found = patient.evaluate_many(prompts, operator, coefficients)
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+        assert patient.losses(windows, operator, coefficients) == pytest.approx(losses, abs=1e-5)
+        assert fingerprint(patient.model) == before
+    assert len(counts) == 2 * (5 * 6 + 5)
+    assert caplog.messages == [
+        "InPlaceGain has no row_edits: its operations are performed one by one"
+    ]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_many_evaluations_that_fail_half_way_leave_everything_as_it_was(
+    error: type[BaseException], in_place: bool, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, operator, coefficients = many(patient, "head_gain")
+    if in_place:
+        operator = InPlaceGain(patient.targets)
+    before, calls = fingerprint(patient.model), []
+    patient.model.train()
+    generate = avatarl_env.patient.generate
+
+    def fail_at_the_second(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            arguments[0](arguments[1])  # with every hook in place
+            raise error("stop")
+        return generate(*arguments, **keywords)
+
+    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", 8)
+    monkeypatch.setattr(avatarl_env.patient, "generate", fail_at_the_second)
+    with pytest.raises(error, match="stop"):
+        patient.evaluate_many(prompts, operator, coefficients)
+    assert fingerprint(patient.model) == before
+    assert count_hooks(patient.model) == 0
+    assert all(module.training for module in patient.model.modules())
+
+
+def naive_losses(patient: Patient, windows: np.ndarray) -> list[float]:
+    return [naive_loss(patient.model, torch.from_numpy(row)) for row in windows]
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+@pytest.mark.parametrize(("name", "options"), [(None, {}), *OPERATIONS])
+def test_losses_equal_naive_ones_under_each_operation(
+    name: str | None,
+    options: dict[str, Any],
+    at_once: int,
+    patient: Patient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, operator, coefficients = many(patient, name, n=3, **options)
+    rng = np.random.default_rng(3)
+    windows = np.stack([patient.windows("validation", 3, 10, rng) for _ in range(3)])
+    expected = []
+    for row, c in zip(windows, coefficients, strict=True):
+        if operator is None:
+            expected.append(naive_losses(patient, row))
+            continue
+        with SurgicalTheater(patient.model, [operator]) as theater:
+            operator.apply(theater, c)
+            expected.append(naive_losses(patient, row))
+    before, counts = fingerprint(patient.model), forwarded_tokens(patient.model)
+    patient.model.train()
+    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
+    losses = patient.losses(windows, operator, coefficients)
+    assert losses.shape == (3, 3)
+    assert losses.dtype == np.float64
+    assert losses == pytest.approx(np.array(expected), abs=1e-5)
+    assert sum(counts) == patient.forward_tokens == 3 * 3 * 9
+    assert fingerprint(patient.model) == before
+    assert patient.model.training
+    assert count_hooks(patient.model) == 1  # the test's
+
+
+def test_losses_of_prompts_are_those_of_an_evaluation(patient: Patient) -> None:
+    prompts, operator, coefficients = many(patient, "spectral_bands")
+    windows = np.stack([p.tokens for p in prompts])
+    losses = patient.losses(windows, operator, coefficients)
+    for row, reading in zip(
+        losses, patient.evaluate_many(prompts, operator, coefficients), strict=True
+    ):
+        assert row == pytest.approx(reading.writing.prompt_loss, abs=1e-5)
 
 
 # --- loading -------------------------------------------------------------------------------------

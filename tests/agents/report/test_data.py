@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from agents.report.data import PhaseSpan, RunRecord, Series, load_run, running_mean
+from agents.report.data import (
+    PhaseSpan,
+    RunRecord,
+    Series,
+    flatlines,
+    load_run,
+    running_mean,
+)
 
 
 def record(*rows: dict[str, Any], **changes: Any) -> RunRecord:
@@ -116,3 +123,18 @@ def test_running_mean_begins_anew_with_each_phase() -> None:
 def test_running_mean_has_one_value_per_place() -> None:
     series = Series([1, 1, 1, 2], [3.0, 5.0, 7.0, 1.0], ["a"] * 4)
     assert running_mean(series, window=3) == Series([1, 2], [5.0, 13 / 3], ["a", "a"])
+
+
+def test_causes_of_death_are_counted_without_their_figures() -> None:
+    causes = [
+        "entropy 0.123 outside [1.104, 3.312] nats",
+        "collision_l2 30.38 above 10.02",
+        "entropy 4.5 outside [1.104, 3.312] nats",
+        "non-finite logits",
+        None,
+        "collision_l2 -1.5 above -2.0",
+    ]
+    rows = [row("operation", "joint", 1, **{"surgeon/flatline": cause}) for cause in causes]
+    rows.append(row("operation", "joint", 1))
+    assert flatlines(rows) == {"entropy": 2, "collision_l2": 2, "non-finite logits": 1}
+    assert flatlines([]) == {}

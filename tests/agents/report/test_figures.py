@@ -96,8 +96,28 @@ def test_flatlines_are_marked_at_the_edge_and_do_not_squash_the_rest() -> None:
     cross = figure["data"][-1]
     assert -1.0 < low < cross["y"][0]
     assert cross["x"] == [100]
-    assert cross["text"] == ["&lt;i&gt;entropy&lt;/i&gt;"]
+    assert cross["text"] == ["1 &lt;i&gt;entropy&lt;/i&gt;"]
     assert figure["data"][1]["y"][-1] == pytest.approx((9 * 0.125 - 1.0) / 10)
+
+
+def test_flatlines_of_one_round_are_one_mark() -> None:
+    deaths = ["entropy 0.1 outside [1, 2]", "collision_l2 9 above 8", "entropy 3 outside [1, 2]"]
+    rows = [operation(100, -1.0, death) for death in deaths]
+    rows += [operation(100, 0.5), operation(200, 0.5), operation(300, -1.0, "non-finite logits")]
+    cross = draw(record(*rows), RETURN)["data"][-1]
+    assert cross["x"] == [100, 300]
+    assert cross["text"] == ["2 entropy, 1 collision_l2", "1 non-finite logits"]
+    assert len(set(cross["y"])) == 1
+
+
+def test_a_round_of_many_operations_stands_at_one_place() -> None:
+    rows = [operation(100, value / 64) for value in range(64)]
+    rows += [operation(200, 1 + value / 64) for value in range(64)]
+    points, mean = draw(record(*rows), RETURN)["data"]
+    assert len(points["x"]) == 128
+    assert mean["x"] == [100, 200]
+    # Never over less than the round.
+    assert mean["y"] == pytest.approx([31.5 / 64, 1 + 31.5 / 64], rel=1e-5)
 
 
 def test_long_runs_are_thinned_to_what_can_be_seen_and_keep_their_end() -> None:

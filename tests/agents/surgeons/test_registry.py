@@ -4,17 +4,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from agents.surgeons import NONE, SURGEONS, Surgeon, check_surgeon, make_surgeon
-from avatarl_env.env import AttentionSurgeryEnv
+from agents.surgeons import (
+    NONE,
+    SURGEONS,
+    OperationRecord,
+    Surgeon,
+    check_surgeon,
+    make_surgeon,
+)
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import global_random_states
-from tests.training_runs import ToyOperation, quick_sac, small_env  # noqa: F401 - a fixture
+from tests.training_runs import (
+    small_env,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_sac")
 every_surgeon = pytest.mark.parametrize("name", sorted(SURGEONS))
 
 
-def make(name: str, env: AttentionSurgeryEnv | None = None, seed: int = 0) -> Surgeon:
+def make(name: str, env: AttentionSurgeryVectorEnv | None = None, seed: int = 0) -> Surgeon:
     return make_surgeon(name, env or small_env(), seed)
 
 
@@ -22,56 +32,80 @@ def test_these_are_the_surgeons() -> None:
     assert set(SURGEONS) == {"sac", "random", "zero"}
 
 
+def check(record: OperationRecord) -> None:
+    """Check that a record hangs together."""
+    assert 1 <= record.length <= 2
+    assert record.length == 2 or record.flatline is not None
+    assert np.isfinite(record.total)
+    assert 0 <= record.mean_abs_action <= 1
+    assert record.coefficients.shape == (4,)
+    assert np.abs(record.coefficients).max() <= 1
+    assert record.terms.keys() == record.baseline_terms.keys()
+    improvement = record.terms["kl_ref"] - record.baseline_terms["kl_ref"]
+    expected = improvement if record.flatline is None else -1.0
+    assert record.total == pytest.approx(expected, abs=1e-9)
+
+
 @every_surgeon
-def test_a_round_is_as_many_whole_operations_as_were_asked_for(name: str) -> None:
-    surgeon = make(name)
-    for n_operations in (3, 1):
+@pytest.mark.usefixtures("immortal")
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_a_round_is_as_many_whole_operations_on_every_row_as_were_asked_for(
+    name: str, n_rows: int
+) -> None:
+    surgeon = make(name, small_env(n_rows=n_rows))
+    for n_operations in (2, 1):
         records = surgeon.operate(n_operations)
-        assert len(records) == n_operations
+        assert [record.length for record in records] == [2] * (n_operations * n_rows)
         for record in records:
-            assert 1 <= record.length <= 2
-            assert record.length == 2 or record.flatline is not None
-            assert np.isfinite(record.total)
-            assert 0 <= record.mean_abs_action <= 1
-            assert record.coefficients.shape == (4,)
-            assert np.abs(record.coefficients).max() <= 1
-            assert record.terms.keys() == record.baseline_terms.keys()
+            check(record)
+
+
+@pytest.mark.parametrize("name", ["sac", "random"])
+def test_where_patients_die_the_surgeon_goes_on_with_the_next(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avatarl_env.episode.COLLISION_MARGIN", 0.0)
+    surgeon = make(name, small_env(n_rows=3, operator_options={"scale": 50.0}))
+    records = surgeon.operate(4)
+    lengths = [record.length for record in records]
+    assert 1 in lengths  # some did not even see the second incision
+    # What is missing of all 4 * 2 steps of the 3 rows was unfinished: at most one step each.
+    assert 3 * 4 * 2 - 3 <= sum(lengths) <= 3 * 4 * 2
+    for record in records + surgeon.operate(1):
+        check(record)
+        assert (record.total == -1.0) is (record.flatline is not None)
 
 
 @every_surgeon
-def test_returns_are_the_improvement_of_the_score(name: str) -> None:
-    for record in make(name).operate(3):
-        improvement = record.terms["kl_ref"] - record.baseline_terms["kl_ref"]
-        expected = improvement if record.flatline is None else -1.0
-        assert record.total == pytest.approx(expected, abs=1e-9)
-
-
-@every_surgeon
-def test_an_action_is_one_of_the_action_space(name: str) -> None:
+def test_actions_are_those_of_the_action_space_for_any_number_of_rows(name: str) -> None:
     env = small_env()
     surgeon = make(name, env)
-    observation, _ = env.reset(seed=0)
     for _ in range(2):
-        action = surgeon.act(observation)
-        assert action.dtype == np.float32
-        assert env.action_space.contains(action)
-        surgeon.operate(3)
-        observation, _ = env.reset(seed=1)
+        for n_rows in (1, 2, 5):
+            other = small_env(env.patient, n_rows)
+            actions = surgeon.act(other.reset(seed=0)[0])
+            assert actions.dtype == np.float32
+            assert other.action_space.contains(actions)
+        surgeon.operate(2)
 
 
 @pytest.mark.parametrize("name", sorted(set(SURGEONS) - {"random"}))
-def test_actions_are_deterministic(name: str) -> None:
-    env = small_env()
+def test_actions_are_deterministic_and_each_rows_own(name: str) -> None:
+    env = small_env(n_rows=3)
     surgeon = make(name, env)
-    surgeon.operate(3)
-    observation, _ = env.reset(seed=0)
-    assert surgeon.act(observation).tolist() == surgeon.act(observation).tolist()
+    surgeon.operate(2)
+    observations, _ = env.reset(seed=0)
+    actions = surgeon.act(observations)
+    assert actions.tolist() == surgeon.act(observations).tolist()
+    for row in range(3):
+        alone = surgeon.act(observations[row : row + 1])
+        np.testing.assert_allclose(alone[0], actions[row], atol=1e-6)
 
 
 @every_surgeon
 def test_statistics_are_finite_numbers_by_metric_name(name: str) -> None:
     surgeon = make(name)
-    surgeon.operate(4)
+    surgeon.operate(3)
     stats = surgeon.stats()
     assert bool(stats) == (name == "sac")
     for metric, number in stats.items():
@@ -93,14 +127,20 @@ def test_nothing_a_surgeon_does_touches_the_global_generators(name: str, tmp_pat
 
 
 @every_surgeon
-def test_the_same_seed_gives_the_same_operations(name: str) -> None:
-    def run(seed: int) -> list[tuple[float, list[float]]]:
-        surgeon = make(name, seed=seed)
-        records = surgeon.operate(2) + surgeon.operate(2)
-        return [(r.terms["kl_ref"], r.coefficients.tolist()) for r in records]
+def test_the_same_seed_gives_the_same_operations_whatever_others_draw(name: str) -> None:
+    def run(seed: int, foreign: int) -> list[tuple[float, list[float], list[float]]]:
+        torch.manual_seed(foreign)
+        env = small_env()
+        surgeon = make(name, env, seed)
+        records = []
+        for _ in range(2):
+            torch.rand(foreign)
+            np.random.rand(foreign)  # noqa: NPY002
+            records += surgeon.operate(2)
+        return [(r.total, r.coefficients.tolist(), [*r.baseline_terms.values()]) for r in records]
 
-    assert run(3) == run(3)
-    assert run(3) != run(4)
+    assert run(3, 1) == run(3, 7)
+    assert run(3, 1) != run(4, 1)
 
 
 @every_surgeon
@@ -108,8 +148,20 @@ def test_a_round_begins_with_a_fresh_reset(name: str) -> None:
     env = small_env()
     surgeon = make(name, env)
     surgeon.operate(1)
-    env.model_changed()  # whatever operation is open is void
-    assert len(surgeon.operate(2)) == 2
+    env.model_changed()  # whatever operations are open are void
+    assert len(surgeon.operate(2)) >= 4
+
+
+@every_surgeon
+def test_acting_disturbs_no_operation_under_way(name: str) -> None:
+    env = small_env()
+    surgeon = make(name, env)
+    observations, _ = env.reset(seed=0)
+    before = env.get_state()["rngs"][0].bit_generator.state
+    seen = observations.copy()
+    surgeon.act(observations)
+    assert observations.tolist() == seen.tolist()
+    assert env.get_state()["rngs"][0].bit_generator.state == before
 
 
 @every_surgeon
@@ -119,12 +171,6 @@ def test_saving_writes_into_an_existing_folder(name: str, tmp_path: Path) -> Non
     surgeon.save(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == ({"surgeon.zip", "surgeon_normalisation.json"} if name == "sac" else set())
-
-
-@every_surgeon
-def test_a_surgeon_needs_nothing_but_the_interface_of_an_environment(name: str) -> None:
-    surgeon = make_surgeon(name, ToyOperation(0.5, 0.25), 0)
-    assert [record.total for record in surgeon.operate(3)] == [0.75] * 3
 
 
 def test_an_unknown_surgeon_is_refused_with_the_closest() -> None:

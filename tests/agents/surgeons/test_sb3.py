@@ -10,9 +10,15 @@ import torch
 from stable_baselines3 import SAC
 
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
-from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import global_random_states, tiny_patient
-from tests.training_runs import CE, QUICK_SAC, ToyOperation, make_learner, small_env
+from tests.training_runs import (
+    CE,
+    QUICK_SAC,
+    ToyOperations,
+    make_learner,
+    small_env,
+)
 
 
 def sac(env: Any, seed: int = 0, **options: Any) -> SB3Surgeon:
@@ -32,14 +38,14 @@ def n_updates(surgeon: SB3Surgeon) -> int:
 
 
 def test_learning_begins_after_the_warm_up_and_changes_the_networks() -> None:
-    surgeon = sac(ToyOperation(0.1, 0.2), learning_starts=4, gradient_steps=3)
+    surgeon = sac(ToyOperations(0.1, 0.2, n_rows=2), learning_starts=4, gradient_steps=3)
     before = actor(surgeon)
-    surgeon.operate(2)  # four steps: not more than learning_starts
+    surgeon.operate(1)  # two steps of two rows: not more than learning_starts
     assert n_updates(surgeon) == 0
     assert surgeon.stats() == {}
     assert equal(actor(surgeon), before)
-    surgeon.operate(2)
-    assert n_updates(surgeon) == 6
+    surgeon.operate(1)
+    assert n_updates(surgeon) == 6  # three after each incision on all rows
     changed = [not torch.equal(a, b) for a, b in zip(before, actor(surgeon), strict=True)]
     assert all(changed)
     stats = surgeon.stats()
@@ -47,26 +53,41 @@ def test_learning_begins_after_the_warm_up_and_changes_the_networks() -> None:
     assert np.isfinite(list(stats.values())).all()
 
 
-def test_every_round_is_whole_operations_whatever_their_length() -> None:
-    env = ToyOperation(0.5, 0.5, 0.5)
-    surgeon = sac(env)
-    assert [record.length for record in surgeon.operate(3)] == [3, 3, 3]
-    env.rewards = (-1.0,)  # from now on the patient dies at once
-    assert [record.length for record in surgeon.operate(4)] == [1, 1, 1, 1]
+def test_every_round_has_as_many_steps_whatever_dies() -> None:
+    toys = ToyOperations(0.5, 0.5, 0.5, n_rows=2)
+    surgeon = sac(toys)
+    assert [record.length for record in surgeon.operate(2)] == [3] * 4
+    toys.envs[1].rewards = (-1.0,)  # from now on this patient dies at once
+    assert [record.length for record in surgeon.operate(1)] == [1, 1, 3, 1]
     assert surgeon.operate(0) == []
-    assert surgeon.model.num_timesteps == 3 * 3 + 4 + 0
+    assert surgeon.model.num_timesteps == (3 * 2 + 3 + 0) * 2
 
 
-def test_rewards_are_stored_as_they_were_paid() -> None:
-    surgeon = sac(ToyOperation(0.25, -3.0), gradient_steps=0)
+def test_what_was_unfinished_is_learned_from_but_never_paid_in_another_round() -> None:
+    toys = ToyOperations(1.0, 2.0, n_rows=2)
+    toys.envs[1].rewards = (-1.0, 8.0, 16.0)
+    surgeon = sac(toys, gradient_steps=0)
+    assert [record.total for record in surgeon.operate(1)] == [3.0]
+    assert [record.total for record in surgeon.operate(2)] == [3.0, 23.0, 3.0]
+    buffer = surgeon.model.replay_buffer
+    assert buffer is not None
+    assert buffer.rewards[:6, 1].tolist() == [-1.0, 8.0, -1.0, 8.0, 16.0, -1.0]
+
+
+def test_transitions_are_stored_as_they_were() -> None:
+    surgeon = sac(ToyOperations(0.25, -3.0, n_rows=2), gradient_steps=0)
     surgeon.operate(2)
     buffer = surgeon.model.replay_buffer
     assert buffer is not None
-    assert buffer.rewards[:4, 0].tolist() == [0.25, -3.0, 0.25, -3.0]
-    assert buffer.dones[:4, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+    for row in range(2):
+        assert buffer.rewards[:4, row].tolist() == [0.25, -3.0, 0.25, -3.0]
+        assert buffer.dones[:4, row].tolist() == [0.0, 1.0, 0.0, 1.0]
+        # The last observation of an operation is its own, not the first of the next.
+        assert buffer.observations[:4, row, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+        assert buffer.next_observations[:4, row, 0] == pytest.approx([1.0, 2.0] * 2, abs=1e-6)
 
 
-def improve(env: AttentionSurgeryEnv) -> None:
+def improve(env: AttentionSurgeryVectorEnv) -> None:
     """Train the model on the table for a while."""
     patient = env.patient
     learner = make_learner(patient.model, patient.splits["train"], learning_rate=1e-2, **CE)
@@ -76,7 +97,8 @@ def improve(env: AttentionSurgeryEnv) -> None:
 
 def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the surgeon hold its hands still, and learn all the same."""
-    zeros = np.zeros((1, *(surgeon.model.action_space.shape or ())), np.float32)
+    shape = (surgeon.model.n_envs, *(surgeon.model.action_space.shape or ()))
+    zeros = np.zeros(shape, np.float32)
     surgeon.model.learning_starts = 0
     monkeypatch.setattr(surgeon.model, "predict", lambda *_, **__: (zeros, None))
 
@@ -90,7 +112,7 @@ def test_the_models_own_progress_is_never_paid_to_the_surgeon(
     baselines = []
     for _ in range(3):
         records = surgeon.operate(2)
-        assert [record.total for record in records] == [0.0, 0.0]
+        assert [record.total for record in records] == [0.0] * 4
         baselines.append(records[0].baseline_terms["heldout_loss"])
         improve(env)
         env.model_changed()
@@ -102,13 +124,13 @@ def test_the_models_own_progress_is_never_paid_to_the_surgeon(
 
 
 def test_going_on_from_the_last_observation_would_pay_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = small_env()
+    env = small_env(n_rows=1)
     surgeon = sac(env)
     still(surgeon, monkeypatch)
     surgeon.operate(1)
     improve(env)
     # What learn() does by itself, where nobody says that the model changed:
-    surgeon.model.learn(1, reset_num_timesteps=False)
+    surgeon.model.learn(2, reset_num_timesteps=False)
     (record,) = surgeon._recorder.collect()
     assert abs(record.total) > 1e-3
     # Where somebody does, the environment refuses.
@@ -123,10 +145,10 @@ def test_two_runs_of_a_seed_are_equal_whatever_others_draw_in_between() -> None:
         np.random.seed(foreign)  # noqa: NPY002
         surgeon = sac(small_env(), seed=4)
         records = []
-        for _ in range(3):
+        for _ in range(2):
             torch.rand(foreign)
             np.random.rand(foreign)  # noqa: NPY002
-            records += surgeon.operate(2)
+            records += surgeon.operate(1)
         return actor(surgeon), [[r.total, *r.coefficients] for r in records]
 
     weights, records = run(1)
@@ -136,20 +158,21 @@ def test_two_runs_of_a_seed_are_equal_whatever_others_draw_in_between() -> None:
 
 
 def test_another_seed_is_another_surgeon() -> None:
-    left, right = (sac(small_env(), seed=seed) for seed in (0, 1))
+    left, right = (sac(small_env(), seed=seed) for seed in (0, 2))  # of two rows each
     assert not equal(actor(left), actor(right))
-    (mine,), (yours,) = left.operate(1), right.operate(1)
-    assert mine.coefficients.tolist() != yours.coefficients.tolist()
-    assert mine.baseline_terms != yours.baseline_terms
+    mine, yours = left.operate(1), right.operate(1)
+    for one in mine:
+        for other in yours:
+            assert one.coefficients.tolist() != other.coefficients.tolist()
+            assert one.baseline_terms != other.baseline_terms
 
 
 def test_the_global_generators_are_left_alone(tmp_path: Path) -> None:
     before = global_random_states()
-    env = ToyOperation(0.1, 0.2)
-    surgeon = sac(env)
-    surgeon.operate(4)
+    surgeon = sac(ToyOperations(0.1, 0.2, n_rows=2))
+    surgeon.operate(2)
     assert n_updates(surgeon) > 0
-    surgeon.act(np.zeros(3, np.float32))
+    surgeon.act(np.zeros((1, 3), np.float32))
     surgeon.stats()
     surgeon.save(tmp_path)
     assert global_random_states() == before
@@ -158,11 +181,11 @@ def test_the_global_generators_are_left_alone(tmp_path: Path) -> None:
 def test_a_broken_off_round_gives_the_generators_back_and_can_be_followed_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    env = ToyOperation(0.1, 0.2)
-    surgeon = sac(env)
+    toys = ToyOperations(0.1, 0.2)
+    surgeon = sac(toys)
     before = global_random_states()
     with monkeypatch.context() as patch:
-        patch.setattr(env, "rewards", ())
+        patch.setattr(toys.envs[0], "rewards", ())
         with pytest.raises(IndexError):
             surgeon.operate(1)
     assert global_random_states() == before
@@ -170,15 +193,17 @@ def test_a_broken_off_round_gives_the_generators_back_and_can_be_followed_by_ano
 
 
 def test_acting_is_deterministic_and_teaches_nothing() -> None:
-    surgeon = sac(ToyOperation(0.1, 0.2))
-    surgeon.operate(4)
-    weights, mean = actor(surgeon), surgeon._env.obs_rms.mean.copy()
-    observation = np.array([0.3, -2.0, 7.0], np.float32)
-    action = surgeon.act(observation)
-    assert action.tolist() == surgeon.act(observation).tolist()
+    surgeon = sac(ToyOperations(0.1, 0.2, n_rows=2))
+    surgeon.operate(2)
+    rms: Any = surgeon._env.obs_rms
+    weights, mean = actor(surgeon), rms.mean.copy()
+    observations = np.array([[0.3, -2.0, 7.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
+    seen = observations.copy()
+    actions = surgeon.act(observations)
+    assert actions.tolist() == surgeon.act(observations).tolist()
     assert equal(actor(surgeon), weights)
-    assert surgeon._env.obs_rms.mean.tolist() == mean.tolist()
-    assert observation.tolist() == pytest.approx([0.3, -2.0, 7.0])
+    assert rms.mean.tolist() == mean.tolist()
+    assert observations.tolist() == seen.tolist()
 
 
 def value(surgeon: SB3Surgeon) -> float:
@@ -193,7 +218,7 @@ def value(surgeon: SB3Surgeon) -> float:
 
 def bandit(*, truncates: bool, **options: Any) -> float:
     surgeon = sac(
-        ToyOperation(1.0, truncates=truncates),
+        ToyOperations(1.0, truncates=truncates),
         learning_rate=1e-2,
         gradient_steps=25,
         policy_kwargs={"net_arch": [16]},
@@ -202,7 +227,7 @@ def bandit(*, truncates: bool, **options: Any) -> float:
         **options,
     )
     surgeon._env.norm_reward = False  # so that values are in the units of the reward
-    surgeon.operate(11)
+    surgeon.operate(11)  # the first three warm up
     assert n_updates(surgeon) == 200
     return value(surgeon)
 
@@ -216,59 +241,60 @@ def test_the_same_task_cut_off_by_a_time_limit_would_look_worth_more_and_more() 
 
 
 def test_nothing_is_discounted() -> None:
-    surgeon = sac(ToyOperation(1.0))
+    surgeon = sac(ToyOperations(1.0))
     assert surgeon.model.gamma == 1.0
     assert surgeon._env.gamma == 1.0
 
 
 def test_options_given_by_the_caller_win_over_the_table() -> None:
     assert ALGORITHMS["sac"].options["buffer_size"] != 77
-    surgeon = SB3Surgeon("sac", ToyOperation(1.0), 0, buffer_size=77)
+    surgeon = sac(ToyOperations(1.0), buffer_size=77)
     assert surgeon.model.buffer_size == 77
     assert surgeon.model.learning_rate == ALGORITHMS["sac"].options["learning_rate"]
+    assert "learning_rate" not in QUICK_SAC
 
 
 def test_what_was_saved_acts_like_the_surgeon(tmp_path: Path) -> None:
     env = small_env()
     surgeon = sac(env)
-    records = surgeon.operate(4)
+    surgeon.operate(2)
     surgeon.save(tmp_path)
     loaded = SAC.load(tmp_path / "surgeon.zip", device="cpu")
     scales = json.loads((tmp_path / "surgeon_normalisation.json").read_text(encoding="utf-8"))
     assert scales.keys() == {"mean", "var", "count", "return_var"}
-    n_observed = 1 + sum(record.length for record in records)
+    n_observed = (1 + 2 * 2) * 2  # the first and one after each incision, of two rows
     assert scales["count"] == pytest.approx(n_observed, abs=1e-3)
-    observation, _ = env.reset(seed=9)
-    normalised = (observation - scales["mean"]) / np.sqrt(np.array(scales["var"]) + 1e-8)
-    action, _ = loaded.predict(np.clip(normalised, -10, 10).astype(np.float32), deterministic=True)
-    assert action.tolist() == surgeon.act(observation).tolist()
+    observations, _ = env.reset(seed=9)
+    normalised = (observations - scales["mean"]) / np.sqrt(np.array(scales["var"]) + 1e-8)
+    actions, _ = loaded.predict(np.clip(normalised, -10, 10).astype(np.float32), deterministic=True)
+    assert actions.tolist() == surgeon.act(observations).tolist()
 
 
 def test_learning_an_easy_operation() -> None:
     # The best action is (0.5, -0.5), and each step is paid at once by how close it is.
-    class Aim(ToyOperation):
-        def step(self, action: np.ndarray) -> Any:
-            self.rewards = (-float(np.square(action - [0.5, -0.5]).sum()),) * 2
-            return super().step(action)
+    class Aim(ToyOperations):
+        def step(self, actions: np.ndarray) -> Any:
+            for env, action in zip(self.envs, actions, strict=True):
+                env.rewards = (-float(np.square(action - [0.5, -0.5]).sum()),) * 2
+            return super().step(actions)
 
     surgeon = sac(
-        Aim(0.0, 0.0),
+        Aim(0.0, 0.0, n_rows=2),
         learning_rate=1e-2,
         gradient_steps=10,
         learning_starts=20,
         batch_size=64,
         policy_kwargs={"net_arch": [32]},
     )
-    surgeon.operate(40)
-    for observation in ([0.0] * 3, [1.0] * 3):
-        action = surgeon.act(np.array(observation, np.float32))
-        np.testing.assert_allclose(action, [0.5, -0.5], atol=0.25)
+    surgeon.operate(25)
+    actions = surgeon.act(np.array([[0.0] * 3, [1.0] * 3], np.float32))
+    np.testing.assert_allclose(actions, [[0.5, -0.5]] * 2, atol=0.25)
 
 
 def test_the_patient_is_the_same_after_a_round() -> None:
     patient = tiny_patient()
     before = [p.detach().clone() for p in patient.model.parameters()]
-    sac(small_env(patient)).operate(4)
+    sac(small_env(patient)).operate(2)
     assert equal(before, list(patient.model.parameters()))
 
 
@@ -277,6 +303,7 @@ def test_first_actions_and_first_prompts_are_not_made_of_the_same_dice() -> None
     surgeon = sac(env, seed=3)
     env.reset(seed=3)
     space = surgeon.model.action_space
-    assert space.np_random.bit_generator.state != env.np_random.bit_generator.state
+    for rng in env.get_state()["rngs"]:
+        assert space.np_random.bit_generator.state != rng.bit_generator.state
     again = sac(small_env(), seed=3).model.action_space
     assert np.array_equal(space.sample(), again.sample())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avatarl_env.lm.generation import Generation, generate, inverse_cdf
+from avatarl_env.lm.generation import Generation, KVCache, generate, inverse_cdf
 from tests.fakes import UniformLM, fingerprint, tiny_gpt
 
+BY_CONTEXT = [tiny_gpt(context=context) for context in range(1, 10)]
 BELOW_ONE = 1 - 2**-53  # the largest float64 below 1; in float32 it rounds to 1
 
 
@@ -259,6 +261,29 @@ def test_cache_changes_no_token(context: int, n_prompt: int, n_new: int, seed: i
     slow = generate(model, prompts, uniforms, return_distributions=True, use_cache=False)
     assert torch.equal(fast.tokens, slow.tokens)
     torch.testing.assert_close(fast.log_probs, slow.log_probs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast.distributions, slow.distributions, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(context=st.integers(1, 9), n_prompt=st.integers(1, 12), n_new=st.integers(1, 20))
+def test_a_cache_no_wider_than_needed_changes_no_token(
+    context: int, n_prompt: int, n_new: int
+) -> None:
+    """Whatever fits, just fits, or has to start again."""
+    model = BY_CONTEXT[context - 1]
+    prompts, uniforms = some_tokens(2, n_prompt), dice(2, n_new)
+    asked: list[tuple[int, int | None]] = []
+    new_cache = model.new_cache
+
+    def noted(n_rows: int, n_positions: int | None = None) -> KVCache:
+        asked.append((n_rows, n_positions))
+        return new_cache(n_rows, n_positions)
+
+    with unittest.mock.patch.object(model, "new_cache", noted):
+        fast = generate(model, prompts, uniforms, return_distributions=True)
+    slow = generate(model, prompts, uniforms, return_distributions=True, use_cache=False)
+    assert asked == [(2, n_prompt + n_new - 1)]  # the last token is not read
+    assert torch.equal(fast.tokens, slow.tokens)
     torch.testing.assert_close(fast.distributions, slow.distributions, atol=1e-4, rtol=1e-4)
 
 

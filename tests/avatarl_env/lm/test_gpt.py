@@ -143,6 +143,35 @@ def test_full_cache_refuses_another_token_and_a_cached_prompt_a_second_one() -> 
     torch.testing.assert_close(model(tokens[:, 3:4], cache)[:, 0], model(tokens)[:, 3])
 
 
+@pytest.mark.parametrize(("asked", "room"), [(None, 16), (1, 1), (9, 9), (16, 16), (99, 16)])
+def test_a_cache_holds_what_was_asked_for_and_never_more_than_the_context(
+    asked: int | None, room: int
+) -> None:
+    model, tokens = tiny_gpt(), some_tokens(2, 16)
+    cache = model.new_cache(2, asked)
+    assert cache._buffer.nbytes == model.kv_bytes_per_token * 2 * room
+    pieces = [model(tokens[:, t : t + 1], cache) for t in range(room)]
+    assert cache.length == room
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens[:, :room]))
+
+
+@pytest.mark.parametrize("room", [1, 4])
+def test_a_full_cache_loses_no_token_silently(room: int) -> None:
+    """Writing one position past the end of a tensor is no error of torch's: it writes nothing."""
+    model, tokens = tiny_gpt(), some_tokens(2, 16)
+    cache = model.new_cache(2, room)
+    model(tokens[:, :room], cache)
+    message = f"^cache must have room for {room + 1} positions, got one of {room}$"
+    with pytest.raises(ValueError, match=message):
+        model(tokens[:, room : room + 1], cache)
+    with pytest.raises(ValueError, match=f"^cache must have room for {room + 1} positions"):
+        model(tokens[:, : room + 1], model.new_cache(2, room))
+    cache.reset()
+    torch.testing.assert_close(
+        model(tokens[:, 2 : 2 + room], cache), model(tokens[:, 2 : 2 + room])
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_run_and_keep_their_cache_in_kind(dtype: torch.dtype) -> None:
     model, tokens = tiny_gpt().to(dtype), some_tokens(2, 16)

@@ -214,7 +214,7 @@ def test_a_handler_that_python_did_not_install_is_left_alone(
 ) -> None:
     guard = InterruptGuard()
     with monkeypatch.context() as patch:
-        patch.setattr(signal, "getsignal", lambda _: None)
+        patch.setattr(interrupts, "getsignal", lambda _: None)
         assert guard.install() is False
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

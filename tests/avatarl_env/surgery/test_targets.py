@@ -1,84 +1,525 @@
-"""Tests of avatarl_env/surgery/targets.py."""
+"""Tests of avatarl_env/surgery/targets.py: whose channels are whose is proven on the models."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from avatarl_env.surgery import AttentionTarget, find_targets
-from tests.fakes import tiny_gpt
+from avatarl_env.lm import gpt
+from avatarl_env.surgery import LAYOUTS, AttentionTarget, Layout, Projection, Targets, find_targets
+from tests.avatarl_env.surgery.edits import refused
+from tests.fakes import bits, tiny_gpt
+from tests.zoo import N_HEADS, N_LAYERS, ZOO, build, plain, shared, tokens
+
+KV_HEADS = {"gpt": 4, "gpt2": 4, "neox": 4}
+HEAD_DIM = {"gpt": 4, "qwen3": 8}
 
 
-def test_layers_are_found_from_first_to_last() -> None:
-    model = tiny_gpt(n_layers=3)
-    targets = find_targets(model)
-    assert [target.name for target in targets] == [f"blocks.{i}.attn" for i in range(3)]
-    assert [target.layer for target in targets] == [0, 1, 2]
-    for target, block in zip(targets, model.blocks, strict=True):
-        assert target.query is block.attn.c_attn
-        assert target.output is block.attn.c_proj
-        assert (target.n_heads, target.head_dim, target.query_rows) == (4, 8, 32)
+class Tap:
+    """Stands in front of a model's attention: notes queries, keys and values, can mute a head."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.mute: tuple[int, int] | None = None
+        """(layer, head) whose reading is replaced by zeros."""
+
+    def before(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.calls.append((q.clone(), k.clone(), v.clone()))
+
+    def after(self, y: Tensor, head_axis: int) -> Tensor:
+        if self.mute is not None and self.mute[0] == len(self.calls) - 1:
+            y = y.clone()
+            y.select(head_axis, self.mute[1]).zero_()
+        return y
+
+    def run(self, model: nn.Module) -> Tensor:
+        self.calls.clear()
+        with torch.no_grad():
+            return model(tokens(2, 6))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def tap(monkeypatch: pytest.MonkeyPatch) -> Tap:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as KNOWN
+
+    tap = Tap()
+    ours, theirs = gpt.attention, KNOWN["sdpa"]
+
+    def our_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tap.before(q, k, v)
+        return tap.after(ours(q, k, v), 1)
+
+    def their_attention(
+        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        tap.before(q, k, v)
+        return tap.after(theirs(module, q, k, v, *args, **options)[0], 2), None
+
+    monkeypatch.setattr(gpt, "attention", our_attention)
+    monkeypatch.setitem(KNOWN, "sdpa", their_attention)
+    return tap
+
+
+@contextmanager
+def silenced(projection: Projection, head: int) -> Iterator[None]:
+    """Set what the projection makes for one head to zero."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor:
+        made = made.clone()
+        projection.heads(made)[..., head, :] = 0
+        return made
+
+    handle = projection.module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edited(weight: Tensor, edit: Callable[[Tensor], object]) -> Iterator[None]:
+    saved = weight.detach().clone()
+    with torch.no_grad():
+        edit(weight)
+    try:
+        yield
+    finally:
+        weight.data.copy_(saved)
+
+
+# --- the right channels --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_heads_are_counted_and_sized(name: str) -> None:
+    targets = find_targets(shared(name))
+    assert [target.layer for target in targets] == list(range(N_LAYERS))
+    for target in targets:
+        assert target.n_heads == target.query.n_heads == target.output.n_heads == N_HEADS
+        assert target.key.n_heads == target.value.n_heads == KV_HEADS.get(name, 2)
+        parts = (target.query, target.key, target.value, target.output)
+        assert {part.head_dim for part in parts} == {HEAD_DIM.get(name, 4)}
+        assert [part.reads_heads for part in parts] == [False, False, False, True]
+        assert target.normalises_queries == (name == "qwen3")
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+@pytest.mark.parametrize("name", ZOO)
+def test_silencing_a_head_silences_that_head_of_that_part_alone(
+    name: str, part: str, tap: Tap
+) -> None:
+    model = shared(name)
+    which = ("query", "key", "value").index(part)
+    for target in find_targets(model):
+        tap.run(model)
+        plain_parts = tap.calls[target.layer]
+        for head in range(getattr(target, part).n_heads):
+            with silenced(getattr(target, part), head):
+                tap.run(model)
+            parts = tap.calls[target.layer]
+            expected = [x.clone() for x in plain_parts]
+            assert (expected[which][:, head] != 0).any()
+            expected[which][:, head] = 0  # (B, H, T, D)
+            for x, y in zip(parts, expected, strict=True):
+                assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zeroed_columns_of_the_output_mute_the_head_that_they_read(name: str, tap: Tap) -> None:
+    model = shared(name)
+    unmuted = tap.run(model)
+    for target in find_targets(model):
+        weight = target.output.weight
+        for head in range(N_HEADS):
+            tap.mute = (target.layer, head)
+            expected = tap.run(model)
+            tap.mute = None
+            with edited(weight, lambda w, t=target, h=head: t.output.by_head(w)[:, h].zero_()):
+                found = tap.run(model)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+            assert (expected - unmuted).abs().max() > 0.01
+
+
+def test_values_are_what_attention_gets_channel_by_channel(tap: Tap) -> None:
+    """Not only whose channels, also their order: values reach the attention unturned."""
+    for name in ZOO:
+        model = shared(name)
+        (target,) = find_targets(model, layers=1)
+        made: list[Tensor] = []
+        handle = target.value.module.register_forward_hook(lambda m, x, y, to=made: to.append(y))
+        tap.run(model)
+        handle.remove()
+        assert torch.equal(target.value.heads(made[0]).transpose(1, 2), tap.calls[1][2])
+
+
+# --- which layers --------------------------------------------------------------------------------
+
+FOUR = tiny_gpt(n_layers=4, n_heads=2, width=8)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (None, [0, 1, 2, 3]),
+        (2, [2]),
+        (-1, [3]),
+        (-4, [0]),
+        ([3, 1], [1, 3]),
+        ([1, -3, "blocks.1.attn"], [1]),
+        ("blocks.2.attn", [2]),
+        ("*", [0, 1, 2, 3]),
+        ("blocks.[0-1].*", [0, 1]),
+        (["blocks.[!0]*", 0], [0, 1, 2, 3]),
+        (("*.3.attn", 0), [0, 3]),
+        (range(2), [0, 1]),
+        (np.array([2, 0]), [0, 2]),
+    ],
+)
+def test_layers_are_chosen_by_number_name_and_glob(layers: Any, expected: list[int]) -> None:
+    """In the model's order, each once."""
+    targets = find_targets(FOUR, layers)
+    assert [target.layer for target in targets] == expected
+    assert [target.name for target in targets] == [f"blocks.{i}.attn" for i in expected]
+    for target in targets:
+        assert target.query.module is FOUR.blocks[target.layer].attn.c_attn
+
+
+@pytest.mark.parametrize("entry", [4, -5, "blocks.4.attn", "attn", "BLOCKS.*", ""])
+def test_an_entry_that_matches_nothing_is_answered_with_what_there_is(entry: int | str) -> None:
+    known = "0: blocks.0.attn, 1: blocks.1.attn, 2: blocks.2.attn, 3: blocks.3.attn"
+    message = f"layers must match attention layers of the model, got {entry!r} ({known})"
+    for layers in (entry, [0, entry]):
+        with refused(ValueError, message):
+            find_targets(FOUR, layers)
+
+
+def test_no_layers_are_refused() -> None:
+    with refused(ValueError, "targets must hold at least one attention layer, got none"):
+        find_targets(FOUR, [])
 
 
 def test_names_are_paths_inside_the_searched_model() -> None:
-    model = tiny_gpt(n_layers=1)
-    (target,) = find_targets(nn.ModuleDict({"policy": model}))
+    (target, *_) = find_targets(nn.ModuleDict({"policy": FOUR}))
     assert target.name == "policy.blocks.0.attn"
-    (same,) = find_targets(model.blocks[0].attn)
-    assert same.query is target.query
+    (same,) = find_targets(FOUR.blocks[0].attn)
+    assert (same.name, same.query.module) == ("", target.query.module)
+    assert find_targets(shared("gpt2"), -1)[0].name == "model.transformer.h.1.attn"
 
 
-def test_parameters_are_what_an_operation_may_edit() -> None:
-    model = tiny_gpt(n_layers=1)
-    (target,) = find_targets(model)
-    attention = model.blocks[0].attn
-    found = list(target.parameters())
-    assert [id(p) for p in found] == [id(attention.c_attn.weight), id(attention.c_proj.weight)]
-    biased = replace(target, query=nn.Linear(32, 96))
-    found = list(biased.parameters())
-    assert [tuple(p.shape) for p in found] == [(96, 32), (96,), (32, 32)]
-    assert all(type(p) is nn.Parameter for p in found)
+def test_targets_are_a_sequence_that_knows_its_model() -> None:
+    targets = find_targets(FOUR)
+    assert targets.model is FOUR
+    tail = targets[2:]
+    assert isinstance(tail, Targets)
+    assert tail.model is FOUR
+    assert [target.layer for target in tail] == [2, 3]
+    assert targets[-1] is tail[1]
+    assert len(targets) == 4
+    assert next(reversed(targets)) is targets[3]
+    with refused(ValueError, "targets must hold at least one attention layer, got none"):
+        targets[4:]
 
 
-def test_finding_touches_nothing() -> None:
-    model = tiny_gpt()
+# --- the model is only looked at -----------------------------------------------------------------
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_finding_costs_no_operation_on_any_tensor(name: str) -> None:
+    model = shared(name)
     versions = [p._version for p in model.parameters()]
-    find_targets(model)
+    with Counter() as counter:
+        find_targets(model)
+    assert counter.count == 0
     assert [p._version for p in model.parameters()] == versions
 
 
-def test_queries_are_the_first_channels_head_by_head() -> None:
-    """Two heads of two channels in a fused projection: channels 0 to 3 of 12."""
-    target = AttentionTarget("a", 0, 2, 2, nn.Linear(4, 12), nn.Linear(4, 4))
-    projected = torch.arange(24).view(2, 1, 12)
-    assert target.queries(projected).tolist() == [[[[0, 1], [2, 3]]], [[[12, 13], [14, 15]]]]
-    plain = AttentionTarget("a", 0, 2, 2, nn.Linear(4, 4), nn.Linear(4, 4))
-    assert plain.queries(torch.arange(4)).tolist() == [[0, 1], [2, 3]]
+def test_weights_need_not_be_there_yet() -> None:
+    assert len(find_targets(build("llama").to("meta"))) == N_LAYERS
 
 
-def test_output_by_head_is_a_view_of_the_columns_that_read_the_head() -> None:
-    target = AttentionTarget("a", 0, 2, 2, nn.Linear(4, 12), nn.Linear(4, 3))
-    by_head = target.output_by_head()
-    weight = target.output.weight
-    assert by_head.shape == (3, 2, 2)
-    assert torch.equal(by_head[:, 1], weight[:, 2:])
-    assert by_head.data_ptr() == weight.data_ptr()
+# --- other architectures -------------------------------------------------------------------------
 
 
-def test_output_by_head_copes_with_a_transposed_weight() -> None:
-    target = AttentionTarget("a", 0, 2, 2, nn.Linear(4, 12), nn.Linear(4, 3))
-    target.output.weight.data = torch.arange(12.0).view(4, 3).T
-    assert target.output_by_head()[:, 1].tolist() == [[6.0, 9.0], [7.0, 10.0], [8.0, 11.0]]
+class Mine(nn.Module):
+    """Two heads of two channels, fused, under names of its own."""
+
+    def __init__(self, n_made: int = 12, n_read: int = 4) -> None:
+        super().__init__()
+        self.heads = 2
+        self.inner = nn.ModuleDict({"qkv": nn.Linear(4, n_made), "out": nn.Linear(n_read, 4)})
+        self.norm: nn.Module | None = None
+        self.cross = False
+
+
+class Child(Mine):
+    pass
+
+
+FUSED = Layout(query="inner.qkv", output="inner.out", n_heads="heads")
+
+
+@pytest.fixture
+def layouts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Layout]:
+    """The table, to be written to; it is as before afterwards."""
+    before = dict(LAYOUTS)
+    for name, layout in before.items():
+        monkeypatch.setitem(LAYOUTS, name, layout)
+    monkeypatch.setitem(LAYOUTS, "Mine", FUSED)
+    return LAYOUTS
+
+
+@pytest.mark.parametrize("kind", [Mine, Child])
+def test_another_architecture_is_described_in_a_line(
+    kind: type[Mine], layouts: dict[str, Layout]
+) -> None:
+    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads="heads")
+    (target,) = find_targets(nn.Sequential(nn.Linear(4, 4), kind()))
+    assert target.name == "1"
+    x = torch.arange(12)
+    parts = (target.query, target.key, target.value)
+    assert [part.heads(x).flatten().tolist() for part in parts] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+
+
+def test_grouped_and_interleaved_fused_projections(layouts: dict[str, Layout]) -> None:
+    """Grouped: q q k v of two channels each; interleaved: q k v q k v."""
+    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads="heads", n_kv_heads=1)
+    (target,) = find_targets(Mine(n_made=8))
+    x = torch.arange(12)
+    assert target.query.heads(x).tolist() == [[0, 1], [2, 3]]
+    assert target.key.heads(x).tolist() == [[4, 5]]
+    assert target.value.heads(x).tolist() == [[6, 7]]
+    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads=2, interleaved=True)
+    (target,) = find_targets(Mine())
+    assert target.query.heads(x).tolist() == [[0, 1], [6, 7]]
+    assert target.key.heads(x).tolist() == [[2, 3], [8, 9]]
+    assert target.value.heads(x).tolist() == [[4, 5], [10, 11]]
+
+
+def test_queries_may_be_keys_too(layouts: dict[str, Layout]) -> None:
+    """One module for both, of the same channels."""
+    layouts["Mine"] = Layout(
+        query="inner.qkv", key="inner.qkv", value="inner.out", output="inner.out", n_heads=2
+    )
+    (target,) = find_targets(Mine(n_made=4))
+    x = torch.arange(4)
+    for part in (target.query, target.key, target.value):
+        assert part.heads(x).tolist() == [[0, 1], [2, 3]]
+
+
+def test_the_nearest_class_decides(layouts: dict[str, Layout]) -> None:
+    layouts["Child"] = Layout(query="inner.qkv", output="inner.out", n_heads=1)
+    assert [t.n_heads for t in find_targets(nn.Sequential(Mine(), Child()))] == [2, 1]
+
+
+def test_a_query_norm_that_is_not_there_normalises_nothing(layouts: dict[str, Layout]) -> None:
+    layouts["Mine"] = Layout(
+        query="inner.qkv", output="inner.out", n_heads="heads", query_norm="norm"
+    )
+    module = Mine()
+    assert not find_targets(module)[0].normalises_queries
+    module.norm = nn.LayerNorm(2)
+    assert find_targets(module)[0].normalises_queries
+
+
+def test_modules_that_are_no_self_attention_are_passed_over(layouts: dict[str, Layout]) -> None:
+    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads="heads", unless="cross")
+    model = nn.Sequential(Mine(), Mine(n_made=7), Mine())
+    model[1].cross = True
+    assert [(t.name, t.layer) for t in find_targets(model)] == [("0", 0), ("2", 1)]
+
+
+def test_cross_attention_of_gpt2_is_passed_over() -> None:
+    model = plain("gpt2", add_cross_attention=True)
+    names = [target.name for target in find_targets(model)]
+    assert names == ["transformer.h.0.attn", "transformer.h.1.attn"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": "inner.qkw"}, "layout of a must name attributes of Mine, got 'inner.qkw'"),
+        ({"n_heads": "n_heads"}, "layout of a must name attributes of Mine, got 'n_heads'"),
+        ({"query_norm": "qnorm"}, "layout of a must name attributes of Mine, got 'qnorm'"),
+        ({"unless": "is_cross"}, "layout of a must name attributes of Mine, got 'is_cross'"),
+        ({"n_heads": 0}, "layout of a must count heads from 1, got 0 as 0"),
+        ({"n_heads": "norm"}, "layout of a must count heads from 1, got None as 'norm'"),
+        (
+            {"output": "inner"},
+            "layout of a must name linear modules whose weight is a parameter, "
+            "got 'inner', a ModuleDict",
+        ),
+        (
+            {"output": "heads"},
+            "layout of a must name linear modules whose weight is a parameter, got 'heads', a int",
+        ),
+        (
+            {"n_heads": 3},
+            "layout of a must fit 3 query heads and 3 key heads, "
+            "got channels {'inner.qkv': 12, 'inner.out': 4}",
+        ),
+        (
+            {"n_heads": 5},
+            "layout of a must fit 5 query heads and 5 key heads, "
+            "got channels {'inner.qkv': 12, 'inner.out': 4}",
+        ),
+        (
+            {"n_kv_heads": 1},
+            "layout of a must fit 2 query heads and 1 key heads, "
+            "got channels {'inner.qkv': 12, 'inner.out': 4}",
+        ),
+        (
+            {"query": "inner.out", "key": "inner.qkv", "value": "inner.out"},
+            "layout of a must fit 2 query heads and 2 key heads, "
+            "got channels {'inner.out': 4, 'inner.qkv': 12}",
+        ),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str, layouts: dict[str, Layout]
+) -> None:
+    layouts["Mine"] = Layout(**{**vars(FUSED), **changes})
+    with refused(ValueError, message):
+        find_targets(nn.ModuleDict({"a": Mine()}))
+
+
+def test_query_heads_must_share_keys_evenly(layouts: dict[str, Layout]) -> None:
+    """Three query heads and two key heads of one channel: the sizes fit, the groups do not."""
+    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads=3, n_kv_heads=2)
+    with refused(
+        ValueError,
+        "layout of  must fit 3 query heads and 2 key heads, "
+        "got channels {'inner.qkv': 7, 'inner.out': 3}",
+    ):
+        find_targets(Mine(n_made=7, n_read=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"key": "k"},
+            "layout must name both key and value, or neither where the query's module makes "
+            "them, got key='k' and value=None",
+        ),
+        (
+            {"key": "k", "value": "v", "interleaved": True},
+            "layout can be interleaved only if one module makes as many keys as queries, "
+            "got key='k' and n_kv_heads=None",
+        ),
+        (
+            {"n_kv_heads": 2, "interleaved": True},
+            "layout can be interleaved only if one module makes as many keys as queries, "
+            "got key=None and n_kv_heads=2",
+        ),
+    ],
+)
+def test_a_layout_that_fits_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with refused(ValueError, message):
+        Layout(query="q", output="o", n_heads=4, **options)
+
+
+def test_only_chosen_layers_must_fit(layouts: dict[str, Layout]) -> None:
+    model = nn.Sequential(Mine(), Mine(n_made=7))
+    assert [target.name for target in find_targets(model, 0)] == ["0"]
+    with pytest.raises(ValueError, match=r"^layout of 1 must fit"):
+        find_targets(model)
+
+
+def test_a_weight_that_is_computed_from_others_is_refused(layouts: dict[str, Layout]) -> None:
+    """Nobody could write it."""
+    module = Mine()
+    nn.utils.parametrizations.weight_norm(module.inner["qkv"])
+    with pytest.raises(ValueError, match=r"whose weight is a parameter, got 'inner\.qkv'"):
+        find_targets(module)
 
 
 def test_model_without_attention_is_refused_by_what_it_has() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    message = re.escape(
-        "model must have attention layers of a known kind, got ['Linear', 'ReLU', 'Sequential']"
-    )
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    message = re.escape("got ['Linear', 'ReLU', 'Sequential']; describe another with LAYOUTS[")
+    with pytest.raises(ValueError, match=rf"^model must have attention of a known .*{message}"):
         find_targets(model)
+
+
+# --- weights of two owners -----------------------------------------------------------------------
+
+
+def test_layers_that_share_a_weight_are_refused() -> None:
+    """In place an operation would be one on both layers, in an overlay on one of them."""
+    model = tiny_gpt(n_layers=3)
+    model.blocks[2].attn.c_attn.weight = model.blocks[0].attn.c_attn.weight
+    message = (
+        "targets must have weights of their own, got blocks.0.attn, which shares one of (96, 32) "
+        "with ['blocks.0.attn.c_attn', 'blocks.2.attn.c_attn']"
+    )
+    for layers in (None, 0):
+        with refused(ValueError, message):
+            find_targets(model, layers)
+    with pytest.raises(ValueError, match=r"got blocks\.2\.attn"):
+        find_targets(model, 2)
+    assert [target.layer for target in find_targets(model, 1)] == [1]
+
+
+def test_a_weight_that_another_module_has_is_refused() -> None:
+    model = tiny_gpt(n_layers=1)
+    model.lm_head.weight = model.blocks[0].attn.c_proj.weight
+    with pytest.raises(ValueError, match=r"^targets must have weights of their own"):
+        find_targets(model)
+
+
+def test_targets_that_share_a_module_are_refused_and_one_of_them_is_not() -> None:
+    model = tiny_gpt(n_layers=2)
+    model.blocks[1].attn.c_proj = model.blocks[0].attn.c_proj
+    with refused(
+        ValueError,
+        "targets must have weights of their own, got blocks.1.attn, which shares one of (32, 32) "
+        "with ['blocks.0.attn']",
+    ):
+        find_targets(model)
+    assert len(find_targets(model, 1)) == 1
+
+
+def test_a_whole_layer_used_twice_is_one_target() -> None:
+    model = tiny_gpt(n_layers=2)
+    model.blocks[1] = model.blocks[0]
+    assert [target.name for target in find_targets(model)] == ["blocks.0.attn"]
+
+
+def test_a_target_cannot_be_listed_twice() -> None:
+    targets = find_targets(FOUR)
+    with pytest.raises(ValueError, match=r"which shares one of \(24, 8\) with \['blocks.1.attn'\]"):
+        Targets(FOUR, [targets[1], targets[1]])
+
+
+def test_targets_found_do_not_follow_the_table(layouts: dict[str, Layout]) -> None:
+    """A target remembers its projections, not the table."""
+    before: AttentionTarget = find_targets(FOUR)[0]
+    layouts["GPTAttention"] = Layout(query="c_attn", output="c_proj", n_heads=1)
+    assert find_targets(FOUR)[0].n_heads == 1
+    assert before.n_heads == 2
+    assert bits(before.query.weight) == bits(FOUR.blocks[0].attn.c_attn.weight)

@@ -193,6 +193,20 @@ def test_two_parameters_on_one_storage_come_back() -> None:
     before.assert_same()
 
 
+def test_weights_come_back_into_storage_that_was_freed() -> None:
+    """Copying into freed storage ends the process: torch does not look."""
+    flat = torch.arange(12.0)
+    model = nn.Module()
+    model.weight = nn.Parameter(flat[4:10].view(3, 2).T)
+    model.none = nn.Parameter(torch.empty(0))
+    before = Snapshot(model)
+    with SurgicalTheater(model, [model]):
+        flat.untyped_storage().resize_(0)
+    before.assert_same(same_address=False)
+    assert flat.untyped_storage().nbytes() == 40  # up to the weight's last byte
+    assert model.weight.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+
+
 # --- what is saved -------------------------------------------------------------------------------
 
 
@@ -314,6 +328,16 @@ def test_no_parameters_are_refused(targets: list[nn.Module]) -> None:
 def test_unknown_names_are_refused_with_the_closest(name: str, hint: str) -> None:
     with refused(ValueError, f"targets must name parameters of the model, got '{name}'{hint}"):
         SurgicalTheater(small(), ["0.weight", name])
+
+
+def test_a_layer_in_two_places_may_be_named_by_either() -> None:
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(layer, nn.Sequential(layer))
+    before = Snapshot(model)
+    with SurgicalTheater(model, ["1.0.weight", "0.weight"]) as room:
+        assert room.saved_bytes == 16
+        layer.weight.data.fill_(0.0)
+    before.assert_same()
 
 
 def test_names_of_buffers_are_refused() -> None:
@@ -577,6 +601,35 @@ def test_failures_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None
         room.__exit__(None, None, None)
     notes = [cause.__notes__ for cause in caught.value.exceptions]
     assert notes == [["while restoring 1.bias"], ["while restoring 0.weight"]]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_exception_from_elsewhere_while_restoring_waits_for_all_weights(
+    failing: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As raised by the handler of a signal other than Ctrl-C: a timeout, a termination."""
+    model = small()
+    before, calls, copy_ = Snapshot(model), [0], torch.Tensor.copy_
+
+    def interrupted(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls[0] += 1
+        if calls[0] == failing:
+            raise error
+        return copy_(tensor, *args, **kwargs)
+
+    outer, inner = SurgicalTheater(model, [model[0]]), SurgicalTheater(model, [model[1]])
+    outer.__enter__()
+    inner.__enter__()
+    for p in model.parameters():
+        p.data = torch.zeros(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", interrupted)
+        with pytest.raises(error):
+            outer.__exit__(None, None, None)
+    assert not outer.is_open
+    assert not inner.is_open
+    before.assert_same()
 
 
 def test_an_inner_theater_that_fails_does_not_stop_the_outer_one(

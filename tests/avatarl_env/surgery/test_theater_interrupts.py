@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avatarl_env.surgery import SurgicalTheater, interrupts, theater
+from avatarl_env.surgery import SurgicalTheater, interrupts, sites, theater
 from tests.avatarl_env.surgery.edits import (
     Snapshot,
     in_place,
@@ -24,6 +24,19 @@ from tests.avatarl_env.surgery.edits import (
     write,
 )
 from tests.fakes import fingerprint
+
+FILES = {theater.__file__, sites.__file__, interrupts.__file__}
+"""The theater's own code."""
+LOOKING = ("RESUME", "CALL", "JUMP_BACKWARD")
+"""Instructions at which Python looks for signals."""
+COLLECTING = (*LOOKING, "BUILD", "LIST", "GET_ITER")
+"""Instructions at which it may collect garbage: also where something is made."""
+
+
+def instruction(frame: FrameType) -> str:
+    """Return the name of the instruction that comes next."""
+    return dis.opname[frame.f_code.co_code[max(0, frame.f_lasti)]]
+
 
 # --- threads -------------------------------------------------------------------------------------
 
@@ -83,6 +96,46 @@ def test_the_main_thread_is_refused_while_another_operates() -> None:
     before.assert_same()
 
 
+class Wrapper(nn.Module):
+    """Holds a model as DistributedDataParallel does, as a module of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize("first_on", ["wrapper", "inner"])
+def test_a_wrapper_and_the_model_inside_are_one_to_a_second_thread(first_on: str) -> None:
+    model = small()
+    wrapper = Wrapper(model)
+    first, second = (wrapper, model) if first_on == "wrapper" else (model, wrapper)
+    before = Snapshot(model)
+    elsewhere = SurgicalTheater(second, [model[1]])
+    with SurgicalTheater(first, [model[0]]) as room:
+        in_place(model, room)
+        raised = run_in_thread(elsewhere.__enter__)
+        assert isinstance(raised, RuntimeError)
+        assert "one thread at a time" in str(raised)
+    assert not elsewhere.is_open
+    before.assert_same()
+
+
+def test_models_that_share_no_more_than_a_layer_are_one_to_a_second_thread() -> None:
+    layer, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    one, two = nn.Sequential(layer, nn.Linear(3, 2)), nn.Sequential(nn.Linear(2, 3), layer)
+    with SurgicalTheater(one, [one[1]]):  # not even a target of either
+        raised = run_in_thread(SurgicalTheater(two, [two[0]]).__enter__)
+        assert isinstance(raised, RuntimeError)
+        assert "one thread at a time" in str(raised)
+        assert isinstance(run_in_thread(SurgicalTheater(layer, [layer]).__enter__), RuntimeError)
+
+        def unrelated() -> None:
+            with SurgicalTheater(nn.Sequential(nn.ReLU(), other), [other]):
+                pass
+
+        assert run_in_thread(unrelated) is None
+
+
 def test_the_theater_itself_is_refused_to_a_second_thread() -> None:
     model = small()
     room = SurgicalTheater(model, [model])
@@ -125,10 +178,45 @@ def test_two_models_can_be_operated_on_two_threads() -> None:
         assert not thread.is_alive()
 
 
+def test_another_theater_may_be_left_at_any_instruction() -> None:
+    """As when the garbage collector finds a generator with a theater inside, in the same thread."""
+    model, other = small(), small()
+    before, before_other = Snapshot(model), Snapshot(other)
+    room, another = SurgicalTheater(model, [model]), SurgicalTheater(other, [other])
+    at = count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename not in FILES:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "call" or (event == "opcode" and instruction(frame).startswith(COLLECTING)):
+            count += 1
+            if count == at:
+                another.__exit__(None, None, None)
+        return trace
+
+    while count >= at:
+        at, count = at + 1, 0
+        another.__enter__()
+        new_data(other, another)
+        previous = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with room:
+                new_data(model, room)
+        finally:
+            sys.settrace(previous)
+        before.assert_same()
+        another.__exit__(None, None, None)
+        before_other.assert_same()
+        assert theater._open_theaters == []
+        assert theater._interrupts._depth == 0
+    assert at > 100
+
+
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
-FILES = {theater.__file__, interrupts.__file__}
-LOOKING = ("RESUME", "CALL", "JUMP_BACKWARD")
 
 
 class Striker:
@@ -152,8 +240,7 @@ class Striker:
             return None
         frame.f_trace_opcodes = True
         if event in ("call", "opcode"):
-            instruction = dis.opname[frame.f_code.co_code[max(0, frame.f_lasti)]]
-            looks = event == "call" or instruction.startswith(LOOKING)
+            looks = event == "call" or instruction(frame).startswith(LOOKING)
             self.count += looks or self.everywhere
             if self.count == self.at and not self.where:
                 self.looks = looks

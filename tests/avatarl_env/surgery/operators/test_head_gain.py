@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/surgery/operators.py."""
+"""Tests of avatarl_env/surgery/operators/head_gain.py."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from avatarl_env.lm.gpt import GPT
 from avatarl_env.surgery import (
     AttentionTarget,
     HeadGain,
+    Overlay,
+    Projection,
     SurgicalTheater,
     find_targets,
-    make_operator,
 )
-from avatarl_env.surgery.operators import OPERATORS, as_coefficients
+from tests.avatarl_env.surgery.edits import refused
 from tests.fakes import bits, fingerprint, reference_logits, tiny_gpt
+from tests.zoo import shared
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -36,14 +38,13 @@ def biased_target(dtype: torch.dtype = torch.float32) -> tuple[nn.ModuleDict, At
         for p in model.parameters():
             p.copy_(torch.arange(1.0, p.numel() + 1).view_as(p))
     model.to(dtype)
-    return model, AttentionTarget("attn", 0, 2, 2, model["query"], model["output"])
+    query, key, value = (Projection(model["query"], 2, 2, start) for start in (0, 4, 8))
+    output = Projection(model["output"], 2, 2, reads_heads=True)
+    return model, AttentionTarget("attn", 0, query, key, value, output)
 
 
 def rows_of(tensor: Tensor) -> list[list[int]]:
     return [bits(row) for row in tensor]
-
-
-# --- HeadGain ------------------------------------------------------------------------------------
 
 
 def test_gains_by_hand() -> None:
@@ -51,7 +52,7 @@ def test_gains_by_hand() -> None:
     model, target = biased_target()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     operator = HeadGain([target])
-    with SurgicalTheater(model, [target]) as theater:
+    with SurgicalTheater(model, [operator]) as theater:
         operator.apply(theater, [1.0, 0.0, 0.0, -1.0])
         weight, bias = model["query"].weight.detach(), model["query"].bias.detach()
         torch.testing.assert_close(weight[:2], before["query.weight"][:2] * math.e)
@@ -68,6 +69,22 @@ def test_gains_by_hand() -> None:
         assert torch.equal(p, before[name])
 
 
+def test_rows_by_hand() -> None:
+    """The same gains, and others, on what the modules make and read."""
+    model, target = biased_target()
+    x, y = torch.ones(2, 3), torch.ones(2, 4)
+    plain_x, plain_y = model["query"](x), model["output"](y)
+    with Overlay(HeadGain([target]), [[1.0, 0.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]]):
+        made, mixed = model["query"](x), model["output"](y)
+    assert torch.equal(made[1], plain_x[1])
+    assert torch.equal(mixed[1], plain_y[1])
+    torch.testing.assert_close(made[0, :2], plain_x[0, :2] * math.e)
+    assert torch.equal(made[0, 2:], plain_x[0, 2:])
+    # output rows 1 2 3 4 | 5 6 7 8 | 9 10 11 12, biases 1 2 3
+    expected = [3 + 7 / math.e + 1, 11 + 15 / math.e + 2, 19 + 23 / math.e + 3]
+    torch.testing.assert_close(mixed[0], torch.tensor(expected))
+
+
 @pytest.mark.parametrize("scale", [0.25, 2.0])
 def test_scale_is_nats_of_gain_at_one(scale: float) -> None:
     model, target = biased_target()
@@ -78,56 +95,31 @@ def test_scale_is_nats_of_gain_at_one(scale: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_zero_is_the_identity_bit_for_bit(dtype: torch.dtype, zero: float) -> None:
+def test_heads_with_zero_coefficients_keep_every_bit_beside_those_without(
+    dtype: torch.dtype,
+) -> None:
+    """Zeros of both signs, subnormals, infinities, and which NaN it was."""
     model, target = biased_target(dtype)
-    generator = torch.Generator().manual_seed(0)
+    tiny, inf = torch.finfo(dtype).smallest_normal / 4, math.inf
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-        model["query"].weight[0] = torch.tensor([0.0, -0.0, torch.finfo(dtype).tiny])
-        model["query"].weight[1] = torch.tensor([math.inf, -math.inf, torch.finfo(dtype).max])
-        model["query"].bias[0] = -0.0
+        odd = torch.tensor([0.0, -0.0, tiny, inf, -inf, math.nan], dtype=dtype)
+        odd.view(integer)[5] += 3  # a NaN with a payload
+        model["query"].weight[2:4] = odd.view(2, 3)
+        model["query"].bias[2:4] = odd[1:3]
+        model["output"].weight[:, 2:] = odd.view(3, 2)
     before = fingerprint(model)
-    with SurgicalTheater(model, [target]) as theater:
-        HeadGain([target], scale=3.0).apply(theater, [zero] * 4)
+    queries, columns = rows_of(model["query"].weight), rows_of(model["output"].weight.T)
+    operator = HeadGain([target])
+    with SurgicalTheater(model, [operator]) as theater:
+        operator.apply(theater, [1.0, 0.0, -1.0, -0.0])
+        assert rows_of(model["query"].weight)[2:] == queries[2:]
+        assert rows_of(model["query"].weight)[:2] != queries[:2]
+        assert rows_of(model["output"].weight.T)[2:] == columns[2:]
+        assert rows_of(model["output"].weight.T)[:2] != columns[:2]
+        assert bits(model["query"].bias[2:4]) == bits(odd[1:3])
+        operator.apply(theater, [0.0, -0.0, 0.0, -0.0])
         assert fingerprint(model) == before
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_zero_leaves_a_whole_model_and_its_logits_alone(dtype: torch.dtype) -> None:
-    model = tiny_gpt().to(dtype)
-    tokens = torch.arange(16)[None]
-    before, logits = fingerprint(model), model(tokens)
-    targets = find_targets(model)
-    for tied in (True, False):
-        operator = HeadGain(targets, tied=tied)
-        with SurgicalTheater(model, targets) as theater:
-            operator.apply(theater, np.zeros(len(operator.labels)))
-            assert fingerprint(model) == before
-            assert torch.equal(model(tokens), logits)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_applying_twice_is_applying_once_whatever_came_between(dtype: torch.dtype) -> None:
-    model = tiny_gpt().to(dtype)
-    targets = find_targets(model)
-    operator = HeadGain(targets)
-    first, other = coefficients(8, 1), coefficients(8, 2)
-    before = fingerprint(model)
-    with SurgicalTheater(model, targets) as theater:
-        operator.apply(theater, first)
-        once = fingerprint(model)
-        assert once != before
-        operator.apply(theater, first)
-        assert fingerprint(model) == once
-        operator.apply(theater, other)
-        assert fingerprint(model) != once
-        operator.apply(theater, first)
-        assert fingerprint(model) == once
-        operator.apply(theater, np.zeros(8))
-        assert fingerprint(model) == before
-    assert fingerprint(model) == before
 
 
 def test_operations_are_relative_to_what_a_commit_kept() -> None:
@@ -146,6 +138,7 @@ def test_operations_are_relative_to_what_a_commit_kept() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("tied", [True, False])
 def test_equals_scaling_attention_logits_and_what_the_heads_read(tied: bool, seed: int) -> None:
+    """In place and in an overlay, by a reference that knows nothing of either."""
     model = tiny_gpt(seed)
     tokens = torch.randint(16, (2, 16), generator=torch.Generator().manual_seed(seed))
     targets = find_targets(model)
@@ -154,11 +147,15 @@ def test_equals_scaling_attention_logits_and_what_the_heads_read(tied: bool, see
     gains = torch.from_numpy(np.exp(0.7 * c)).view(-1, 2, 4).expand(2, 2, 4)  # (L, kind, H)
     expected = reference_logits(model, tokens, gains[:, 0], gains[:, 1])
     unoperated = reference_logits(model, tokens)
+    assert (expected - unoperated).abs().max() > 0.05
     with SurgicalTheater(model, targets) as theater, torch.no_grad():
         operator.apply(theater, c)
         operated = model(tokens).double()
     torch.testing.assert_close(operated, expected, atol=1e-4, rtol=1e-4)
-    assert (expected - unoperated).abs().max() > 0.05
+    with Overlay(operator, [c, 0 * c]), torch.no_grad():
+        operated, plain = model(torch.cat([tokens, tokens])).double().chunk(2)
+    torch.testing.assert_close(operated, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain, unoperated, atol=1e-4, rtol=1e-4)
 
 
 def moved_rows_and_columns(model: GPT, c: np.ndarray, *, tied: bool) -> Iterator[list[int]]:
@@ -176,7 +173,6 @@ def moved_rows_and_columns(model: GPT, c: np.ndarray, *, tied: bool) -> Iterator
 def test_each_coefficient_moves_what_its_label_says_and_nothing_else(tied: bool) -> None:
     model = tiny_gpt()
     labels = HeadGain(find_targets(model), tied=tied).labels
-    assert len(set(labels)) == len(labels)
     for index, label in enumerate(labels):
         c = np.zeros(len(labels))
         c[index] = 0.5
@@ -192,15 +188,15 @@ def test_each_coefficient_moves_what_its_label_says_and_nothing_else(tied: bool)
 
 
 def test_labels_tied_and_not() -> None:
-    """A = 2 H tied, 2 H L not, layer by layer, temperatures before gains."""
-    targets = find_targets(tiny_gpt(n_heads=2))
+    """A = 2 H tied, 2 H L not, layer by layer, temperatures before gains; layers keep numbers."""
+    targets = find_targets(tiny_gpt(n_heads=2, n_layers=4), [1, 3])
     kinds = ("log-sharpness", "log-value-gain")
     tied = HeadGain(targets).labels
     assert tied == tuple(f"{kind} layer all head {head}" for kind in kinds for head in range(2))
     untied = HeadGain(targets, tied=False).labels
     assert untied == tuple(
         f"{kind} layer {layer} head {head}"
-        for layer in range(2)
+        for layer in (1, 3)
         for kind in kinds
         for head in range(2)
     )
@@ -211,23 +207,30 @@ def test_layers_that_differ_in_heads_can_only_be_operated_untied() -> None:
         find_targets(tiny_gpt(n_layers=1)),
         find_targets(tiny_gpt(n_layers=1, n_heads=2)),
     )
-    message = re.escape("targets must agree in the number of heads, got [2, 4]")
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with refused(ValueError, "targets must agree in the number of heads, got [2, 4]"):
         HeadGain([wide, narrow])
     assert len(HeadGain([wide, narrow], tied=False).labels) == 2 * (4 + 2)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_no_targets_are_refused(tied: bool) -> None:
-    message = re.escape("targets must agree in the number of heads, got []")
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with refused(ValueError, "targets must agree in the number of heads, got []"):
         HeadGain([], tied=tied)
+
+
+def test_queries_that_are_normalised_later_are_refused() -> None:
+    with refused(
+        ValueError,
+        "targets must not normalise their queries after the projection: a gain there would do "
+        "nothing, got ['model.model.layers.1.self_attn']",
+    ):
+        HeadGain(find_targets(shared("qwen3"), -1))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_scale_must_be_positive_and_finite(scale: float) -> None:
     """An infinite scale would make NaN of a zero coefficient."""
-    with pytest.raises(ValueError, match=f"^scale must be positive and finite, got {scale}$"):
+    with refused(ValueError, f"scale must be positive and finite, got {scale}"):
         HeadGain(find_targets(tiny_gpt()), scale=scale)
 
 
@@ -268,72 +271,3 @@ def test_gradients_flow_through_operated_weights() -> None:
     twin(tokens).log_softmax(-1)[..., 3].sum().backward()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert rows_of(p.grad) == rows_of(q.grad)
-
-
-# --- coefficients --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        [1, 0, -1],
-        (1.0, 0.0, -1.0),
-        np.array([1, 0, -1], dtype=np.float32),
-        np.array([1, 0, -1], dtype=np.int8),
-        np.array([-1.0, 0.0, 1.0])[::-1],
-        torch.tensor([1.0, 0.0, -1.0]),
-    ],
-)
-def test_coefficients_of_any_kind_become_float64(given: object) -> None:
-    found = as_coefficients(given, 3)  # type: ignore[arg-type]
-    assert found.dtype == torch.float64
-    assert found.tolist() == [1.0, 0.0, -1.0]
-
-
-def test_coefficients_are_copied() -> None:
-    given = np.zeros(3)
-    as_coefficients(given, 3).fill_(7.0)
-    assert given.tolist() == [0.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize("shape", [(), (2,), (4,), (1, 3), (3, 1), (0,)])
-def test_coefficients_must_have_the_operators_shape(shape: tuple[int, ...]) -> None:
-    message = re.escape(f"coefficients must have shape (3,), got {shape}")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        as_coefficients(np.zeros(shape), 3)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_coefficients_must_be_finite(bad: float) -> None:
-    message = re.escape(f"coefficients must be finite, got [0.0, {bad}, 1.0]")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        as_coefficients([0.0, bad, 1.0], 3)
-
-
-# --- make_operator -------------------------------------------------------------------------------
-
-
-def test_operator_is_made_by_name_with_its_options() -> None:
-    targets = find_targets(tiny_gpt())
-    operator = make_operator("head_gain", targets, tied=False, scale=0.5)
-    assert isinstance(operator, HeadGain)
-    assert (operator.targets, operator.tied, operator.scale) == (targets, False, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("head_gian", ", did you mean 'head_gain'?"),
-        ("headgain", ", did you mean 'head_gain'?"),
-        ("x", ""),
-    ],
-)
-def test_unknown_operator_is_refused_with_the_closest_name(name: str, hint: str) -> None:
-    message = re.escape(f"operator must be one of ['head_gain'], got '{name}'{hint}")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        make_operator(name, find_targets(tiny_gpt()))
-
-
-def test_operators_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OPERATORS, "mine", HeadGain)
-    assert isinstance(make_operator("mine", find_targets(tiny_gpt())), HeadGain)

@@ -1,0 +1,185 @@
+"""The common ground of operators that add ``left @ diag(middle(c)) @ right`` to a matrix.
+
+Shapes: A coefficients, N operations, F and H * D the sides of a projection's matrix, r rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from avatarl_env.choices import check_choice
+from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
+from avatarl_env.surgery.overlay import RowEdit, add_low_rank
+from avatarl_env.surgery.projections import AttentionTarget, Projection
+from avatarl_env.surgery.theater import SurgicalTheater
+
+PROJECTIONS = ("query", "key", "value", "output")
+
+
+class Factors(NamedTuple):
+    """A factorisation of a matrix, or of a change to it."""
+
+    left: Tensor
+    """(F, r)."""
+    values: Tensor
+    """(r,) singular values, or sizes; float64."""
+    right: Tensor
+    """(r, H * D)."""
+
+
+def singular_values(matrix: Tensor) -> Factors:
+    """Return the singular value decomposition of ``matrix``, largest value first."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return Factors(left, values.double(), right)
+
+
+class Site(NamedTuple):
+    """A projection that is edited."""
+
+    name: str
+    projection: Projection
+    columns: slice
+    """Its share of the coefficients."""
+
+
+class FactoredOperator(ABC):
+    """Adds to each projection's matrix W a change of known factors; W is what it was made from.
+
+    Factors are made when first needed and kept, with a copy of W, until W has changed. Where the
+    coefficients are all zero none are needed.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[AttentionTarget],
+        projections: str | Sequence[str],
+        scale: float,
+    ) -> None:
+        """Choose the matrices; called by the operators."""
+        if not targets:
+            raise ValueError("targets must hold at least one attention layer, got none")
+        projections = [projections] if isinstance(projections, str) else projections
+        for name in projections:
+            check_choice("projections", name, PROJECTIONS)
+        if not projections or len(set(projections)) < len(projections):
+            raise ValueError(f"projections must be distinct and not empty, got {[*projections]}")
+        check_scale(scale)
+        self.targets = tuple(targets)
+        self.projections = tuple(projections)
+        self.scale = scale
+        self._sites: tuple[Site, ...] = ()
+        self._labels: tuple[str, ...] = ()
+        self._known: dict[int, tuple[Tensor, Factors]] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One name for each coefficient; their number is A."""
+        return self._labels
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield the weights, each once; biases stay as they are."""
+        yield from dict.fromkeys(site.projection.weight for site in self._sites)
+
+    @abstractmethod
+    def factorise(self, index: int, matrix: Tensor) -> Factors:
+        """Return the factors for site number ``index``; its matrix is (F, H * D), float32 or 64."""
+
+    @abstractmethod
+    def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
+        """Return the middle (N, r) of the change; exactly 0 where the coefficients are.
+
+        Args:
+            values: (r,) of the factors.
+            coefficients: (N, the site's share of A).
+        """
+
+    def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
+        """Write the weights that ``coefficients`` (A,) stand for.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite, or a weight that
+                they change is not finite.
+        """
+        rows = as_coefficients(coefficients, len(self.labels))[None]
+        values: dict[nn.Parameter, Tensor] = {}  # projections may share a module
+        for index, site in enumerate(self._sites):
+            weight, projection = site.projection.weight, site.projection
+            original = theater.original(weight)
+            if weight not in values:
+                values[weight] = original.clone()
+            share = rows[:, site.columns]
+            if not share.any():  # W + 0 would turn -0.0 into 0.0
+                continue
+            factors = self._factors(index, projection.matrix(original))
+            middle = self.middle(factors.values, share).to(factors.left)
+            with torch.autocast(weight.device.type, enabled=False):
+                change = factors.left * middle @ factors.right  # (F, H * D)
+            by_head = projection.by_head(values[weight])
+            by_head.add_(change.view_as(by_head))
+        for weight, value in values.items():
+            theater.write(weight, value)
+
+    def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
+        """Return the edits that ``coefficients`` (N, A) stand for, on the rows of a batch.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite, or a weight that
+                they change is not finite.
+        """
+        rows = as_coefficient_rows(coefficients, len(self.labels))
+        edits = []
+        for index, site in enumerate(self._sites):
+            share = rows[:, site.columns]
+            if not share.any():
+                continue
+            weight = site.projection.weight.detach()
+            factors = self._factors(index, site.projection.matrix(weight))
+            middle = self.middle(factors.values, share)
+            edits.append(add_low_rank(site.projection, factors.left, middle, factors.right))
+        return edits
+
+    def _lay_out(self, parts: Sequence[str], *, tied: bool, tied_projections: bool = False) -> None:
+        """Give every projection of every layer one coefficient for each part, or a shared one."""
+        sites: list[Site] = []
+        labels: list[str] = []
+        places: dict[str, slice] = {}
+        for target in self.targets:
+            for name in self.projections:
+                layer = "layer all" if tied else f"layer {target.layer}"
+                place = layer if tied_projections else f"{name} {layer}"
+                if place not in places:
+                    places[place] = slice(len(labels), len(labels) + len(parts))
+                    labels += [f"{part} {place}" for part in parts]
+                site = f"{name} projection of {target.name}"
+                sites.append(Site(site, getattr(target, name), places[place]))
+        self._sites, self._labels = tuple(sites), tuple(labels)
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        """Return (F, H * D) of every site."""
+        sites = [getattr(target, name) for target in self.targets for name in self.projections]
+        views = [site.by_head(site.weight) for site in sites]
+        return [(view.size(0), view.size(1) * view.size(2)) for view in views]
+
+    # Kept factors may meet a gradient later, which those made in inference mode cannot.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _factors(self, index: int, matrix: Tensor) -> Factors:
+        """Return the factors of a site, anew if its matrix is not the one they were made from."""
+        if index in self._known:
+            copy, factors = self._known[index]
+            same = (copy.dtype, copy.device) == (matrix.dtype, matrix.device)
+            if same and torch.equal(copy, matrix):
+                return factors
+        if not matrix.isfinite().all():
+            raise ValueError(f"weights must be finite, got others in the {self._sites[index].name}")
+        copy = matrix.clone()
+        with torch.autocast(matrix.device.type, enabled=False):
+            factors = self.factorise(index, copy.to(torch.promote_types(copy.dtype, torch.float32)))
+        self._known[index] = (copy, factors)
+        return factors

@@ -1,0 +1,125 @@
+"""Per head, how sharply it attends and how loudly it speaks.
+
+Shapes: A coefficients, N operations, L layers, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
+from avatarl_env.surgery.overlay import RowEdit, scale_heads_made, scale_heads_read
+from avatarl_env.surgery.projections import AttentionTarget
+from avatarl_env.surgery.theater import SurgicalTheater
+
+
+class HeadGain:
+    """Per head a log-sharpness (minus a log-temperature) and a log-value-gain.
+
+    ``gain = exp(scale * c)``. The first scales the head's query rows and their bias, hence its
+    attention logits: positive is sharper. The second scales the columns of the output projection
+    that read the head: positive is louder; its bias belongs to no head and stays. A key's gain
+    would repeat the first and a value's the second, and heads may share keys and values, so these
+    two are all there is to choose (SVF, arXiv 2501.06252, scales singular values in the same
+    spirit).
+    """
+
+    def __init__(
+        self, targets: Sequence[AttentionTarget], *, tied: bool = True, scale: float = 1.0
+    ) -> None:
+        """Choose the coefficients.
+
+        Args:
+            targets: the layers to operate on.
+            tied: one pair per head for all layers (A = 2H: H sharpnesses, then H gains) or a
+                pair per layer and head (A = 2HL, layer by layer in the same order).
+            scale: nats of gain at c = 1, > 0; 1.0 is a factor of e.
+
+        Raises:
+            ValueError: if there are no targets, layers differ in heads while tied, the scale is
+                not positive and finite, or a layer normalises its queries, which would undo the
+                gain.
+        """
+        heads = {target.n_heads for target in targets}
+        if not heads or (tied and len(heads) > 1):
+            raise ValueError(f"targets must agree in the number of heads, got {sorted(heads)}")
+        normalised = [target.name for target in targets if target.normalises_queries]
+        if normalised:
+            raise ValueError(
+                "targets must not normalise their queries after the projection: a gain there would "
+                f"do nothing, got {normalised}"
+            )
+        check_scale(scale)
+        self.targets = tuple(targets)
+        self.tied = tied
+        self.scale = scale
+        layers = ["all"] if tied else [str(target.layer) for target in targets]
+        counts = [targets[0].n_heads] if tied else [target.n_heads for target in targets]
+        self._labels = tuple(
+            f"{kind} layer {layer} head {head}"
+            for layer, count in zip(layers, counts, strict=True)
+            for kind in ("log-sharpness", "log-value-gain")
+            for head in range(count)
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One name for each coefficient; their number is A."""
+        return self._labels
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield query weights and biases and output weights."""
+        for target in self.targets:
+            yield target.query.weight
+            if target.query.bias is not None:
+                yield target.query.bias
+            yield target.output.weight
+
+    def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
+        """Write the weights that ``coefficients`` (A,) stand for.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite.
+        """
+        gains = (self.scale * as_coefficients(coefficients, len(self.labels))).exp()
+        for target, sharpness, loudness in self._shares(gains):
+            _scale(theater, target.query.weight, target.query.by_head, sharpness)
+            if target.query.bias is not None:
+                _scale(theater, target.query.bias, target.query.heads, sharpness)
+            _scale(theater, target.output.weight, target.output.by_head, loudness)
+
+    def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
+        """Return the edits that ``coefficients`` (N, A) stand for, on the rows of a batch.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite.
+        """
+        gains = (self.scale * as_coefficient_rows(coefficients, len(self.labels))).exp()
+        edits = []
+        for target, sharpness, loudness in self._shares(gains):
+            edits.append(scale_heads_made(target.query, sharpness))
+            edits.append(scale_heads_read(target.output, loudness))
+        return edits
+
+    def _shares(self, gains: Tensor) -> Iterator[tuple[AttentionTarget, Tensor, Tensor]]:
+        """Yield each target with its share of ``gains`` (..., A), twice (..., H)."""
+        start = 0
+        for target in self.targets:
+            middle, stop = start + target.n_heads, start + 2 * target.n_heads
+            yield target, gains[..., start:middle], gains[..., middle:stop]
+            start = 0 if self.tied else stop
+
+
+def _scale(
+    theater: SurgicalTheater, parameter: Tensor, heads: Callable[[Tensor], Tensor], gains: Tensor
+) -> None:
+    """Write ``parameter`` with its part ``heads`` (..., H, D) multiplied by ``gains`` (H,)."""
+    value = theater.original(parameter).clone()
+    part, factor = heads(value), gains.to(value)[:, None]
+    # Half precision multiplied by one is not the same bits: it forgets which NaN it was.
+    part.copy_(torch.where(factor == 1, part, part * factor))
+    theater.write(parameter, value)

@@ -1,0 +1,80 @@
+"""Seeded random directions of low rank.
+
+Shapes: A coefficients, N operations, F and H * D the sides of a projection's matrix, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avatarl_env.surgery.operators.factored import FactoredOperator, Factors
+from avatarl_env.surgery.projections import AttentionTarget
+
+
+class LowRankSeed(FactoredOperator):
+    """Steps along random directions that a seed defines, so a coefficient is all there is to store.
+
+    ``W' = W + sum_k c_k * scale * |W| / |D_k| * D_k`` with ``D_k = sum_j a_kj b_kj`` of rank r,
+    a and b standard normal, |.| the Frobenius norm. A direction runs through all chosen matrices
+    of all layers at once. Random directions are those of evolution strategies (MeZO, arXiv
+    2305.17333, regenerates them from seeds; EGGROLL, arXiv 2511.16652, makes them of low rank).
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[AttentionTarget],
+        *,
+        projections: str | Sequence[str] = ("query", "output"),
+        n_directions: int = 8,
+        rank: int = 1,
+        seed: int = 0,
+        scale: float = 0.1,
+    ) -> None:
+        """Draw the directions; A = n_directions.
+
+        Args:
+            targets: the layers to operate on.
+            projections: of ``query``, ``key``, ``value``, ``output``.
+            n_directions: at least 1.
+            rank: of each direction, at least 1.
+            seed: of the directions' own generator.
+            scale: length of a step at c = 1, as a share of the matrix's norm, > 0.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        super().__init__(targets, projections, scale)
+        for name, value in (("n_directions", n_directions), ("rank", rank)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.rank = rank
+        parts = [f"direction {k}" for k in range(n_directions)]
+        self._lay_out(parts, tied=True, tied_projections=True)
+        generator = torch.Generator().manual_seed(seed)
+        n = n_directions * rank
+        with torch.inference_mode(False):  # they may meet a gradient
+            self._directions = [
+                (
+                    torch.randn(height, n, generator=generator),
+                    torch.randn(n, width, generator=generator),
+                )
+                for height, width in self._shapes()
+            ]
+
+    def factorise(self, index: int, matrix: Tensor) -> Factors:
+        """Return the directions, and the length of each for this matrix."""
+        left, right = (x.to(matrix) for x in self._directions[index])  # (F, n * r), (n * r, H * D)
+        # |sum_j a_j b_j|^2 = sum_ij (a_i . a_j) (b_i . b_j), within each direction
+        groups = (left.shape[1] // self.rank, self.rank)
+        a = left.mT.reshape(*groups, -1).double()
+        b = right.reshape(*groups, -1).double()
+        norms = ((a @ a.mT) * (b @ b.mT)).sum((1, 2)).sqrt()  # (n,)
+        lengths = self.scale * matrix.double().norm() / norms
+        return Factors(left, lengths.repeat_interleave(self.rank), right)
+
+    def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
+        """Return how far to go along each direction, (N, n * r)."""
+        return coefficients.repeat_interleave(self.rank, dim=1).to(values) * values

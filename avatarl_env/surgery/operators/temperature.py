@@ -1,0 +1,128 @@
+"""One coefficient: the temperature of the whole output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from avatarl_env.choices import closest
+from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
+from avatarl_env.surgery.overlay import RowEdit, scale_made
+from avatarl_env.surgery.targets import Targets
+from avatarl_env.surgery.theater import SurgicalTheater
+
+FINAL_NORMS = ("norm", "transformer.ln_f", "model.norm", "gpt_neox.final_layer_norm")
+"""Where models keep the normalisation that their output head reads."""
+
+
+class OutputTemperature:
+    """Multiplies all logits by ``exp(scale * c)``: positive is sharper. A = 1.
+
+    What a surgeon gains beyond this control is more than another decoding temperature. In place it
+    scales the output head, or where the head is tied to the embedding the normalisation before it.
+    """
+
+    def __init__(
+        self, targets: Targets, *, scale: float = 1.0, final_norm: str | None = None
+    ) -> None:
+        """Find what to scale.
+
+        Args:
+            targets: of the model, which must have ``get_output_embeddings()``.
+            scale: nats of gain at c = 1, > 0.
+            final_norm: path of the normalisation that a tied head reads; default one of
+                :data:`FINAL_NORMS`. A head that is not tied needs none.
+
+        Raises:
+            TypeError: if the model has no output head.
+            ValueError: if the scale is not positive and finite, or the head is tied and there is
+                no such normalisation, or what it makes is not proportional to its parameters.
+        """
+        check_scale(scale)
+        self.scale = scale
+        model = targets.model
+        self._head = _output_head(model)
+        weight = self._head.weight
+        others = (module for module in model.modules() if module is not self._head)
+        tied = any(p is weight for m in others for p in m._parameters.values())
+        self._scaled = tuple(self._head.parameters(recurse=False))
+        if tied:
+            biases = (p for p in self._scaled if p is not weight)
+            self._scaled = (*_final_norm(model, final_norm).parameters(), *biases)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The coefficient's name."""
+        return ("log-sharpness of the output",)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield the parameters of the head, or of the normalisation before a tied one."""
+        yield from self._scaled
+
+    def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
+        """Write the weights that ``coefficients`` (1,) stand for.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite.
+        """
+        (gain,) = (self.scale * as_coefficients(coefficients, 1)).exp()
+        for parameter in self._scaled:
+            original = theater.original(parameter)
+            theater.write(parameter, original if gain == 1 else original * gain.to(original))
+
+    def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
+        """Return the edit that ``coefficients`` (N, 1) stand for, on the rows of a batch.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite.
+        """
+        gains = (self.scale * as_coefficient_rows(coefficients, 1)).exp()
+        return [scale_made(self._head, gains[:, 0])]
+
+
+def _output_head(model: nn.Module) -> nn.Module:
+    head: nn.Module | None = None
+    if hasattr(model, "get_output_embeddings"):
+        head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None or "weight" not in head._parameters:
+        raise TypeError(
+            "targets must be of a model whose get_output_embeddings() is a linear module, "
+            f"got {type(head).__name__} from {type(model).__name__}"
+        )
+    return head
+
+
+def _final_norm(model: nn.Module, path: str | None) -> nn.Module:
+    modules = dict(model.named_modules())
+    # A model that is kept inside another one has the other's name in front.
+    paths = FINAL_NORMS if path is None else (path,)
+    found = [name for p in paths for name in (p, f"model.{p}") if name in modules]
+    if not found:
+        hint = closest(path, modules) if path else f", and none of {[*FINAL_NORMS]} is there"
+        raise ValueError(
+            "final_norm must name the normalisation that the model's tied output head reads, "
+            f"got {path!r}{hint}"
+        )
+    norm: nn.Module = modules[found[0]]
+    if not _is_proportional(norm):
+        raise ValueError(
+            f"final_norm must make something proportional to its parameters, got {found[0]!r}, a "
+            f"{type(norm).__name__}"
+        )
+    return norm
+
+
+@torch.no_grad()
+def _is_proportional(norm: nn.Module) -> bool:
+    """Whether twice the parameters make twice the output, tried on one input."""
+    parameters = dict(norm.named_parameters())
+    sizes = {p.shape for p in parameters.values()}
+    if len(sizes) != 1 or len(next(iter(sizes))) != 1:
+        return False  # not one gain, and perhaps one shift, for each channel
+    like = next(iter(parameters.values()))
+    probe = torch.linspace(-1, 1, like.numel(), dtype=like.dtype, device=like.device)[None]
+    twice = {name: 2 * p for name, p in parameters.items()}
+    return torch.equal(torch.func.functional_call(norm, twice, (probe,)), 2 * norm(probe))

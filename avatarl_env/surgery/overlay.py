@@ -1,0 +1,213 @@
+"""Many operations in one forward: the operators' edits, applied to the rows of a batch instead.
+
+With N operations on a batch of N * M rows, rows ``i * M ... (i + 1) * M - 1`` pass through the
+model as operation i would have left it. No parameter is touched or copied: the edits act on what
+the edited modules read and make (the idea of batched low-rank perturbations, EGGROLL, arXiv
+2511.16652, and of batched adapters, S-LoRA, arXiv 2311.03285).
+
+Shapes: N operations, M rows each, R = M * tokens, H heads, D head dim, F the width on a
+projection's other side, r rank, A coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from avatarl_env.surgery.projections import Projection
+
+
+class RowEdit(NamedTuple):
+    """What an operation does to one module's rows; both functions see rows grouped by operation."""
+
+    module: nn.Module
+    """Batch first: its input is (N * M, ..., channels)."""
+    before: Callable[[Tensor], Tensor] | None = None
+    """Maps what the module reads, (N, R, in), to what it shall read instead."""
+    after: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Maps what it read and made, (N, R, in) and (N, R, out), to what it shall have made."""
+
+
+@runtime_checkable
+class Overlayable(Protocol):
+    """An operator that can act on rows."""
+
+    def row_edits(self, coefficients: ArrayLike) -> Iterable[RowEdit]:
+        """Return the edits that ``coefficients`` (N, A) stand for, for the weights as they are."""
+
+
+def scale_heads_made(projection: Projection, gains: Tensor) -> RowEdit:
+    """Multiply each head's channels of what the module makes by ``gains`` (N, H)."""
+    factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
+
+    def after(read: Tensor, made: Tensor) -> Tensor:
+        projection.heads(made).mul_(factor)
+        return made
+
+    return RowEdit(projection.module, after=after)
+
+
+def scale_heads_read(projection: Projection, gains: Tensor) -> RowEdit:
+    """Multiply each head's channels of what the module reads by ``gains`` (N, H)."""
+    factor = gains.to(projection.weight).repeat_interleave(projection.head_dim, dim=1)[:, None]
+
+    def before(read: Tensor) -> Tensor:
+        return read * factor  # (N, R, H * D)
+
+    return RowEdit(projection.module, before=before)
+
+
+def scale_made(module: nn.Module, gains: Tensor) -> RowEdit:
+    """Multiply all that the module makes by ``gains`` (N,)."""
+    factor = gains.to(module.weight)[:, None, None]  # type: ignore[arg-type]
+    return RowEdit(module, after=lambda read, made: made.mul_(factor))
+
+
+def add_low_rank(projection: Projection, left: Tensor, middle: Tensor, right: Tensor) -> RowEdit:
+    """Act as if ``left @ diag(middle[i]) @ right`` were added to the projection's matrix.
+
+    Args:
+        projection: (F, H * D) in the orientation of :meth:`Projection.matrix`.
+        left: (F, r).
+        middle: (N, r).
+        right: (r, H * D).
+    """
+    left, middle, right = (x.to(projection.weight) for x in (left, middle[:, None], right))
+
+    def after(read: Tensor, made: Tensor) -> Tensor:
+        if projection.reads_heads:
+            heads = projection.heads(read).flatten(-2)  # (N, R, H * D)
+            return made.add_((heads @ right.mT * middle) @ left.mT)
+        change = (read @ left * middle) @ right  # (N, R, H * D)
+        heads = projection.heads(made)
+        heads.add_(change.view_as(heads))
+        return made
+
+    return RowEdit(projection.module, after=after)
+
+
+class Overlay:
+    """Context manager: inside, forwards of the model see N operations at once.
+
+    ::
+
+        with Overlay(operator, coefficients):  # (N, A)
+            logits = model(tokens)  # (N * M, T): M rows for each operation
+        # the model is as before, and never was otherwise
+
+    Cached generation works as it is, ours and that of transformers. Operations are relative to the
+    weights as they are at entry, so inside a theater to the operated ones. Overlays of one model
+    nest: each is made from the weights, none of which the others change. Modules that
+    torch.compile compiled before do not notice an overlay, and it says so; a backward that
+    computes activations anew (checkpointing) belongs inside.
+    """
+
+    def __init__(self, operator: Overlayable, coefficients: ArrayLike) -> None:
+        """Choose the operations; nothing is computed and no hook set before entry.
+
+        Args:
+            operator: one that has ``row_edits``; all of ours have.
+            coefficients: (N, A), N >= 1.
+
+        Raises:
+            TypeError: if the operator has no ``row_edits``.
+            ValueError: if the coefficients have another shape.
+        """
+        if not isinstance(operator, Overlayable):
+            raise TypeError(f"operator must have row_edits, got {type(operator).__name__}")
+        shape = np.shape(coefficients)
+        if len(shape) != 2 or shape[0] < 1:
+            raise ValueError(f"coefficients must have shape (N, A) with N >= 1, got {shape}")
+        self._operator = operator
+        self._coefficients = coefficients
+        self._n: int = shape[0]
+        self._edits: tuple[RowEdit, ...] = ()
+        self._handles: list[RemovableHandle] = []
+        self._fired: set[int] = set()
+
+    def __enter__(self) -> Self:
+        """Make the edits and set the hooks.
+
+        Raises:
+            RuntimeError: if this overlay is open already.
+            ValueError: if the operator has another number of coefficients, or one is not finite.
+        """
+        if self._handles:
+            raise RuntimeError("this Overlay is open already; to nest, make another")
+        self._edits = tuple(self._operator.row_edits(self._coefficients))
+        self._fired.clear()
+        try:
+            for index, edit in enumerate(self._edits):
+                if edit.before is not None:
+                    hook = self._before(index, edit.before)
+                    self._handles.append(edit.module.register_forward_pre_hook(hook))
+                if edit.after is not None:
+                    hook = self._after(index, edit.after)
+                    self._handles.append(edit.module.register_forward_hook(hook))
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the hooks.
+
+        Raises:
+            RuntimeError: if the body ended well but an edited module was never called: what it
+                computed is not what was asked for.
+        """
+        self._close()
+        edits, self._edits = self._edits, ()
+        missed = [edit for index, edit in enumerate(edits) if index not in self._fired]
+        if missed and exc_type is None:
+            kinds = ", ".join(sorted({type(edit.module).__name__ for edit in missed}))
+            raise RuntimeError(
+                f"the overlay never took effect on {len(missed)} of {len(edits)} places ({kinds}): "
+                "no forward went through these modules, or the model bypasses them or was "
+                "compiled before"
+            )
+
+    def _close(self) -> None:
+        # From here on hooks do nothing, wherever they are: a deepcopy of the model keeps them.
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+
+    def _before(self, index: int, edit: Callable[[Tensor], Tensor]) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if not self._handles:
+                return None
+            self._fired.add(index)
+            read = inputs[0]
+            return edit(self._grouped(read)).reshape(read.shape), *inputs[1:]
+
+        return hook
+
+    def _after(self, index: int, edit: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor | None:
+            if not self._handles:
+                return None
+            self._fired.add(index)
+            return edit(self._grouped(inputs[0]), self._grouped(made)).reshape(made.shape)
+
+        return hook
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """View (N * M, ..., channels) as (N, R, channels)."""
+        if rows.size(0) % self._n:
+            raise ValueError(
+                f"the batch must hold as many rows for each of {self._n} operations, "
+                f"got {rows.size(0)} rows"
+            )
+        return rows.reshape(self._n, rows.shape[:-1].numel() // self._n, rows.size(-1))

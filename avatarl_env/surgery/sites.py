@@ -1,0 +1,130 @@
+"""Which parameters of a model are to be operated on, and every place where modules hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from avatarl_env.choices import closest
+
+
+class HasParameters(Protocol):
+    """Anything that lists parameters: a module, an attention target."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """Return the parameters to operate on."""
+
+
+Targets = Iterable[HasParameters | Tensor | str]
+
+
+class Site(NamedTuple):
+    """A name under which a module holds a target."""
+
+    module: nn.Module
+    name: str
+    parameter: nn.Parameter
+    order: tuple[str, ...]
+    """The module's parameters, which state_dict() and optimizers list in this order."""
+
+    def holds(self) -> bool:
+        """Whether the module still finds the target under the name."""
+        module, name, parameter, _ = self
+        return module._parameters.get(name) is parameter and name not in module.__dict__
+
+    def put_back(self) -> None:
+        """Give the module its target again, in its old place."""
+        entries = self.module._parameters
+        if not self.holds():
+            for others in (self.module.__dict__, self.module._buffers, self.module._modules):
+                others.pop(self.name, None)
+            entries[self.name] = self.parameter
+        if tuple(entries) != self.order:
+            rank = {name: i for i, name in enumerate(self.order)}
+            for name in sorted(entries, key=lambda name: rank.get(name, len(rank))):
+                entries[name] = entries.pop(name)
+
+
+class Choice(NamedTuple):
+    """The targets of an operation, and what of the model has to do with them."""
+
+    parameters: list[nn.Parameter]
+    """The targets, each once."""
+    names: list[str]
+    """Their names in the model; a tied one's first."""
+    sites: list[Site]
+    """All places that hold a target, those of tied weights included."""
+    reach: frozenset[nn.Parameter | nn.Module]
+    """All parameters and modules of the model: two choices whose reach overlaps are of one."""
+
+
+def choose(model: nn.Module, targets: Targets) -> Choice:
+    """Find ``targets`` in ``model``, in one walk through its modules.
+
+    Raises:
+        TypeError: if a target is not a plain dense Parameter.
+        ValueError: if there are no targets, or one does not belong to the model.
+    """
+    modules: dict[nn.Module, str] = {}
+    _walk(model, "", modules)
+    held = [
+        (prefix + name, module, name, p)
+        for module, prefix in modules.items()
+        for name, p in module._parameters.items()
+        if p is not None
+    ]
+    by_name = {full_name: p for full_name, _, _, p in held}
+    chosen = _collect(model, targets, by_name)
+    sites = [
+        Site(module, name, p, tuple(module._parameters))
+        for _, module, name, p in held
+        if p in chosen
+    ]
+    reach = frozenset[nn.Parameter | nn.Module]([*by_name.values(), *modules])
+    return Choice(list(chosen), list(chosen.values()), sites, reach)
+
+
+def _walk(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
+    """Note ``module`` and all below it with their names, as named_modules() but quicker."""
+    found[module] = prefix
+    for name, child in module._modules.items():
+        if child is not None and child not in found:
+            _walk(child, f"{prefix}{name}.", found)
+
+
+def _collect(
+    model: nn.Module, targets: Targets, by_name: dict[str, nn.Parameter]
+) -> dict[nn.Parameter, str]:
+    """Return the distinct parameters of ``targets`` and their names, all checked."""
+    names = {p: name for name, p in reversed(by_name.items())}
+    found: dict[nn.Parameter, str] = {}
+    for target in targets:
+        if isinstance(target, str):
+            chosen: Iterable[Tensor] = [_named(model, target, by_name)]
+        else:
+            chosen = [target] if isinstance(target, Tensor) else target.parameters()
+        for p in chosen:
+            if type(p) is not nn.Parameter or p.layout != torch.strided or p.is_meta:
+                raise TypeError(
+                    f"targets must be plain dense parameters, got {type(p).__name__} "
+                    f"({p.layout}, {p.device})"
+                )
+            if p not in names:
+                raise ValueError(f"targets must belong to the model, got one of {tuple(p.shape)}")
+            found[p] = names[p]
+    if not found:
+        raise ValueError("targets must hold at least one parameter, got none")
+    return found
+
+
+def _named(model: nn.Module, name: str, by_name: dict[str, nn.Parameter]) -> nn.Parameter:
+    """Return the parameter of this name, which may lead through a module's second name."""
+    if name not in by_name:
+        by_name = dict(model.named_parameters(remove_duplicate=False))
+    if name not in by_name:
+        hint = closest(name, by_name)
+        raise ValueError(f"targets must name parameters of the model, got {name!r}{hint}")
+    return by_name[name]

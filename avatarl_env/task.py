@@ -1,0 +1,144 @@
+"""The surgeon's task on one patient: what the single and the vector environment have in common.
+
+Shapes: N operations side by side, A coefficients, O numbers in an observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from avatarl_env.episode import Episode, OperationConfig, Outcome
+from avatarl_env.observation import Observation
+from avatarl_env.patient import Evaluation, Patient, Prompts
+from avatarl_env.scoring import TERMS, Score
+from avatarl_env.surgery import find_targets, make_operator
+
+
+class Draw(NamedTuple):
+    """The chance in an operation, all of it."""
+
+    prompts: Prompts
+    injury: NDArray[np.float64]
+    """(A,)."""
+
+
+class SurgeryTask:
+    """Patient, operator, rules and score; begins operations, makes incisions, observes.
+
+    A single operation is performed in place, on the shared model inside a theater; several side by
+    side in one forward.
+    """
+
+    def __init__(
+        self,
+        patient: Patient,
+        config: OperationConfig,
+        *,
+        operator: str = "head_gain",
+        operator_options: Mapping[str, Any] | None = None,
+        layers: Iterable[int | str] | None = None,
+        score: Mapping[str, float] | None = None,
+    ) -> None:
+        """Bring the parts together.
+
+        Args:
+            patient: the model, with its text.
+            config: the rules.
+            operator: name of the operator.
+            operator_options: its keyword arguments.
+            layers: attention layers to operate on, as for ``find_targets``; default all.
+            score: weights by term name.
+
+        Raises:
+            ValueError: if a name is unknown, or the operation does not fit the model or the text.
+        """
+        config.check_context(patient.model.context)
+        n_available = len(patient.splits[config.split])
+        if config.prompt_length > n_available:
+            raise ValueError(
+                f"prompt_length must be at most {n_available} ({config.split}), "
+                f"got {config.prompt_length}"
+            )
+        self.patient = patient
+        self.config = config
+        self.score = Score(score)
+        targets = patient.targets if layers is None else find_targets(patient.model, layers)
+        self.operator = make_operator(operator, targets, **dict(operator_options or {}))
+        self._n_coefficients = len(self.operator.labels)
+        self._observation = Observation(
+            patient.targets, patient.model.config.width, tuple(TERMS), self._n_coefficients
+        )
+
+    def observation_space(self) -> Box[np.float32]:
+        """Return the observation space, a new object."""
+        return self._observation.space()
+
+    def action_space(self) -> Box[np.float32]:
+        """Return the action space, a new object."""
+        return Box(-1.0, 1.0, (self._n_coefficients,), np.float32)
+
+    def draw(self, rng: np.random.Generator) -> Draw:
+        """Draw prompts, dice and injury."""
+        config = self.config
+        prompts = self.patient.prompts(
+            config.split, config.n_prompts, config.prompt_length, config.n_new, rng
+        )
+        return Draw(prompts, rng.uniform(-config.injury, config.injury, self._n_coefficients))
+
+    def begin(self, draws: Sequence[Draw]) -> list[Episode]:
+        """Begin operations at c = 0."""
+        prompts = [draw.prompts for draw in draws]
+        healthy = self.patient.evaluate_many(prompts) if self.config.injury else []
+        # At zero too they go the way of incisions, rounding and all: actions of zero then pay
+        # exactly nothing.
+        baselines = self._evaluate([draw.injury for draw in draws], prompts)
+        return [
+            Episode.begin(self.config, *draw, baseline, sound.terms, self.score)
+            for draw, baseline, sound in zip(draws, baselines, healthy or baselines, strict=True)
+        ]
+
+    def incise(self, episodes: Sequence[Episode], actions: NDArray[np.floating]) -> list[Outcome]:
+        """Make one incision in each operation.
+
+        Args:
+            episodes: N operations under way.
+            actions: (N, A).
+
+        Raises:
+            ValueError: if the actions have another shape or are not finite. No operation is touched
+                then.
+        """
+        shape = (self._n_coefficients,)
+        pairs = list(zip(episodes, np.asarray(actions, dtype=np.float64), strict=True))
+        for _, action in pairs:
+            if action.shape != shape or not np.isfinite(action).all():
+                raise ValueError(f"action must be {shape} finite numbers, got {action.tolist()}")
+        coefficients = [episode.incise(action) for episode, action in pairs]
+        present = [e.injury + c for e, c in zip(episodes, coefficients, strict=True)]
+        evaluations = self._evaluate(present, [episode.prompts for episode in episodes])
+        return [
+            episode.conclude(c, evaluation, self.score)
+            for episode, c, evaluation in zip(episodes, coefficients, evaluations, strict=True)
+        ]
+
+    def observe(self, episode: Episode) -> NDArray[np.float32]:
+        """Return what the surgeon sees, (O,), a fresh array."""
+        return self._observation.observe(
+            episode.present.vitals,
+            episode.baseline.terms,
+            episode.score - self.score(episode.baseline.terms),
+            episode.coefficients,
+            episode.time_left,
+        )
+
+    def _evaluate(
+        self, coefficients: Sequence[NDArray[np.float64]], prompts: Sequence[Prompts]
+    ) -> list[Evaluation]:
+        if len(prompts) == 1:
+            return [self.patient.evaluate_operated(self.operator, coefficients[0], prompts[0])]
+        return self.patient.evaluate_many(prompts, self.operator, np.array(coefficients))

@@ -1,0 +1,265 @@
+"""How fast can many weight edits be evaluated, and how far is that from the limit?
+
+N operations, each on its own 4 prompts of 32 tokens, continued to 64 more. Timed are
+
+* plain: the same batch without any surgery, cached: the limit for everything that samples;
+* the overlay: N operations in one batch;
+* the loop: one operation after the other, in place in a theater, cached;
+* naive: one after the other, the whole state dict saved and loaded, factorisations made every
+  time, no cache (for as many operations as fit the patience, then scaled to N: it is a loop);
+
+and the environments: steps per second of one vector environment against single ones. Before that,
+overlay and loop are checked to write the same text.
+
+    python benchmarks/bench_surgery.py --out benchmarks/results/bench_surgery.json
+
+The last line of stdout is one JSON object with everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+from measure import environment, gemm_rate, interleaved, memcpy_bandwidth
+
+from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.lm.generation import Generation, generate
+from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.patient import Patient
+from avatarl_env.surgery import Operator, Overlay, SurgicalTheater, find_targets, make_operator
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+
+SIZES = {
+    "0.8M": GPTConfig(vocab_size=65, context=128, n_layers=4, n_heads=4, width=128),
+    "10.6M": GPTConfig(vocab_size=65, context=256, n_layers=6, n_heads=6, width=384),
+}
+OPERATORS = ("head_gain", "spectral_bands", "low_rank_seed", "output_temperature")
+N_PROMPTS, PROMPT_LENGTH, N_NEW = 4, 32, 64
+N_NAIVE = 4  # operations of the naive way that are really performed
+MOST_IN_LOOPS = 32  # operations; more are what they are for 32, times a factor
+Row = dict[str, Any]
+
+
+class Bench:
+    """A model, N operations of one kind, and the ways to perform them."""
+
+    def __init__(self, model: GPT, operator: str, n: int) -> None:
+        """Draw prompts, dice and coefficients; all from constant seeds."""
+        self.model = model
+        self.name = operator
+        self.targets = find_targets(model)
+        self.operator = self.make()
+        device = model.embed.weight.device
+        generator = torch.Generator().manual_seed(0)
+        shape = (n * N_PROMPTS, PROMPT_LENGTH)
+        vocab_size = model.config.vocab_size
+        self.prompts = torch.randint(vocab_size, shape, generator=generator).to(device)
+        self.uniforms = torch.rand(n * N_PROMPTS, N_NEW, generator=generator).to(device)
+        rng = np.random.default_rng(0)
+        self.coefficients = rng.uniform(-0.5, 0.5, (n, len(self.operator.labels)))
+
+    def make(self) -> Operator:
+        """Make the operator, with nothing factorised yet."""
+        return make_operator(self.name, self.targets)
+
+    def plain(self) -> Generation:
+        """Continue all prompts with the model as it is."""
+        return self._write(slice(None))
+
+    def overlay(self) -> Generation:
+        """Perform all operations in one batch."""
+        with Overlay(self.operator, self.coefficients):
+            return self._write(slice(None))
+
+    def loop(self) -> list[Generation]:
+        """Perform one operation after the other, in place."""
+        written = []
+        for i, coefficients in enumerate(self.coefficients):
+            with SurgicalTheater(self.model, [self.operator]) as theater:
+                self.operator.apply(theater, coefficients)
+                written.append(self._write(self._rows(i)))
+        return written
+
+    def naive(self) -> None:
+        """Perform the first operations as one would without any of this."""
+        for i in range(min(N_NAIVE, len(self.coefficients))):
+            saved = {name: x.clone() for name, x in self.model.state_dict().items()}
+            with SurgicalTheater(self.model, [self.operator]) as theater:
+                self.make().apply(theater, self.coefficients[i])
+                self._write(self._rows(i), use_cache=False)
+            self.model.load_state_dict(saved)
+
+    def check(self) -> dict[str, float]:
+        """Compare overlay and loop; return shares and errors.
+
+        Raises:
+            AssertionError: if they do not write the same text, but for dice on a boundary.
+        """
+        together = self.overlay()
+        apart = self.loop()
+        tokens = torch.cat([part.tokens for part in apart])
+        log_probs = torch.cat([part.log_probs for part in apart])
+        same = (together.tokens == tokens).all(dim=1)  # (N * M,)
+        error = float((together.log_probs - log_probs)[same].abs().max())
+        assert error < 1e-3, f"overlay and loop differ by {error} nats on the same text"
+        assert same.float().mean() > 0.9, "overlay and loop write different texts"
+        return {"same_rows": float(same.float().mean()), "largest_error_nats": error}
+
+    def _rows(self, i: int) -> slice:
+        return slice(i * N_PROMPTS, (i + 1) * N_PROMPTS)
+
+    def _write(self, rows: slice, *, use_cache: bool = True) -> Generation:
+        return generate(
+            self.model,
+            self.prompts[rows],
+            self.uniforms[rows],
+            return_distributions=True,
+            use_cache=use_cache,
+        )
+
+
+def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats: int) -> Row:
+    """Time one operator with N operations; ``loops`` times the two loops too."""
+    bench = Bench(model, operator, n)
+    with torch.inference_mode():
+        row: Row = {"operator": operator, "n": n, "rows": n * N_PROMPTS}
+        if n > 1:
+            row |= Bench(model, operator, min(n, N_NAIVE)).check()
+        ways: dict[str, Callable[[], object]] = {"plain": bench.plain, "overlay": bench.overlay}
+        timings = interleaved(ways, repeats=repeats)
+        if loops:
+            timings |= interleaved({"loop": bench.loop}, repeats=max(1, repeats // 3), warm_up=0)
+            timings |= interleaved({"naive": bench.naive}, repeats=max(1, repeats // 3), warm_up=0)
+    row["seconds"] = {name: timing._asdict() for name, timing in timings.items()}
+    plain, overlay = timings["plain"].median, timings["overlay"].median
+    row["overlay_over_plain"] = overlay / plain
+    if loops:
+        row["loop_over_overlay"] = timings["loop"].median / overlay
+        scale = n / min(n, N_NAIVE)
+        row["naive_over_overlay"] = scale * timings["naive"].median / overlay
+    forward = (PROMPT_LENGTH + N_NEW - 1) * row["rows"]  # tokens; the last is not read
+    mean_past = (PROMPT_LENGTH + N_NEW) // 2
+    row["plain_flops_per_second"] = forward * model.flops_per_token(mean_past) / plain
+    return row
+
+
+def measure_environments(patient: Patient, n_rows: int, n_prompts: int, repeats: int) -> Row:
+    """Time steps of single environments and of one vector environment."""
+    single = AttentionSurgeryEnv(patient, n_prompts=n_prompts)
+    together = AttentionSurgeryVectorEnv(n_rows, patient, n_prompts=n_prompts)
+    single.reset(seed=0)
+    together.reset(seed=0)
+    n_incisions = single.config.n_incisions
+    action = np.full(single.action_space.shape or (), 0.1, np.float32)
+    actions = np.full(together.action_space.shape or (), 0.1, np.float32)
+
+    def one_operation() -> None:
+        for _ in range(n_incisions):
+            single.step(action)
+        single.reset()
+
+    def n_operations() -> None:
+        for _ in range(n_incisions):  # the last begins the next operations
+            together.step(actions)
+
+    timings = interleaved({"single": one_operation, "vector": n_operations}, repeats=repeats)
+    rate = {
+        "single": n_incisions / timings["single"].median,
+        "vector": n_rows * n_incisions / timings["vector"].median,
+    }
+    return {
+        "n_rows": n_rows,
+        "n_prompts": n_prompts,
+        "steps_per_second": rate,
+        "seconds": {name: timing._asdict() for name, timing in timings.items()},
+        "vector_over_single": rate["vector"] / rate["single"],
+    }
+
+
+def show(size: str, row: Row) -> None:
+    """Print one line of the table."""
+    line = f"{size:>6} {row['operator']:>18} N={row['n']:<4}"
+    line += " ".join(f"{k} {t['median']:8.3f} s" for k, t in row["seconds"].items())
+    line += f"  overlay/plain {row['overlay_over_plain']:.3f}"
+    if "loop_over_overlay" in row:
+        line += f"  loop/overlay {row['loop_over_overlay']:.1f}"
+        line += f"  naive/overlay {row['naive_over_overlay']:.1f}"
+    print(line, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--n", nargs="+", type=int, default=[1, 8, 32, 128], help="operations")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rows", type=int, default=32, help="of the vector environment")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check, time, print."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    ceilings = {
+        "memcpy_bytes_per_second": memcpy_bandwidth(2**26, options.device),
+        "gemm_flops_per_second": gemm_rate(device=options.device),
+    }
+    print(
+        f"{torch.get_num_threads()} threads; copies {ceilings['memcpy_bytes_per_second']:.3g} B/s,"
+        f" float32 products {ceilings['gemm_flops_per_second']:.3g} FLOP/s"
+    )
+    rows: list[Row] = []
+    for size in options.sizes:
+        model = GPT(SIZES[size]).to(options.device, getattr(torch, options.dtype)).eval()
+        for n in options.n:
+            for operator in OPERATORS:
+                loops = operator == OPERATORS[0] and n <= MOST_IN_LOOPS
+                rows.append(
+                    {
+                        "size": size,
+                        **measure_operator(
+                            model, operator, n, loops=loops, repeats=options.repeats
+                        ),
+                    }
+                )
+                show(size, rows[-1])
+    patient = Patient.load("bundled", device=options.device)
+    environments = []
+    for n_prompts in (4, 8, 32):
+        row = measure_environments(patient, options.rows, n_prompts, options.repeats)
+        rate = row["steps_per_second"]
+        print(
+            f"bundled patient, {n_prompts} prompts: single {rate['single']:.1f} steps/s, "
+            f"{options.rows} rows {rate['vector']:.1f} steps/s, "
+            f"{row['vector_over_single']:.1f} times as many"
+        )
+        environments.append(row)
+    result = {
+        **environment(options.device),
+        "settings": {**vars(options), "out": options.out and str(options.out)},
+        "ceilings": ceilings,
+        "operations": rows,
+        "environments": environments,
+    }
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What the benchmark scripts have in common: a fair stopwatch, the machine's ceilings, a record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class Timing(NamedTuple):
+    """Seconds of one call, over several."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+    fastest: float
+    n: int
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Time functions in turn, so that what disturbs the machine disturbs them all.
+
+    Args:
+        functions: by name.
+        repeats: calls of each that count, at least 1.
+        warm_up: calls of each that do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(warm_up + repeats):
+        for name, function in functions.items():
+            _synchronize()
+            start = time.perf_counter()
+            function()
+            _synchronize()
+            if repeat >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(times) for name, times in seconds.items()}
+
+
+def memcpy_bandwidth(n_bytes: int, device: str = "cpu") -> float:
+    """Return bytes per second of copying ``n_bytes`` into another place, counted once."""
+    source = torch.ones(n_bytes, dtype=torch.uint8, device=device)
+    goal = torch.empty_like(source)
+    repeats = max(5, min(200, 2**28 // n_bytes))
+    return n_bytes / interleaved({"": lambda: goal.copy_(source)}, repeats=repeats)[""].median
+
+
+def gemm_rate(size: int = 1024, device: str = "cpu") -> float:
+    """Return float32 operations per second of a square matrix product."""
+    a, b = (torch.ones(size, size, device=device) for _ in range(2))
+    return 2 * size**3 / interleaved({"": lambda: a @ b}, repeats=15)[""].median
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Return what the figures depend on: command, versions, machine, threads, commit."""
+    process = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": process.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
+    return Timing(median, low, high, min(seconds), len(seconds))
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,105 @@
+"""Tests of avatarl_env/surgery/projections.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from avatarl_env.surgery import AttentionTarget, Projection, find_targets
+from tests.zoo import ZOO, shared
+
+PARTS = ("query", "key", "value", "output")
+
+
+class Conv1D(nn.Module):
+    """Linear with the weight (in, out), known by its name alone."""
+
+    def __init__(self, n_out: int, n_in: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(float(n_in * n_out)).view(n_in, n_out))
+
+
+def numbered(n_out: int, n_in: int) -> nn.Linear:
+    linear = nn.Linear(n_in, n_out)
+    with torch.no_grad():
+        linear.weight.copy_(torch.arange(float(n_in * n_out)).view(n_out, n_in))
+    return linear
+
+
+def test_heads_are_channels_of_two_heads_of_two() -> None:
+    """Channels 1, 2 and 5, 6 of seven: start 1, stride 4."""
+    projection = Projection(numbered(7, 3), 2, 2, start=1, stride=4)
+    x = torch.arange(14).view(2, 7)
+    assert projection.heads(x).tolist() == [[[1, 2], [5, 6]], [[8, 9], [12, 13]]]
+    assert projection.heads(x[0]).tolist() == [[1, 2], [5, 6]]
+    assert projection.heads(x.view(2, 1, 7)).shape == (2, 1, 2, 2)
+
+
+def test_stride_is_the_head_dim_where_none_is_given() -> None:
+    projection = Projection(numbered(6, 3), 2, 2, start=2)
+    assert projection.heads(torch.arange(6)).tolist() == [[2, 3], [4, 5]]
+
+
+def test_one_head_takes_no_stride_beyond_the_last_channel() -> None:
+    projection = Projection(numbered(4, 3), 1, 2, start=2, stride=6)
+    assert projection.heads(torch.arange(4)).tolist() == [[2, 3]]
+
+
+def test_by_head_of_made_and_read_channels_in_both_orientations() -> None:
+    """Entry (f, h, d) by hand: F = 3 on the other side, channels 2 and 3 are head 1."""
+    made = Projection(numbered(4, 3), 2, 2)  # weight[channel, f] = 3 * channel + f
+    assert made.by_head(made.weight)[:, 1].tolist() == [[6, 9], [7, 10], [8, 11]]
+    read = Projection(numbered(3, 4), 2, 2, reads_heads=True)  # weight[f, channel] = 4 f + channel
+    assert read.by_head(read.weight)[:, 1].tolist() == [[2, 3], [6, 7], [10, 11]]
+    made = Projection(Conv1D(4, 3), 2, 2)  # weight[f, channel]
+    assert made.by_head(made.weight)[:, 1].tolist() == [[2, 3], [6, 7], [10, 11]]
+    read = Projection(Conv1D(3, 4), 2, 2, reads_heads=True)  # weight[channel, f]
+    assert read.by_head(read.weight)[:, 1].tolist() == [[6, 9], [7, 10], [8, 11]]
+
+
+@pytest.mark.parametrize("module", [numbered(4, 4), Conv1D(4, 4)])
+@pytest.mark.parametrize("reads_heads", [False, True])
+def test_views_write_through(module: nn.Module, reads_heads: bool) -> None:
+    projection = Projection(module, 2, 1, start=1, stride=2, reads_heads=reads_heads)
+    weight = projection.weight.detach().clone()
+    projection.by_head(weight)[:, 0] = -1.0
+    line = weight[:, 1] if isinstance(module, Conv1D) != reads_heads else weight[1]
+    assert line.tolist() == [-1.0] * 4
+    assert (weight == -1).sum() == 4
+
+
+def test_a_module_that_knows_no_bias_has_none() -> None:
+    assert Projection(Conv1D(4, 4), 2, 2).bias is None
+    assert Projection(nn.Linear(4, 4, bias=False), 2, 2).bias is None
+    linear = nn.Linear(4, 4)
+    assert Projection(linear, 2, 2).bias is linear.bias
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", ZOO)
+def test_matrix_computes_what_the_module_does(name: str, part: str) -> None:
+    for target in find_targets(shared(name)):
+        projection: Projection = getattr(target, part)
+        matrix = projection.matrix(projection.weight.detach())
+        assert matrix.shape[1] == projection.n_heads * projection.head_dim
+        n_read = matrix.shape[1] if projection.reads_heads else matrix.shape[0]
+        read = torch.randn(5, n_read, generator=torch.Generator().manual_seed(0))
+        bias = 0 if projection.bias is None else projection.bias.detach()
+        with torch.no_grad():
+            made = projection.module(read) - bias
+        if projection.reads_heads:
+            found, expected = made, projection.heads(read).flatten(-2) @ matrix.mT
+        else:
+            found, expected = projection.heads(made).flatten(-2), read @ matrix
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_parameters_are_the_weights_and_biases_each_once() -> None:
+    """Fused: one weight and one bias for three projections."""
+    fused, output = nn.Linear(4, 12), nn.Linear(4, 4, bias=False)
+    query, key, value = (Projection(fused, 2, 2, start) for start in (0, 4, 8))
+    target = AttentionTarget("a", 0, query, key, value, Projection(output, 2, 2, reads_heads=True))
+    assert target.n_heads == 2
+    found = list(target.parameters())
+    assert [id(p) for p in found] == [id(fused.weight), id(fused.bias), id(output.weight)]

@@ -1,0 +1,231 @@
+"""Tests of avatarl_env/surgery/theater.py: compiled models."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avatarl_env.surgery import SurgicalTheater
+from tests.avatarl_env.surgery.edits import (
+    EDITS,
+    SHAPE_CHANGING,
+    Edit,
+    Snapshot,
+    converted,
+    in_place,
+    new_data,
+    new_dtype,
+    refused,
+    replaced,
+    replaced_by_a_buffer,
+    replaced_by_a_tensor,
+    shared,
+    small,
+    swapped,
+    transposed,
+    write,
+)
+from tests.fakes import fingerprint
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+NOT_RUNNABLE = (new_dtype, converted, swapped)  # dynamo holds a weakref: torch will not swap
+RUNNABLE = [edit for edit in EDITS if edit not in (*SHAPE_CHANGING, *NOT_RUNNABLE)]
+"""The edits that leave a model which still runs."""
+OTHER_GRAPHS = {transposed, replaced_by_a_tensor, replaced_by_a_buffer}
+"""Of these, the ones that change strides or what kind of thing a weight is."""
+
+
+@pytest.fixture(autouse=True)
+def no_old_graphs() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+# With fullgraph nothing falls back to plain Python, which would be right without being compiled.
+
+
+class Layer(nn.Linear):
+    """Not torch's own, which compile() leaves to its caller to compile."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class Net(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x))
+
+
+def net() -> Net:
+    """Return the small model, of these classes."""
+    model = Net(Layer(3, 3), nn.Linear(3, 2))
+    model.load_state_dict(small().state_dict())
+    return model
+
+
+def wrapped(model: nn.Sequential, backend: Any) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model, backend=backend, fullgraph=True)
+
+
+def in_place_compiled(model: nn.Sequential, backend: Any) -> Callable[[Tensor], Tensor]:
+    model.compile(backend=backend, fullgraph=True)
+    return model
+
+
+def layer_wrapped(model: nn.Sequential, backend: Any) -> Callable[[Tensor], Tensor]:
+    layer = torch.compile(model[0], backend=backend, fullgraph=True)
+    return lambda x: model[1](layer(x))
+
+
+def layer_compiled(model: nn.Sequential, backend: Any) -> Callable[[Tensor], Tensor]:
+    model[0].compile(backend=backend, fullgraph=True)
+    return model
+
+
+def check_every_edit(compile_: Any, backend: Any, *, rtol: float = 0.0) -> None:
+    """Compare the compiled model with plain Python, in the theater and after each edit."""
+    model = net()
+    compiled = compile_(model, backend)
+    with torch.no_grad():
+        outputs, before = compiled(X), Snapshot(model)
+        for edit in RUNNABLE:
+            with SurgicalTheater(model, [model]) as room:
+                edit(model, room)
+                expected = model[1].forward(model[0].forward(X))
+                torch.testing.assert_close(compiled(X), expected, rtol=rtol, atol=0)
+            same = edit is not shared
+            before.assert_same(same_address=same)
+            before = before if same else Snapshot(model)
+            assert torch.equal(compiled(X), outputs), edit.__name__
+
+
+@pytest.mark.parametrize("compile_", [wrapped, in_place_compiled, layer_wrapped, layer_compiled])
+def test_every_edit_is_seen_by_a_compiled_model_and_gone_after(compile_: Any) -> None:
+    check_every_edit(compile_, "eager")
+
+
+def test_every_edit_is_seen_by_a_model_whose_autograd_is_compiled_too() -> None:
+    check_every_edit(wrapped, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch's own imports
+def test_every_edit_is_seen_by_machine_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    check_every_edit(wrapped, "inductor", rtol=1e-5)
+
+
+def test_edits_of_values_need_no_new_graph() -> None:
+    graphs = []
+
+    def counting(graph: Any, inputs: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    model = net()
+    compiled = wrapped(model, counting)
+    with torch.no_grad():
+        for edit in RUNNABLE:
+            if edit not in OTHER_GRAPHS:
+                with SurgicalTheater(model, [model]) as room:
+                    edit(model, room)
+                    assert torch.equal(compiled(X), model(X))
+                compiled(X)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("edit", [write, in_place, new_data, replaced])
+def test_a_graph_made_inside_is_right_outside(edit: Edit) -> None:
+    model = net()
+    outputs = model(X)
+    compiled = wrapped(model, "aot_eager")
+    with SurgicalTheater(model, [model]) as room:
+        edit(model, room)
+        assert torch.equal(compiled(X), model(X))
+    assert torch.equal(compiled(X), outputs)
+
+
+def test_the_compiled_wrapper_can_be_operated_and_committed() -> None:
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    outputs = compiled(X)
+    with SurgicalTheater(compiled, ["_orig_mod.0.weight"]) as room:
+        room.write(model[0].weight, torch.ones(3, 3))
+        committed = compiled(X)
+        room.commit()
+        new_data(model, room)
+    assert not torch.equal(committed, outputs)
+    assert torch.equal(compiled(X), committed)
+
+
+def test_a_compiled_wrapper_and_its_model_are_one_model() -> None:
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    before, state = Snapshot(model), fingerprint(model)
+    outer, inner = SurgicalTheater(compiled, [compiled]), SurgicalTheater(model, [model])
+    outer.__enter__()
+    inner.__enter__()
+    new_data(model, inner)
+    outer.__exit__(None, None, None)
+    assert not inner.is_open
+    before.assert_same()
+    assert fingerprint(model) == state
+
+
+def test_compiled_gradients_may_not_span_the_boundary_either() -> None:
+    model, x = net(), X.clone().requires_grad_()
+    compiled = wrapped(model, "aot_eager")
+    with SurgicalTheater(model, [model]) as room:
+        write(model, room)
+        compiled(x).square().sum().backward()
+        inside = x.grad
+        x.grad = None
+        model(x).square().sum().backward()
+        assert torch.equal(inside, x.grad)
+        loss = compiled(x).square().sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# --- frozen graphs -------------------------------------------------------------------------------
+
+REFUSAL = (
+    "torch._inductor.config.freezing must be False to operate on a model, got True: "
+    "frozen graphs keep the weights they were compiled with"
+)
+
+
+def test_entry_is_refused_while_graphs_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    before, room = Snapshot(model), SurgicalTheater(model, [model])
+    config = SimpleNamespace(freezing=True)
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", config)
+    with refused(RuntimeError, REFUSAL):
+        room.__enter__()
+    assert not room.is_open
+    config.freezing = False
+    with room:
+        in_place(model, room)
+    before.assert_same()
+
+
+def test_that_is_the_name_of_the_option() -> None:
+    from torch._inductor import config
+
+    model = net()
+    with config.patch(freezing=True), refused(RuntimeError, REFUSAL):
+        SurgicalTheater(model, [model]).__enter__()
+    with SurgicalTheater(model, [model]):
+        pass
