@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from avatarl_env.surgery.targets import AttentionTarget
+from avatarl_env.surgery.projections import AttentionTarget
 
 N_PROJECTED = 16  # numbers that the hidden state is projected to
 N_READ = 8  # last positions of the prompts at which each head's output is read

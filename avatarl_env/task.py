@@ -119,8 +119,13 @@ class SurgeryTask:
             if action.shape != shape or not np.isfinite(action).all():
                 raise ValueError(f"action must be {shape} finite numbers, got {action.tolist()}")
         coefficients = [episode.incise(action) for episode, action in pairs]
-        present = [e.injury + c for e, c in zip(episodes, coefficients, strict=True)]
-        evaluations = self._evaluate(present, [episode.prompts for episode in episodes])
+        evaluations = [episode.baseline for episode in episodes]
+        # What c = 0 leads to is known already, to the last bit.
+        rows = [row for row, c in enumerate(coefficients) if c.any()]
+        present = [episodes[row].injury + coefficients[row] for row in rows]
+        prompts = [episodes[row].prompts for row in rows]
+        for row, evaluation in zip(rows, self._evaluate(present, prompts), strict=True):
+            evaluations[row] = evaluation
         return [
             episode.conclude(c, evaluation, self.score)
             for episode, c, evaluation in zip(episodes, coefficients, evaluations, strict=True)
@@ -139,6 +144,8 @@ class SurgeryTask:
     def _evaluate(
         self, coefficients: Sequence[NDArray[np.float64]], prompts: Sequence[Prompts]
     ) -> list[Evaluation]:
+        if not prompts:
+            return []
         if len(prompts) == 1:
             return [self.patient.evaluate_operated(self.operator, coefficients[0], prompts[0])]
         return self.patient.evaluate_many(prompts, self.operator, np.array(coefficients))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 
 import numpy as np
 import torch
@@ -23,6 +27,7 @@ class Timing(NamedTuple):
     high: float
     """Third quartile."""
     fastest: float
+    slowest: float
     n: int
 
 
@@ -31,14 +36,18 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time functions in turn, so that what disturbs the machine disturbs them all.
 
+    The order is shuffled each time: a function finds the caches as the one before left them.
+
     Args:
         functions: by name.
         repeats: calls of each that count, at least 1.
         warm_up: calls of each that do not.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    order, rng = list(functions.items()), random.Random(0)
     for repeat in range(warm_up + repeats):
-        for name, function in functions.items():
+        rng.shuffle(order)
+        for name, function in order:
             _synchronize()
             start = time.perf_counter()
             function()
@@ -65,7 +74,11 @@ def gemm_rate(size: int = 1024, device: str = "cpu") -> float:
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Return what the figures depend on: command, versions, machine, threads, commit."""
     process = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -82,7 +95,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 def _timing(seconds: list[float]) -> Timing:
     low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
-    return Timing(median, low, high, min(seconds), len(seconds))
+    return Timing(median, low, high, min(seconds), max(seconds), len(seconds))
 
 
 def _synchronize() -> None:

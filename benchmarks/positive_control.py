@@ -117,14 +117,12 @@ def main() -> None:
     test_env = AttentionSurgeryVectorEnv(
         options.tests, env.patient, split="validation", autoreset_mode="NextStep", **rules
     )
-    # Row i operates with the surgeon's seed and i: so far apart that runs share no injury.
-    seed = options.seed * options.rows
-    surgeon = make_surgeon(options.surgeon, env, seed)
+    surgeon = make_surgeon(options.surgeon, env, options.seed)
     start = time.perf_counter()
     curve = train(surgeon, options.operations, options.rows)
     seconds = time.perf_counter() - start
 
-    arms = {name: make_surgeon(name, env, seed) for name in ("random", "zero")}
+    arms = {name: make_surgeon(name, env, options.seed) for name in ("random", "zero")}
     arms = {TRAINED: surgeon, **arms}
     results = {name: examine(arm, test_env) for name, arm in arms.items()}
     lost = float(results["zero"][:, 1].mean())

@@ -116,6 +116,15 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
         self._efforts[row] = []
 
 
+def prompt_seed(seed: int) -> int:
+    """Return the seed of row 0's prompts for a surgeon's seed; row i's is so many more.
+
+    Spread out, so that surgeons of neighbouring seeds share no prompts, and actions drawn from the
+    seed itself are made of other dice.
+    """
+    return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
+
+
 def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
     """Return one row's part of a vector environment's infos.
 

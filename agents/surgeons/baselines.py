@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.surgeons.base import FloatArray, OperationRecord, OperationRecorder
+from agents.surgeons.base import (
+    FloatArray,
+    OperationRecord,
+    OperationRecorder,
+    prompt_seed,
+)
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
@@ -17,7 +22,7 @@ class ZeroSurgeon:
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
         """Take the environment; ``seed`` decides the prompts."""
         self._env = OperationRecorder(env)
-        self._seed: int | None = seed
+        self._seed: int | None = prompt_seed(seed)
         self._n_incisions = env.config.n_incisions
         self._n_coefficients = len(env.operator.labels)
 
@@ -47,9 +52,7 @@ class RandomSurgeon(ZeroSurgeon):
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
         """Take the environment; ``seed`` decides prompts and actions."""
         super().__init__(env, seed)
-        # A child of the seed: the seed itself starts the environment's own generator, and actions
-        # from the same stream would not be independent of the prompts.
-        self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+        self._rng = np.random.default_rng(seed)
 
     def act(self, observations: FloatArray) -> FloatArray:
         """Return new draws, whatever the observations."""

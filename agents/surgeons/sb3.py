@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from agents.surgeons.base import FloatArray, OperationRecord, OperationRecorder
+from agents.surgeons.base import (
+    FloatArray,
+    OperationRecord,
+    OperationRecorder,
+    prompt_seed,
+)
 from agents.surgeons.randomness import PrivateRandomness
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -81,8 +86,7 @@ class SB3Surgeon:
             settings = {"gamma": GAMMA, "device": "cpu", **algorithm.options, **options}
             self.model: OffPolicyAlgorithm = make("MlpPolicy", self._env, seed=seed, **settings)
             # SB3 gives prompts and first actions one seed: they would be made of the same dice.
-            (child,) = np.random.SeedSequence(seed).spawn(1)
-            self.model.action_space.seed(int(child.generate_state(1)[0]))
+            self._env.seed(prompt_seed(seed))
         self.model.set_logger(Logger(folder=None, output_formats=[]))
 
     def operate(self, n_operations: int) -> list[OperationRecord]:

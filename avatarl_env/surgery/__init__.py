@@ -17,14 +17,8 @@ from avatarl_env.surgery.operators import (
     make_operator,
 )
 from avatarl_env.surgery.overlay import Overlay, Overlayable, RowEdit
-from avatarl_env.surgery.targets import (
-    LAYOUTS,
-    AttentionTarget,
-    Layout,
-    Projection,
-    Targets,
-    find_targets,
-)
+from avatarl_env.surgery.projections import AttentionTarget, Projection
+from avatarl_env.surgery.targets import LAYOUTS, Layout, Targets, find_targets
 from avatarl_env.surgery.theater import SurgicalTheater
 
 __all__ = [

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from avatarl_env.surgery.projections import AttentionTarget, Projection, is_transposed
 
-__all__ = ["LAYOUTS", "AttentionTarget", "Layout", "Projection", "Targets", "find_targets"]
-
 
 class Targets(Sequence[AttentionTarget]):
     """Attention layers of a model, in order, and the model they belong to."""

@@ -108,7 +108,8 @@ class SurgicalTheater:
         """Keep the present weights: from now on they are what is put back on exit.
 
         Parameters, their storage and optimizer state stay the same objects. An enclosing theater
-        still restores what it saved itself.
+        still restores what it saved itself. Where targets share memory and the body drew them
+        apart, the one chosen first wins.
 
         Raises:
             RuntimeError: if the theater is closed, or the body changed a target's shape or dtype

@@ -288,17 +288,7 @@ def test_rows_are_the_single_environments_with_their_seeds(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                name == "output_temperature",
-                reason="in place a tied head's norm is scaled, which the hidden state shows",
-                strict=True,
-            ),
-        )
-        for name in OPERATORS
-    ],
+    [name for name in OPERATORS],
 )
 def test_rows_are_the_single_environments_whatever_the_operator(name: str) -> None:
     env, other = (each(2, operator=name, injury=0.3) for each in (vector, separate))

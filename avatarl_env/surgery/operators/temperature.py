@@ -48,10 +48,11 @@ class OutputTemperature:
         weight = self._head.weight
         others = (module for module in model.modules() if module is not self._head)
         tied = any(p is weight for m in others for p in m._parameters.values())
+        self._norm = _final_norm(model, final_norm) if tied else None
         self._scaled = tuple(self._head.parameters(recurse=False))
-        if tied:
+        if self._norm is not None:
             biases = (p for p in self._scaled if p is not weight)
-            self._scaled = (*_final_norm(model, final_norm).parameters(), *biases)
+            self._scaled = (*self._norm.parameters(), *biases)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -74,13 +75,21 @@ class OutputTemperature:
             theater.write(parameter, original if gain == 1 else original * gain.to(original))
 
     def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        """Return the edit that ``coefficients`` (N, 1) stand for, on the rows of a batch.
+        """Return the edits that ``coefficients`` (N, 1) stand for, on the rows of a batch.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite.
         """
         gains = (self.scale * as_coefficient_rows(coefficients, 1)).exp()
-        return [scale_made(self._head, gains[:, 0])]
+        if self._norm is None:
+            return [scale_made(self._head, gains[:, 0])]
+        # Where it is scaled in place too, so that both show in the same activations.
+        edits = [scale_made(self._norm, gains[:, 0])]
+        bias = self._head._parameters.get("bias")
+        if bias is not None:
+            shift = (gains.to(bias) - 1)[:, :, None] * bias  # (N, 1, V)
+            edits.append(RowEdit(self._head, after=lambda read, made: made.add_(shift)))
+        return edits
 
 
 def _output_head(model: nn.Module) -> nn.Module:

@@ -95,38 +95,43 @@ def improve(env: AttentionSurgeryVectorEnv) -> None:
         learner.update()
 
 
-def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the surgeon hold its hands still, and learn all the same."""
+HAIR = 1e-6  # an incision so small that what it does is not seen, but evaluated all the same
+
+
+def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch, effort: float = 0.0) -> None:
+    """Let the surgeon hold its hands still, or nearly, and learn all the same."""
     shape = (surgeon.model.n_envs, *(surgeon.model.action_space.shape or ()))
-    zeros = np.zeros(shape, np.float32)
+    actions = np.full(shape, effort, np.float32)
     surgeon.model.learning_starts = 0
-    monkeypatch.setattr(surgeon.model, "predict", lambda *_, **__: (zeros, None))
+    monkeypatch.setattr(surgeon.model, "predict", lambda *_, **__: (actions, None))
 
 
+@pytest.mark.parametrize(("effort", "tolerance"), [(0.0, 0.0), (HAIR, 1e-4)])
 def test_the_models_own_progress_is_never_paid_to_the_surgeon(
-    monkeypatch: pytest.MonkeyPatch,
+    effort: float, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = small_env()
     surgeon = sac(env)
-    still(surgeon, monkeypatch)
+    still(surgeon, monkeypatch, effort)
     baselines = []
     for _ in range(3):
         records = surgeon.operate(2)
-        assert [record.total for record in records] == [0.0] * 4
+        assert all(abs(record.total) <= tolerance for record in records)
+        assert len(records) == 4
         baselines.append(records[0].baseline_terms["heldout_loss"])
         improve(env)
         env.model_changed()
     assert baselines[0] > baselines[1] + 0.05  # the model did learn in between
     buffer = surgeon.model.replay_buffer
     assert buffer is not None
-    assert (buffer.rewards[: buffer.pos] == 0).all()
+    assert (abs(buffer.rewards[: buffer.pos]) <= tolerance).all()
     assert buffer.pos == 12
 
 
 def test_going_on_from_the_last_observation_would_pay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     env = small_env(n_rows=1)
     surgeon = sac(env)
-    still(surgeon, monkeypatch)
+    still(surgeon, monkeypatch, HAIR)
     surgeon.operate(1)
     improve(env)
     # What learn() does by itself, where nobody says that the model changed:
@@ -158,7 +163,7 @@ def test_two_runs_of_a_seed_are_equal_whatever_others_draw_in_between() -> None:
 
 
 def test_another_seed_is_another_surgeon() -> None:
-    left, right = (sac(small_env(), seed=seed) for seed in (0, 2))  # of two rows each
+    left, right = (sac(small_env(), seed=seed) for seed in (0, 1))
     assert not equal(actor(left), actor(right))
     mine, yours = left.operate(1), right.operate(1)
     for one in mine:
@@ -301,9 +306,10 @@ def test_the_patient_is_the_same_after_a_round() -> None:
 def test_first_actions_and_first_prompts_are_not_made_of_the_same_dice() -> None:
     env = small_env()
     surgeon = sac(env, seed=3)
-    env.reset(seed=3)
+    surgeon.operate(1)  # seeds the rows
     space = surgeon.model.action_space
     for rng in env.get_state()["rngs"]:
         assert space.np_random.bit_generator.state != rng.bit_generator.state
-    again = sac(small_env(), seed=3).model.action_space
-    assert np.array_equal(space.sample(), again.sample())
+    again = sac(small_env(), seed=3)
+    again.operate(1)
+    assert np.array_equal(space.sample(), again.model.action_space.sample())

@@ -218,7 +218,6 @@ def test_another_theater_may_be_left_at_any_instruction() -> None:
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 
-
 class Striker:
     """Raise SIGINT at one instruction of the theater's own code, counted from the start.
 
