@@ -459,15 +459,15 @@ def test_what_was_tried_has_no_say_in_the_judgement() -> None:
 def test_trying_and_judging_is_compute() -> None:
     def spent(commits: bool) -> int:
         env = small_env()
-        whole = curriculum(env, ScriptedSurgeon(env, 0.0))
+        whole = curriculum(env, ScriptedSurgeon(env, 0.25))
         whole.run(Phase("joint", 1, 0, 1, commits=commits), Notes())
         return env.patient.forward_tokens
 
     # Two rows of four prompts of 8, continued by 5, the last of which is not read: begun and
     # incised twice, then begun again.
     assert spent(commits=False) == (1 + 2 + 1) * 2 * 4 * 12
-    # Tried: begun and incised twice. Judged: zero is known to be worth nothing, so only unoperated.
-    assert spent(commits=True) - spent(commits=False) == (1 + 2) * 2 * 4 * 12 + 4 * (12 + 64)
+    # Tried: begun and incised twice. Judged: four prompts and windows, unoperated and operated.
+    assert spent(commits=True) - spent(commits=False) == (1 + 2) * 2 * 4 * 12 + 2 * 4 * (12 + 64)
 
 
 def test_operators_without_row_edits_go_through_the_loop_with_the_same_numbers(

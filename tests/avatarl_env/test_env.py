@@ -672,7 +672,9 @@ def test_forward_tokens_count_every_evaluation() -> None:
     per_evaluation = 32 * (8 + 3)  # the last token written is not read
     env.reset(seed=0)
     assert env.patient.forward_tokens == 2 * per_evaluation
-    operate(env, np.zeros((3, 4), dtype=np.float32))
+    env.step(np.zeros(4, np.float32))  # what c = 0 leads to is known already
+    assert env.patient.forward_tokens == 2 * per_evaluation
+    operate(env, np.full((3, 4), 0.1, np.float32))
     assert env.patient.forward_tokens == 5 * per_evaluation
 
 
