@@ -6,7 +6,9 @@ N operations, each on its own 4 prompts of 32 tokens, continued to 64 more. Time
 * the overlay: N operations in one batch;
 * the loop: one operation after the other, in place in a theater, cached;
 * naive: one after the other, the whole state dict saved and loaded, factorisations made every
-  time, no cache (for as many operations as fit the patience, then scaled to N: it is a loop);
+  time, no cache;
+
+(of the last two only the first 32 and 4 operations are performed, and their time is scaled to N)
 
 and the environments: steps per second of one vector environment against single ones. Before that,
 overlay and loop are checked to write the same text.
@@ -39,13 +41,14 @@ from avatarl_env.surgery import Operator, Overlay, SurgicalTheater, find_targets
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 SIZES = {
+    "tiny": GPTConfig(vocab_size=65, context=96, n_layers=1, n_heads=2, width=16),
     "0.8M": GPTConfig(vocab_size=65, context=128, n_layers=4, n_heads=4, width=128),
     "10.6M": GPTConfig(vocab_size=65, context=256, n_layers=6, n_heads=6, width=384),
 }
 OPERATORS = ("head_gain", "spectral_bands", "low_rank_seed", "output_temperature")
 N_PROMPTS, PROMPT_LENGTH, N_NEW = 4, 32, 64
-N_NAIVE = 4  # operations of the naive way that are really performed
-MOST_IN_LOOPS = 32  # operations; more are what they are for 32, times a factor
+N_LOOP, N_NAIVE = 32, 4  # operations of the loop and of the naive way that are performed
+N_OTHERS = (8, 32)  # operations that the operators after the first are timed with
 Row = dict[str, Any]
 
 
@@ -83,7 +86,7 @@ class Bench:
     def loop(self) -> list[Generation]:
         """Perform one operation after the other, in place."""
         written = []
-        for i, coefficients in enumerate(self.coefficients):
+        for i, coefficients in enumerate(self.coefficients[:N_LOOP]):
             with SurgicalTheater(self.model, [self.operator]) as theater:
                 self.operator.apply(theater, coefficients)
                 written.append(self._write(self._rows(i)))
@@ -143,9 +146,8 @@ def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats:
     plain, overlay = timings["plain"].median, timings["overlay"].median
     row["overlay_over_plain"] = overlay / plain
     if loops:
-        row["loop_over_overlay"] = timings["loop"].median / overlay
-        scale = n / min(n, N_NAIVE)
-        row["naive_over_overlay"] = scale * timings["naive"].median / overlay
+        for name, performed in (("loop", N_LOOP), ("naive", N_NAIVE)):
+            row[f"{name}_over_overlay"] = n / min(n, performed) * timings[name].median / overlay
     forward = (PROMPT_LENGTH + N_NEW - 1) * row["rows"]  # tokens; the last is not read
     mean_past = (PROMPT_LENGTH + N_NEW) // 2
     row["plain_flops_per_second"] = forward * model.flops_per_token(mean_past) / plain
@@ -199,13 +201,16 @@ def show(size: str, row: Row) -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.8M", "10.6M"])
     parser.add_argument("--n", nargs="+", type=int, default=[1, 8, 32, 128], help="operations")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rows", type=int, default=32, help="of the vector environment")
+    parser.add_argument(
+        "--prompts", nargs="+", type=int, default=[4, 8, 32], help="of the environments"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     return parser.parse_args()
 
@@ -227,7 +232,9 @@ def main() -> None:
         model = GPT(SIZES[size]).to(options.device, getattr(torch, options.dtype)).eval()
         for n in options.n:
             for operator in OPERATORS:
-                loops = operator == OPERATORS[0] and n <= MOST_IN_LOOPS
+                loops = operator == OPERATORS[0]
+                if not loops and n not in N_OTHERS:
+                    continue
                 rows.append(
                     {
                         "size": size,
@@ -239,7 +246,7 @@ def main() -> None:
                 show(size, rows[-1])
     patient = Patient.load("bundled", device=options.device)
     environments = []
-    for n_prompts in (4, 8, 32):
+    for n_prompts in options.prompts:
         row = measure_environments(patient, options.rows, n_prompts, options.repeats)
         rate = row["steps_per_second"]
         print(

@@ -102,6 +102,7 @@ class SurgicalTheater:
         parameter = self._parameters[self._index(parameter)]
         parameter.data.copy_(value)  # also where the model was built in inference mode
         increment_version(parameter)
+        torch.clear_autocast_cache()  # which keeps half-precision copies of weights
 
     @_interrupts.guard
     def commit(self) -> None:
@@ -256,6 +257,7 @@ class SurgicalTheater:
                 failures.append(failure)
         for site in self._sites:
             site.put_back()
+        torch.clear_autocast_cache()
         return failures
 
     def _rows(self) -> list[tuple[str, nn.Parameter, Tensor, Tensor]]:

@@ -692,3 +692,15 @@ def test_a_model_built_in_inference_mode_comes_back(inside: bool) -> None:
             room.write(model.weight, torch.ones(3, 3))
             room.commit()
     assert model.weight.unique().tolist() == [1.0]
+
+
+def test_autocast_forgets_its_copies_of_operated_weights() -> None:
+    model, x = nn.Linear(4, 4), torch.ones(1, 4)
+    with torch.autocast("cpu", torch.bfloat16):  # one region: casts of weights are kept in it
+        before = model(x)
+        with SurgicalTheater(model, ["weight"]) as room:
+            room.write(model.weight, torch.zeros(4, 4))
+            assert torch.equal(model(x), model.bias.to(torch.bfloat16)[None])
+            room.write(model.weight, torch.ones(4, 4))
+            assert not torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
