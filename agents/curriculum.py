@@ -33,11 +33,11 @@ class CurriculumConfig:
 
     bootstrap_updates: int = 700
     """GRPO updates of the first phase, without a surgeon."""
-    surgery_rounds: int = 8
+    surgery_rounds: int = 6
     """Rounds of operations of the second phase, without GRPO."""
-    joint_rounds: int = 5
+    joint_rounds: int = 4
     """Rounds of the third phase, each GRPO updates, then operations, then a commit's judgement."""
-    updates_per_round: int = 20
+    updates_per_round: int = 25
     """GRPO updates of a joint round."""
     n_rows: int = 64
     """Operations side by side, in one forward of the language model."""

@@ -116,7 +116,7 @@ def final_operations(surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int
 
     Args:
         surgeon: learns nothing here.
-        env: its autoreset mode must be NEXT_STEP, which begins no operation that nobody wants.
+        env: its autoreset mode must be NEXT_STEP, which begins none when the last has ended.
         seed: of row 0's prompts, row i's is ``seed + i``.
 
     Raises:

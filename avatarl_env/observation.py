@@ -67,15 +67,19 @@ class VitalSigns:
 
     def __enter__(self) -> Self:
         """Set the hooks."""
-        head = self._model.get_output_embeddings()  # type: ignore[operator]
-        self._handles.append(head.register_forward_hook(self._read_head))
-        for index, target in enumerate(self._targets):
-            query, output = target.query.module, target.output.module
-            self._handles += [
-                query.register_forward_hook(self._read_queries(index, target)),
+        try:
+            head = self._model.get_output_embeddings()  # type: ignore[operator]
+            self._handles.append(head.register_forward_hook(self._read_head))
+            for index, target in enumerate(self._targets):
+                hook = self._read_queries(index, target)
+                self._handles.append(target.query.module.register_forward_hook(hook))
+                hook = self._read_output(index, target)
                 # Before an overlay's, which changes what the module reads.
-                output.register_forward_pre_hook(self._read_output(index, target), prepend=True),
-            ]
+                handle = target.output.module.register_forward_pre_hook(hook, prepend=True)
+                self._handles.append(handle)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

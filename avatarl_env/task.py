@@ -94,9 +94,9 @@ class SurgeryTask:
         """Begin operations at c = 0."""
         prompts = [draw.prompts for draw in draws]
         healthy = self.patient.evaluate_many(prompts) if self.config.injury else []
-        # At zero too they go the way of incisions, rounding and all: actions of zero then pay
-        # exactly nothing.
-        baselines = self._evaluate([draw.injury for draw in draws], prompts)
+        # Also without an injury they go the way that incisions go, rounding and all.
+        injuries = [draw.injury for draw in draws]
+        baselines = self._evaluate(injuries, prompts, in_place=len(draws) == 1)
         return [
             Episode.begin(self.config, *draw, baseline, sound.terms, self.score)
             for draw, baseline, sound in zip(draws, baselines, healthy or baselines, strict=True)
@@ -119,16 +119,17 @@ class SurgeryTask:
             if action.shape != shape or not np.isfinite(action).all():
                 raise ValueError(f"action must be {shape} finite numbers, got {action.tolist()}")
         coefficients = [episode.incise(action) for episode, action in pairs]
-        evaluations = [episode.baseline for episode in episodes]
-        # What c = 0 leads to is known already, to the last bit.
-        rows = [row for row, c in enumerate(coefficients) if c.any()]
-        present = [episodes[row].injury + coefficients[row] for row in rows]
-        prompts = [episodes[row].prompts for row in rows]
-        for row, evaluation in zip(rows, self._evaluate(present, prompts), strict=True):
-            evaluations[row] = evaluation
+        known = [_known(e, c) for e, c in zip(episodes, coefficients, strict=True)]
+        rows = [row for row, evaluation in enumerate(known) if evaluation is None]
+        evaluated = self._evaluate(
+            [episodes[row].injury + coefficients[row] for row in rows],
+            [episodes[row].prompts for row in rows],
+            in_place=len(episodes) == 1,
+        )
+        new = iter(evaluated)
         return [
-            episode.conclude(c, evaluation, self.score)
-            for episode, c, evaluation in zip(episodes, coefficients, evaluations, strict=True)
+            episode.conclude(c, next(new) if evaluation is None else evaluation, self.score)
+            for episode, c, evaluation in zip(episodes, coefficients, known, strict=True)
         ]
 
     def observe(self, episode: Episode) -> NDArray[np.float32]:
@@ -142,10 +143,21 @@ class SurgeryTask:
         )
 
     def _evaluate(
-        self, coefficients: Sequence[NDArray[np.float64]], prompts: Sequence[Prompts]
+        self,
+        coefficients: Sequence[NDArray[np.float64]],
+        prompts: Sequence[Prompts],
+        *,
+        in_place: bool,
     ) -> list[Evaluation]:
         if not prompts:
             return []
-        if len(prompts) == 1:
+        if in_place:
             return [self.patient.evaluate_operated(self.operator, coefficients[0], prompts[0])]
         return self.patient.evaluate_many(prompts, self.operator, np.array(coefficients))
+
+
+def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | None:
+    """Return what the coefficients lead to, to the last bit, where that was evaluated before."""
+    if not coefficients.any():
+        return episode.baseline
+    return episode.present if np.array_equal(coefficients, episode.coefficients) else None

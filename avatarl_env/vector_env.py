@@ -199,12 +199,18 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     def commit(self, row: int) -> None:
         """Keep a row's present operation in the weights; ``reset`` is then required.
 
+        In mode SAME_STEP an operation that has ended is not present any more. Keep it with
+        ``env.patient.commit(env.operator, coefficients)``, whose coefficients are in its
+        ``final_info``.
+
         Raises:
-            RuntimeError: if there is no operation, or the model changed since ``reset``.
+            RuntimeError: if no incision has been made, or the model changed since ``reset``.
         """
         episode = self._episodes[row]
-        if episode is None or self._is_stale(row):
-            raise RuntimeError("commit() needs an operation on the model as it is: call reset()")
+        if episode is None or not episode.n_done or self._is_stale(row):
+            raise RuntimeError(
+                "commit() needs an operation begun on the model as it is: call reset()"
+            )
         self.patient.commit(self.operator, episode.coefficients)
 
     def get_state(self) -> dict[str, Any]:
@@ -223,16 +229,13 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     def _all_or_nothing(self) -> Iterator[None]:
         """Put every row's state back if the body fails: then it never happened."""
         # Shallow, since an incision gives an episode new attributes and changes none.
-        before = {
-            "_rngs": copy.deepcopy(self._rngs),
-            "_episodes": [copy.copy(episode) for episode in self._episodes],
-            "_is_done": self._is_done.copy(),
-            "_n_changes": self._n_changes.copy(),
-        }
+        rngs, episodes = copy.deepcopy(self._rngs), [copy.copy(e) for e in self._episodes]
+        is_done, n_changes = self._is_done.copy(), self._n_changes.copy()
         try:
             yield
         except BaseException:
-            vars(self).update(before)
+            self._rngs, self._episodes = rngs, episodes
+            self._is_done, self._n_changes = is_done, n_changes
             raise
 
     def _begin(self, rows: Sequence[int]) -> None:
@@ -266,14 +269,9 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             self._begin(ended)
             outcomes = {row: o for row, o in outcomes.items() if row not in ended}
         for row in range(self.num_envs):
-            info = outcomes[row].info if row in outcomes else self._first_info(row)
-            infos = self._add_info(infos, info, row)
+            first = self._episode(row).info(self.task.score)
+            infos = self._add_info(infos, outcomes[row].info if row in outcomes else first, row)
         return self._observations(), rewards, terminated, truncated, infos
-
-    def _first_info(self, row: int) -> dict[str, Any]:
-        episode = self._episodes[row]
-        assert episode is not None
-        return episode.info(self.task.score)
 
     def _observations(self) -> NDArray[np.float32]:
         """Return what each row sees, (N, O); zeros where no operation has begun yet."""

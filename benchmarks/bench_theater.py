@@ -21,9 +21,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from measure import Timing, environment, interleaved, memcpy_bandwidth

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from gymnasium.vector import VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorWrapper
 from numpy.typing import NDArray
 
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -76,7 +76,14 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Forget unfinished operations and begin others."""
+        """Forget unfinished operations and begin others.
+
+        Raises:
+            ValueError: if the autoreset mode is not SAME_STEP.
+        """
+        mode = self.env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(f"autoreset_mode must be SAME_STEP to practise, got {mode}")
         for row in range(self.num_envs):
             self._forget(row)
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]

@@ -55,10 +55,12 @@ def scale_heads_made(projection: Projection, gains: Tensor) -> RowEdit:
 
 def scale_heads_read(projection: Projection, gains: Tensor) -> RowEdit:
     """Multiply each head's channels of what the module reads by ``gains`` (N, H)."""
-    factor = gains.to(projection.weight).repeat_interleave(projection.head_dim, dim=1)[:, None]
+    factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
 
     def before(read: Tensor) -> Tensor:
-        return read * factor  # (N, R, H * D)
+        scaled = read.clone()
+        projection.heads(scaled).mul_(factor)
+        return scaled
 
     return RowEdit(projection.module, before=before)
 
@@ -130,6 +132,7 @@ class Overlay:
         self._edits: tuple[RowEdit, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._fired: set[int] = set()
+        self._is_open = False
 
     def __enter__(self) -> Self:
         """Make the edits and set the hooks.
@@ -138,7 +141,7 @@ class Overlay:
             RuntimeError: if this overlay is open already.
             ValueError: if the operator has another number of coefficients, or one is not finite.
         """
-        if self._handles:
+        if self._is_open:
             raise RuntimeError("this Overlay is open already; to nest, make another")
         self._edits = tuple(self._operator.row_edits(self._coefficients))
         self._fired.clear()
@@ -153,6 +156,7 @@ class Overlay:
         except BaseException:
             self._close()
             raise
+        self._is_open = True
         return self
 
     def __exit__(
@@ -180,6 +184,7 @@ class Overlay:
 
     def _close(self) -> None:
         # From here on hooks do nothing, wherever they are: a deepcopy of the model keeps them.
+        self._is_open = False
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()

@@ -73,6 +73,8 @@ class Layout:
                 "layout must name both key and value, or neither where the query's module makes "
                 f"them, got key={self.key!r} and value={self.value!r}"
             )
+        if self.key is not None and self.key == self.value:
+            raise ValueError(f"layout must name a module each for key and value, got {self.key!r}")
         if self.interleaved and (self.key is not None or self.n_kv_heads is not None):
             raise ValueError(
                 "layout can be interleaved only if one module makes as many keys as queries, "

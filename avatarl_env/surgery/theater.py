@@ -47,6 +47,8 @@ class SurgicalTheater:
     * Compiled models see every edit and its end; new values need no new graph. Only graphs with
       frozen weights would not, so entry is refused while ``torch._inductor.config.freezing`` is on.
     * ``state_dict()`` and ``deepcopy`` inside see the operated weights.
+    * Autocast keeps half-precision copies of weights for as long as its region lasts. Theaters
+      make it forget them on entry, :meth:`write` and exit; after another edit it is up to you.
     * ``requires_grad``, ``.grad``, train/eval mode and all random generators are untouched, and
       so is an optimizer's state; its ``step()`` inside the body is undone for the weights only.
     * Not undone: a module put in another's place, a parametrization registered on a target.
@@ -197,6 +199,7 @@ class SurgicalTheater:
             self._home, self._saved = home, saved
             for p in self._parameters:
                 increment_version(p)
+        torch.clear_autocast_cache()
 
     def _present(self) -> list[Tensor]:
         """Return copies of the targets' weights that fit their own storage."""

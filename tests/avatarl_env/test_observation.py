@@ -18,6 +18,7 @@ from avatarl_env.observation import LIMIT, Observation, Vitals, VitalSigns
 from avatarl_env.scoring import TERMS
 from avatarl_env.surgery import Overlay, SurgicalTheater, find_targets, make_operator
 from tests.fakes import tiny_gpt
+from tests.patients import tiny_patient
 
 TERM_NAMES = tuple(TERMS)
 N_HEADS, N_LAYERS, WIDTH, HEAD_DIM = 4, 2, 32, 8
@@ -400,3 +401,13 @@ def test_constant_scaling_gives_equal_observations_for_equal_readings() -> None:
     for size in (2.0, 3.0, 4.0):
         observation.observe(vitals(size), *arguments)
     assert observation.observe(vitals(1.0), *arguments).tolist() == first.tolist()
+
+
+def test_hooks_are_removed_when_entry_fails_half_way() -> None:
+    patient = tiny_patient()
+    targets = [patient.targets[0], object()]
+    with pytest.raises(AttributeError):
+        VitalSigns(patient.model, targets).__enter__()  # type: ignore[arg-type]
+    for module in patient.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

@@ -12,8 +12,9 @@ from avatarl_env.episode import Episode, OperationConfig
 from avatarl_env.patient import Patient
 from avatarl_env.surgery import Overlay, SurgicalTheater
 from avatarl_env.task import Draw, SurgeryTask
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.fakes import fingerprint
-from tests.patients import actions, assert_same_reading, tiny_env, tiny_patient
+from tests.patients import SIZES, actions, assert_same_reading, tiny_env, tiny_patient
 
 RULES: dict[str, Any] = {"n_prompts": 4, "prompt_length": 8, "n_new": 4}
 
@@ -305,3 +306,20 @@ def test_text_that_does_not_fit_is_refused(patient: Patient) -> None:
     patient.splits = {**patient.splits, "surgeon": patient.splits["surgeon"][:7]}
     with pytest.raises(ValueError, match=r"prompt_length must be at most 7 \(surgeon\), got 8"):
         task_on(patient)
+
+
+def test_an_incision_that_moves_nothing_is_not_evaluated_and_pays_nothing() -> None:
+    """Also where the other rows are back at zero, so that one row alone is left."""
+    env = AttentionSurgeryVectorEnv(3, tiny_patient(), **SIZES, n_incisions=3)
+    env.reset(seed=0)
+    there = np.full((3, 4), 0.2, np.float32)
+    env.step(there)
+    spent = env.patient.forward_tokens
+    back = -there
+    back[0] = 0
+    versions = [p._version for p in env.patient.model.parameters()]
+    _, rewards, *_ = env.step(back)
+    assert rewards[0] == 0
+    assert env.patient.forward_tokens == spent
+    assert [p._version for p in env.patient.model.parameters()] == versions
+    assert rewards[1:].any()

@@ -672,6 +672,7 @@ def test_nothing_of_ours_touches_the_global_generators() -> None:
         env.reset()
         operate(env, choices(3, 2, 8))
         env.reset(seed=0)
+        env.step(choices(1, 2, 8)[0])
         env.set_state(copy.deepcopy(env.get_state()))
         env.commit(1)
     assert global_random_states() == states
@@ -709,6 +710,8 @@ def test_commit_keeps_one_rows_operation_and_never_its_injury(injury: float) -> 
     with pytest.raises(RuntimeError, match=r"commit\(\) needs an operation"):
         env.commit(1)
     env.reset(seed=0)
+    with pytest.raises(RuntimeError, match=r"commit\(\) needs an operation"):
+        env.commit(1)  # nothing has been done that could be kept
     *_, infos = env.step(choices(1)[0])
     model = env.patient.model
     with SurgicalTheater(model, env.patient.targets) as theater:

@@ -16,8 +16,9 @@ def test_it_checks_times_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "folder" / "result.json"
-    arguments = "--sizes tiny --n 1 8 --repeats 1 --rows 2 --prompts 2 --out".split()
-    monkeypatch.setattr(sys, "argv", ["bench_surgery.py", *arguments, str(out)])
+    sizes = ["--sizes", "tiny", "--n", "1", "8", "--rows", "2", "--prompts", "2"]
+    arguments = [*sizes, "--repeats", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench_surgery.py", *arguments])
     bench_surgery.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == json.loads(out.read_text(encoding="utf-8"))
@@ -40,5 +41,5 @@ def test_texts_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     assert bench.check()["same_rows"] > 0.9
     apart = bench.loop()
     monkeypatch.setattr(bench, "loop", lambda: apart[::-1])
-    with pytest.raises(AssertionError, match="^overlay and loop"):
+    with pytest.raises(AssertionError, match=r"^overlay and loop"):
         bench.check()

@@ -32,7 +32,8 @@ def test_operations_are_examined_each_on_an_injury_of_its_own() -> None:
     patient = tiny_patient()
     sizes: dict[str, Any] = {"injury": 0.5, "n_incisions": 2, "n_prompts": 4, "n_new": 8}
     env = AttentionSurgeryVectorEnv(3, patient, autoreset_mode="NextStep", prompt_length=8, **sizes)
-    rows = positive_control.examine(ScriptedSurgeon(env, 0.2), env)
+    practice = AttentionSurgeryVectorEnv(3, patient, prompt_length=8, **sizes)
+    rows = positive_control.examine(ScriptedSurgeon(practice, 0.2), env)
     # What the single environment says of the second one.
     single = tiny_env(patient, **sizes)
     single.reset(seed=positive_control.TEST_SEED + 1)

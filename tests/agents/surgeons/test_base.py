@@ -7,7 +7,7 @@ import pytest
 from gymnasium.vector import VectorEnv
 
 from agents.surgeons.base import OperationRecord, OperationRecorder, row_info
-from tests.training_runs import ToyOperations, small_env
+from tests.training_runs import ToyOperations, small_env, small_exam
 
 ACTION = np.array([0.5, -1.0], np.float32)
 
@@ -173,3 +173,9 @@ def test_what_has_no_mask_is_everybodys() -> None:
     infos = {"episode": {"r": np.array([1.0, 2.0])}, "_episode": np.array([False, True])}
     assert row_info(infos, 0) == {}
     assert row_info(infos, 1) == {"episode": {"r": 2.0}}
+
+
+def test_only_an_environment_that_goes_on_in_the_same_step_is_practised_on() -> None:
+    recorder = OperationRecorder(small_exam())
+    with pytest.raises(ValueError, match="^autoreset_mode must be SAME_STEP to practise, got "):
+        recorder.reset(seed=0)

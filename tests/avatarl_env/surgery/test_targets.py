@@ -423,6 +423,10 @@ def test_query_heads_must_share_keys_evenly(layouts: dict[str, Layout]) -> None:
     ("options", "message"),
     [
         (
+            {"key": "kv", "value": "kv"},
+            "layout must name a module each for key and value, got 'kv'",
+        ),
+        (
             {"key": "k"},
             "layout must name both key and value, or neither where the query's module makes "
             "them, got key='k' and value=None",

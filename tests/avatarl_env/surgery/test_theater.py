@@ -698,6 +698,10 @@ def test_autocast_forgets_its_copies_of_operated_weights() -> None:
     model, x = nn.Linear(4, 4), torch.ones(1, 4)
     with torch.autocast("cpu", torch.bfloat16):  # one region: casts of weights are kept in it
         before = model(x)
+        with SurgicalTheater(model, ["weight"]), torch.no_grad():
+            model.weight.mul_(3)
+            assert not torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
         with SurgicalTheater(model, ["weight"]) as room:
             room.write(model.weight, torch.zeros(4, 4))
             assert torch.equal(model(x), model.bias.to(torch.bfloat16)[None])
