@@ -48,7 +48,8 @@ SIZES = {
 OPERATORS = ("head_gain", "spectral_bands", "low_rank_seed", "output_temperature")
 N_PROMPTS, PROMPT_LENGTH, N_NEW = 4, 32, 64
 N_LOOP, N_NAIVE = 32, 4  # operations of the loop and of the naive way that are performed
-N_OTHERS = (8, 32)  # operations that the operators after the first are timed with
+N_OTHERS = 32  # operations that the operators after the first are timed with
+N_MANY = 100  # operations from which on fewer repeats have to do
 Row = dict[str, Any]
 
 
@@ -141,10 +142,10 @@ def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats:
         if n > 1:
             row |= Bench(model, operator, min(n, N_NAIVE)).check()
         ways: dict[str, Callable[[], object]] = {"plain": bench.plain, "overlay": bench.overlay}
-        timings = interleaved(ways, repeats=repeats)
+        timings = interleaved(ways, repeats=repeats if n < N_MANY else max(1, repeats // 3))
         if loops:
-            timings |= interleaved({"loop": bench.loop}, repeats=max(1, repeats // 3), warm_up=0)
-            timings |= interleaved({"naive": bench.naive}, repeats=max(1, repeats // 3), warm_up=0)
+            slow = {"loop": bench.loop, "naive": bench.naive}
+            timings |= interleaved(slow, repeats=max(1, repeats // 5), warm_up=0)
     row["seconds"] = {name: timing._asdict() for name, timing in timings.items()}
     plain, overlay = timings["plain"].median, timings["overlay"].median
     row["overlay_over_plain"] = overlay / plain
@@ -235,7 +236,7 @@ def main() -> None:
         for n in options.n:
             for operator in OPERATORS:
                 loops = operator == OPERATORS[0]
-                if not loops and n not in N_OTHERS:
+                if not loops and n != N_OTHERS:
                     continue
                 rows.append(
                     {

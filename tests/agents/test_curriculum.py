@@ -170,7 +170,7 @@ def test_an_update_makes_the_operation_under_way_stale() -> None:
     for other in (env, whole.exam):
         with pytest.raises(RuntimeError, match="the model changed during the operation"):
             other.step(np.zeros((2, 4), np.float32))
-        with pytest.raises(RuntimeError, match="needs an operation on the model as it is"):
+        with pytest.raises(RuntimeError, match="needs an operation begun on the model as it is"):
             other.commit(0)
 
 

@@ -16,7 +16,7 @@ def test_it_checks_times_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "folder" / "result.json"
-    sizes = ["--sizes", "tiny", "--n", "1", "8", "--rows", "2", "--prompts", "2"]
+    sizes = ["--sizes", "tiny", "--n", "1", "32", "--rows", "2", "--prompts", "2"]
     arguments = [*sizes, "--repeats", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["bench_surgery.py", *arguments])
     bench_surgery.main()
@@ -24,7 +24,7 @@ def test_it_checks_times_and_reports(
     assert result == json.loads(out.read_text(encoding="utf-8"))
     kinds = [(row["operator"], row["n"]) for row in result["operations"]]
     others = ["spectral_bands", "low_rank_seed", "output_temperature"]
-    assert kinds == [("head_gain", 1), ("head_gain", 8), *((name, 8) for name in others)]
+    assert kinds == [("head_gain", 1), ("head_gain", 32), *((name, 32) for name in others)]
     for row in result["operations"]:
         assert row["overlay_over_plain"] > 0
         assert ("loop_over_overlay" in row) == (row["operator"] == "head_gain")

@@ -177,5 +177,5 @@ def test_what_has_no_mask_is_everybodys() -> None:
 
 def test_only_an_environment_that_goes_on_in_the_same_step_is_practised_on() -> None:
     recorder = OperationRecorder(small_exam())
-    with pytest.raises(ValueError, match="^autoreset_mode must be SAME_STEP to practise, got "):
+    with pytest.raises(ValueError, match=r"^autoreset_mode must be SAME_STEP to practise, got "):
         recorder.reset(seed=0)
