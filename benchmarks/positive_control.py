@@ -15,9 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+from measure import environment
 
 from agents.effect import final_operations
 from agents.surgeons import Surgeon, make_surgeon
@@ -128,27 +126,17 @@ def main() -> None:
     lost = float(results["zero"][:, 1].mean())
     print(f"\n{options.tests} unseen injuries, {lost:.4f} nats/char lost on average")
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        **environment(),
         "lost_score": lost,
         "curve": curve,
         "test": compare(results),
         "seconds": seconds,
         "settings": {**vars(options), "out": options.out and str(options.out)},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": commit(),
     }
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
-
-
-def commit() -> str:
-    """Return the commit that is measured, or "unknown" outside a checkout."""
-    process = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return process.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ class GPT(nn.Module):
             n_positions: most positions it will hold; default, and at most, the whole context.
         """
         config = self.config
-        room = min(n_positions or config.context, config.context)
+        room = config.context if n_positions is None else min(n_positions, config.context)
         shape = (config.n_layers, 2, n_rows, config.n_heads, room, config.head_dim)
         return KVCache(self.embed.weight.new_empty(shape))
 

@@ -18,7 +18,7 @@ class HasParameters(Protocol):
         """Return the parameters to operate on."""
 
 
-Targets = Iterable[HasParameters | Tensor | str]
+TargetsLike = Iterable[HasParameters | Tensor | str]
 
 
 class Site(NamedTuple):
@@ -61,7 +61,7 @@ class Choice(NamedTuple):
     """All parameters and modules of the model: two choices whose reach overlaps are of one."""
 
 
-def choose(model: nn.Module, targets: Targets) -> Choice:
+def choose(model: nn.Module, targets: TargetsLike) -> Choice:
     """Find ``targets`` in ``model``, in one walk through its modules.
 
     Raises:
@@ -96,7 +96,7 @@ def _walk(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
 
 
 def _collect(
-    model: nn.Module, targets: Targets, by_name: dict[str, nn.Parameter]
+    model: nn.Module, targets: TargetsLike, by_name: dict[str, nn.Parameter]
 ) -> dict[nn.Parameter, str]:
     """Return the distinct parameters of ``targets`` and their names, all checked."""
     names = {p: name for name, p in reversed(by_name.items())}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from avatarl_env.surgery.interrupts import InterruptGuard
-from avatarl_env.surgery.sites import Targets, choose
+from avatarl_env.surgery.sites import TargetsLike, choose
 
 _lock = threading.RLock()  # a theater may be collected, and so left, while it is held
 _open_theaters: list[SurgicalTheater] = []  # of all threads, in order of entry
@@ -54,7 +54,7 @@ class SurgicalTheater:
     * Not undone: a module put in another's place, a parametrization registered on a target.
     """
 
-    def __init__(self, model: nn.Module, targets: Targets) -> None:
+    def __init__(self, model: nn.Module, targets: TargetsLike) -> None:
         """Choose what will be saved; nothing is touched before entry.
 
         Args:

@@ -39,7 +39,7 @@ def singular_values(matrix: Tensor) -> Factors:
     return Factors(left, values.double(), right)
 
 
-class Site(NamedTuple):
+class EditedMatrix(NamedTuple):
     """A projection that is edited."""
 
     name: str
@@ -73,7 +73,7 @@ class FactoredOperator(ABC):
         self.targets = tuple(targets)
         self.projections = tuple(projections)
         self.scale = scale
-        self._sites: tuple[Site, ...] = ()
+        self._sites: tuple[EditedMatrix, ...] = ()
         self._labels: tuple[str, ...] = ()
         self._known: dict[int, tuple[Tensor, Factors]] = {}
 
@@ -146,7 +146,7 @@ class FactoredOperator(ABC):
 
     def _lay_out(self, parts: Sequence[str], *, tied: bool, tied_projections: bool = False) -> None:
         """Give every projection of every layer one coefficient for each part, or a shared one."""
-        sites: list[Site] = []
+        sites: list[EditedMatrix] = []
         labels: list[str] = []
         places: dict[str, slice] = {}
         for target in self.targets:
@@ -157,7 +157,7 @@ class FactoredOperator(ABC):
                     places[place] = slice(len(labels), len(labels) + len(parts))
                     labels += [f"{part} {place}" for part in parts]
                 site = f"{name} projection of {target.name}"
-                sites.append(Site(site, getattr(target, name), places[place]))
+                sites.append(EditedMatrix(site, getattr(target, name), places[place]))
         self._sites, self._labels = tuple(sites), tuple(labels)
 
     def _shapes(self) -> list[tuple[int, int]]:
