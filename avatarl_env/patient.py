@@ -154,8 +154,7 @@ class Patient:
         self, operator: Operator, coefficients: ArrayLike, prompts: Prompts
     ) -> Evaluation:
         """Do the same under an operation, which is undone before this returns."""
-        with SurgicalTheater(self.model, [operator]) as theater:
-            operator.apply(theater, coefficients)
+        with self._in_place(operator, coefficients):
             return self.evaluate(prompts)
 
     def evaluate_many(
@@ -242,9 +241,15 @@ class Patient:
             with Overlay(operator, rows):
                 yield
         else:
-            with SurgicalTheater(self.model, [operator]) as theater:
-                operator.apply(theater, rows[0])
+            with self._in_place(operator, rows[0]):
                 yield
+
+    @contextmanager
+    def _in_place(self, operator: Operator, coefficients: ArrayLike) -> Iterator[SurgicalTheater]:
+        """Operate on the shared model while the body runs."""
+        with SurgicalTheater(self.model, [operator]) as theater:
+            operator.apply(theater, coefficients)
+            yield theater
 
     @torch.inference_mode()
     def _losses(self, windows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -285,8 +290,7 @@ class Patient:
 
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
         """Operate for good: same parameters, new values."""
-        with SurgicalTheater(self.model, [operator]) as theater:
-            operator.apply(theater, coefficients)
+        with self._in_place(operator, coefficients) as theater:
             theater.commit()
         self.n_changes += 1
 

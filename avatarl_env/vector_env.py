@@ -269,8 +269,11 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             self._begin(ended)
             outcomes = {row: o for row, o in outcomes.items() if row not in ended}
         for row in range(self.num_envs):
-            first = self._episode(row).info(self.task.score)
-            infos = self._add_info(infos, outcomes[row].info if row in outcomes else first, row)
+            if row in outcomes:
+                info = outcomes[row].info
+            else:
+                info = self._episode(row).info(self.task.score)
+            infos = self._add_info(infos, info, row)
         return self._observations(), rewards, terminated, truncated, infos
 
     def _observations(self) -> NDArray[np.float32]:

@@ -21,7 +21,6 @@ The last line of stdout is one JSON object with everything.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from measure import environment, gemm_rate, interleaved, memcpy_bandwidth
+from measure import gemm_rate, interleaved, memcpy_bandwidth, publish
 
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.generation import Generation, generate
@@ -259,16 +258,11 @@ def main() -> None:
         )
         environments.append(row)
     result = {
-        **environment(options.device),
-        "settings": {**vars(options), "out": options.out and str(options.out)},
         "ceilings": ceilings,
         "operations": rows,
         "environments": environments,
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, options, options.device)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from measure import Timing, environment, interleaved, memcpy_bandwidth
+from measure import Timing, interleaved, memcpy_bandwidth, publish
 from torch import Tensor, nn
 
 from avatarl_env.lm.gpt import GPT, GPTConfig
@@ -186,15 +185,10 @@ def main() -> None:
         rows[name] = measure_size(config, options.device, repeats)
         show(name, rows[name])
     result = {
-        **environment(options.device),
-        "settings": {**vars(options), "out": options.out and str(options.out)},
         "ceilings": ceilings,
         "sizes": rows,
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, options, options.device)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import random
@@ -89,6 +91,22 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def publish(result: dict[str, Any], options: argparse.Namespace, device: str = "cpu") -> None:
+    """Print the result as one line of JSON, with its settings and :func:`environment`.
+
+    Args:
+        result: what was measured, JSON-able.
+        options: the command line; its ``out`` is None or where to write the JSON too.
+        device: that it was measured on.
+    """
+    settings = {**vars(options), "out": options.out and str(options.out)}
+    record = {**environment(device), "settings": settings, **result}
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record))
 
 
 def _timing(seconds: list[float]) -> Timing:

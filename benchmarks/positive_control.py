@@ -13,7 +13,6 @@ Prints the learning curve and a table; the last line of stdout is one JSON objec
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from measure import environment
+from measure import publish
 
 from agents.effect import final_operations
 from agents.surgeons import Surgeon, make_surgeon
@@ -126,17 +125,12 @@ def main() -> None:
     lost = float(results["zero"][:, 1].mean())
     print(f"\n{options.tests} unseen injuries, {lost:.4f} nats/char lost on average")
     result = {
-        **environment(),
         "lost_score": lost,
         "curve": curve,
         "test": compare(results),
         "seconds": seconds,
-        "settings": {**vars(options), "out": options.out and str(options.out)},
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result, options)
 
 
 if __name__ == "__main__":

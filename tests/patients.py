@@ -18,6 +18,7 @@ from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Evaluation, Patient
 from avatarl_env.surgery import HeadGain, SurgicalTheater, Targets
 from avatarl_env.text.corpus import Corpus
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.fakes import tiny_gpt
 
 SIZES: dict[str, Any] = {"n_prompts": 32, "prompt_length": 8, "n_new": 4}
@@ -51,6 +52,13 @@ def tiny_patient(seed: int = 0, corpus: Corpus | None = None) -> Patient:
 def tiny_env(patient: Patient | None = None, **keywords: Any) -> AttentionSurgeryEnv:
     """Return an environment on ``patient``, or on a new tiny one."""
     return AttentionSurgeryEnv(patient or tiny_patient(), **{**SIZES, **keywords})
+
+
+def tiny_vector_env(
+    num_envs: int = 3, patient: Patient | None = None, **keywords: Any
+) -> AttentionSurgeryVectorEnv:
+    """Return a vector environment on ``patient``, or on a new tiny one."""
+    return AttentionSurgeryVectorEnv(num_envs, patient or tiny_patient(), **{**SIZES, **keywords})
 
 
 def store_tiny_patient(folder: Path) -> str:

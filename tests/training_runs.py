@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +26,8 @@ from agents.surgeons.base import FloatArray, OperationRecorder
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
-from avatarl_env.surgery import HeadGain, SurgicalTheater
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
-from tests.patients import tiny_patient, tiny_text
-from tests.vector_envs import tiny_vector_env
+from tests.patients import tiny_patient, tiny_text, tiny_vector_env
 
 QUICK_SAC: dict[str, Any] = {
     "learning_starts": 3,
@@ -186,20 +184,6 @@ class ToyOperations(SyncVectorEnv):
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.config = SimpleNamespace(n_incisions=len(rewards))
         self.operator = SimpleNamespace(labels=("left", "right"))
-
-
-class InPlaceGain:
-    """The head gain without row edits: operations are performed one by one."""
-
-    def __init__(self, targets: Any, **options: Any) -> None:
-        self._gain = HeadGain(targets, **options)
-        self.labels = self._gain.labels
-
-    def parameters(self) -> Iterable[Tensor]:
-        return self._gain.parameters()
-
-    def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        self._gain.apply(theater, coefficients)
 
 
 def small_config(corpus: Path | str, out: Path | str | None = None, **changes: Any) -> TrainConfig:

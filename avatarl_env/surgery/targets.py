@@ -46,8 +46,8 @@ class Layout:
     """Where a class of attention modules keeps its projections: attribute names, dots allowed.
 
     Raises:
-        ValueError: if only one of key and value has a name, or an interleaved projection is not
-            fused or has fewer keys than queries.
+        ValueError: if only one of key and value has a name, or both the same, or an interleaved
+            projection is not fused or has fewer keys than queries.
     """
 
     query: str

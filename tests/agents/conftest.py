@@ -6,7 +6,8 @@ import pytest
 
 from agents.surgeons.sb3 import ALGORITHMS
 from avatarl_env.surgery import OPERATORS
-from tests.training_runs import QUICK_SAC, InPlaceGain
+from tests.patients import InPlaceGain
+from tests.training_runs import QUICK_SAC
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from tests.patients import (
     store_tiny_patient,
     tiny_env,
     tiny_patient,
+    tiny_vector_env,
 )
 
 MODES = list(AutoresetMode)
@@ -56,9 +57,7 @@ def vector(
     n: int = 3, mode: AutoresetMode = SAME_STEP, patient: Patient | None = None, **keywords: Any
 ) -> AttentionSurgeryVectorEnv:
     """Return N operations of two incisions side by side, unless keywords say otherwise."""
-    return AttentionSurgeryVectorEnv(
-        n, patient or tiny_patient(), autoreset_mode=mode, **{**BRIEF, **keywords}
-    )
+    return tiny_vector_env(n, patient, autoreset_mode=mode, **{**BRIEF, **keywords})
 
 
 def separate(

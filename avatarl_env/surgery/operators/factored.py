@@ -33,12 +33,6 @@ class Factors(NamedTuple):
     """(r, H * D)."""
 
 
-def singular_values(matrix: Tensor) -> Factors:
-    """Return the singular value decomposition of ``matrix``, largest value first."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return Factors(left, values.double(), right)
-
-
 class EditedMatrix(NamedTuple):
     """A projection that is edited."""
 
@@ -86,9 +80,15 @@ class FactoredOperator(ABC):
         """Yield the weights, each once; biases stay as they are."""
         yield from dict.fromkeys(site.projection.weight for site in self._sites)
 
-    @abstractmethod
     def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the factors for site number ``index``; its matrix is (F, H * D), float32 or 64."""
+        """Return the factors for site number ``index``: here its singular values, largest first.
+
+        Args:
+            index: number of the site.
+            matrix: (F, H * D), float32 or 64.
+        """
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return Factors(left, values.double(), right)
 
     @abstractmethod
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:

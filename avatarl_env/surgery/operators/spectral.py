@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avatarl_env.surgery.operators.factored import FactoredOperator, Factors, singular_values
+from avatarl_env.surgery.operators.factored import FactoredOperator
 from avatarl_env.surgery.projections import AttentionTarget
 
 
@@ -52,10 +52,6 @@ class SpectralBands(FactoredOperator):
             raise ValueError(f"n_bands must be in [2, {rank}], got {n_bands}")
         self.n_bands = n_bands
         self._lay_out([f"log-gain band {band}" for band in range(n_bands)], tied=tied)
-
-    def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the singular value decomposition."""
-        return singular_values(matrix)
 
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
         """Return the change of the singular values, (N, r)."""
@@ -100,10 +96,6 @@ class LayerTruncation(FactoredOperator):
             raise ValueError(f"scale must be at most 1, the whole spectrum, got {scale}")
         self._lay_out(["cut"], tied=tied)
 
-    def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the singular value decomposition."""
-        return singular_values(matrix)
-
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
         """Return minus the values that go, (N, r)."""
         share = (self.scale * coefficients.abs()).clamp(max=1)  # (N, 1)
@@ -142,10 +134,6 @@ class SeedRankOne(FactoredOperator):
         """
         super().__init__(targets, projections, scale)
         self._lay_out(["rank one"], tied=tied)
-
-    def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the singular value decomposition."""
-        return singular_values(matrix)
 
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
         """Return the way from the singular values towards (1 + scale * c, 0, 0, ...), (N, r)."""
