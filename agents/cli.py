@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import shlex
 import sys
@@ -93,7 +94,16 @@ def _parse(words: list[str]) -> TrainConfig | None:
     if unknown:
         hint = closest(unknown[0].partition("=")[0], _flags(dataclasses.asdict(base)))
         raise BadInput(f"arguments must be those that --help lists, got {unknown[0]!r}{hint}")
-    return config
+    options = {name: _value(value) for name, value in config.surgeon_options.items()}
+    return dataclasses.replace(config, surgeon_options=options)
+
+
+def _value(word: Any) -> Any:
+    """Read an option's value as JSON, and what is none as text."""
+    try:
+        return json.loads(word)
+    except (TypeError, ValueError):
+        return word
 
 
 def _preset_name(words: list[str]) -> str:

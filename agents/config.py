@@ -65,7 +65,9 @@ class TrainConfig:
     corpus: str = "auto"
     """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
     surgeon: str = "sac"
-    """sac, random, zero, or none for no surgery at all."""
+    """sac, td3, ppo, cma_es, ..., random, zero, or none for no surgery at all."""
+    surgeon_options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """The surgeon's own, in pairs: learning_rate 3e-4 gradient_steps 8."""
     operator: str = "head_gain"
     """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
     seed: int = 0

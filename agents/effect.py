@@ -126,11 +126,14 @@ def final_operations(surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int
         raise ValueError(f"autoreset_mode must be NEXT_STEP, got {env.autoreset_mode}")
     observations, _ = env.reset(seed=seed)
     totals = np.zeros(env.num_envs)
+    begins = np.ones(env.num_envs, dtype=np.bool_)
     endings: dict[int, Ending] = {}
     while len(endings) < env.num_envs:
-        observations, rewards, terminated, truncated, infos = env.step(surgeon.act(observations))
+        actions = surgeon.act(observations, begins)
+        observations, rewards, terminated, truncated, infos = env.step(actions)
         totals += rewards
-        for row in np.flatnonzero(terminated | truncated).tolist():
+        begins = terminated | truncated  # where one ended, others may begin: nobody looks at them
+        for row in np.flatnonzero(begins).tolist():
             info = row_info(infos, row)
             ending = Ending(
                 info["coefficients"],

@@ -24,7 +24,7 @@ from agents.grpo.learner import PRECISIONS, GRPOLearner
 from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.report import write_report
-from agents.surgeons import NONE, Surgeon, make_surgeon
+from agents.surgeons import NONE, Surgeon, make_surgeon, save_surgeon
 from agents.tracking import MetricWriter, RunFolder, refuse_used
 from agents.wandb_sink import is_wanted
 from avatarl_env.lm.attention import attention_backend
@@ -93,10 +93,10 @@ class Setup:
         self.corpus.require(config.lm.context, "context")  # windows are one longer than that
         self.generators = Generators.spawn(config.seed)
         # Characters that only held-out text has are unknown, as they would be to any user.
-        tokenizer = CharTokenizer.from_text(self.corpus.split("train"))
-        sizes = config.lm.with_vocabulary(tokenizer.vocab_size)
+        self.tokenizer = CharTokenizer.from_text(self.corpus.split("train"))
+        sizes = config.lm.with_vocabulary(self.tokenizer.vocab_size)
         model = GPT(sizes, self.generators.init).to(self.device)
-        self.patient = Patient(model, tokenizer, self.corpus)
+        self.patient = Patient(model, self.tokenizer, self.corpus)
         rules = {"operator": config.operator, **asdict(config.operation)}
         self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
         # Of its own, so that trying operations out disturbs none under way.
@@ -112,7 +112,8 @@ class Setup:
         )
         self.surgeon: Surgeon | None = None
         if config.surgeon != NONE:
-            self.surgeon = make_surgeon(config.surgeon, self.env, self.generators.surgeon_seed)
+            seed, options = self.generators.surgeon_seed, config.surgeon_options
+            self.surgeon = make_surgeon(config.surgeon, self.env, seed, options)
 
 
 def train(config: TrainConfig, *, quiet: bool = False, command: str | None = None) -> RunSummary:
@@ -137,7 +138,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
                 refuse_used(config.out)
             setup = Setup(config)
             folder = RunFolder(config.out or _new_folder_name(config.preset))
-        except ValueError as error:  # a later one is no fault of the input, but of ours
+        except (ImportError, ValueError) as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
         settings["corpus_sha256"] = setup.corpus.sha256
@@ -158,7 +159,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
                 phases, effects = _run_phases(config, setup, journal)
             summary = _summarise(config, setup, journal, phases, effects)
             summary |= {"command": command, "seconds": time.perf_counter() - start}
-            _save(setup, folder, command)
+            _save(config, setup, folder, command)
             writer.write_summary(summary)
     return RunSummary(folder.path, summary)
 
@@ -200,7 +201,7 @@ def _summarise(
         "corpus_nats_per_char": setup.corpus.nats_per_char,
         "phases": phases,
         "validation": evaluate_text(model, validation)._asdict(),
-        "validation_unknown_characters": setup.patient.tokenizer.n_unknown(
+        "validation_unknown_characters": setup.tokenizer.n_unknown(
             setup.corpus.split("validation")
         ),
         "references": _references(setup.patient),
@@ -215,14 +216,15 @@ def _summarise(
     }
 
 
-def _save(setup: Setup, folder: RunFolder, command: str | None) -> None:
+def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | None) -> None:
     """Write the final checkpoint: the model as it stands, and what the surgeon learned."""
     checkpoint = folder.path / "checkpoints" / "final"
     about = {"corpus": setup.corpus.name, "corpus_sha256": setup.corpus.sha256}
     about["made_by"] = command or "agents.train"
-    save_model(checkpoint, setup.patient.model, setup.patient.tokenizer, about)
+    save_model(checkpoint, setup.learner.model, setup.tokenizer, about)
     if setup.surgeon is not None:
-        setup.surgeon.save(checkpoint)
+        seed, options = setup.generators.surgeon_seed, config.surgeon_options
+        save_surgeon(setup.surgeon, checkpoint, config.surgeon, seed, options)
 
 
 def _references(patient: Patient) -> list[dict[str, Any]]:

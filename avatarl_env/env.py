@@ -8,13 +8,14 @@ from typing import Any, Self
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
+from avatarl_env.audit import TOLERANCE, Validation, validate
 from avatarl_env.episode import Episode, OperationConfig
-from avatarl_env.lm.gpt import GPT
-from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.keywords import check_keywords
 from avatarl_env.patient import Patient
-from avatarl_env.rendering import render_ansi
+from avatarl_env.rendering import RENDER_MODES, render
 from avatarl_env.scoring import Score
 from avatarl_env.surgery import Operator
 from avatarl_env.task import SurgeryTask
@@ -54,8 +55,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     ends in a flatline is `-flatline_penalty`.
 
     ## Starting State
-    `c = 0`. With `injury > 0` a hidden `c_inj ~ U(-injury, injury)^A` is drawn and every evaluation
-    is at `c_inj + c`, so that the best answer, `c = -c_inj`, is known and differs each time.
+    `c = 0`. With an injury every evaluation is at `c_inj + c`, so that the best answer is known,
+    `c = -c_inj`. `injury > 0` draws a hidden `c_inj ~ U(-injury, injury)^A`, another one each time;
+    a sequence of A numbers is itself the `c_inj` of every operation.
 
     ## Episode End
     *Termination*: all incisions made; or a flatline: non-finite logits, entropy outside
@@ -67,11 +69,19 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     `score`, `improvement`, `score_terms`, `baseline_terms`, `coefficients`; at the end `is_success`
     and `lost_score` (what the injury had cost).
 
+    ## Rendering
+    `"ansi"`: prompts, texts before and after, score terms, scores and coefficients, as a string.
+    `"rgb_array"`: the coefficients, as a heat map where they belong to layers and heads, and the
+    score after each incision, as a picture (400, 600, 3).
+
     ## Version History
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 2}  # noqa: RUF012 - Gymnasium's own way
+    metadata = {  # noqa: RUF012 - Gymnasium's own way
+        "render_modes": [*RENDER_MODES],
+        "render_fps": 2,
+    }
 
     def __init__(  # noqa: PLR0913 - a Gymnasium environment is configured by flat keywords
         self,
@@ -88,11 +98,12 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         prompt_length: int = 32,
         n_new: int = 64,
         split: str = "surgeon",
-        injury: float = 0.0,
+        injury: float | Sequence[float] = 0.0,
         flatline_penalty: float = 1.0,
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
+        **unknown: Any,
     ) -> None:
         """Put a model on the table.
 
@@ -109,16 +120,20 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             prompt_length: tokens of real text that each continues, at least 2.
             n_new: tokens written after each prompt, at least 4.
             split: part of the corpus that prompts come from.
-            injury: half-width of the hidden injury.
+            injury: half-width of the hidden injury, in [0, 1]; or the injury of every operation,
+                A numbers in [-1, 1].
             flatline_penalty: minus the return of a flatlined operation.
             device: where a loaded model goes.
             dtype: of a loaded model's weights.
-            render_mode: None or `"ansi"`: the texts before and after, as a string.
+            render_mode: None; `"ansi"`, the texts before and after, as a string; or `"rgb_array"`,
+                the coefficients and the score, as a picture.
+            **unknown: refused.
 
         Raises:
             ValueError: if an argument is unknown or out of range, or prompt plus new text does not
                 fit the model's context.
         """
+        check_keywords("keyword", unknown, type(self))
         if isinstance(lm, Patient):
             if (corpus, device, dtype) != (None, "cpu", "float32"):
                 raise ValueError(
@@ -135,7 +150,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             prompt_length=prompt_length,
             n_new=n_new,
             split=split,
-            injury=injury,
+            injury=injury,  # type: ignore[arg-type]  # which makes a tuple of any sequence
             flatline_penalty=flatline_penalty,
         )
         self.task = SurgeryTask(
@@ -160,12 +175,12 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
     @classmethod
     def from_model(
-        cls, model: GPT, tokenizer: CharTokenizer, corpus: Corpus | str, **keywords: Any
+        cls, model: nn.Module, tokenizer: Any, corpus: Corpus | str, **keywords: Any
     ) -> Self:
         """Put a live model on the table; it is shared with the caller, not copied.
 
         Args:
-            model: the patient; it stays on its device.
+            model: the patient, any that :class:`Patient` takes; it stays on its device.
             tokenizer: its own.
             corpus: the text it is held against; a corpus, its name or a path.
             **keywords: as for the constructor.
@@ -211,8 +226,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         self._n_changes = self.patient.n_changes
         return self.task.observe(self._episode), self._episode.info(self.score)
 
-    def render(self) -> str | None:
-        """Return the texts before and after, or None without a render mode.
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """Return the operation as text or as a picture (400, 600, 3), None without a render mode.
 
         Raises:
             RuntimeError: before the first `reset`.
@@ -222,7 +237,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             return None
         if self._episode is None:
             raise RuntimeError("render() needs an operation: call reset() first")
-        return render_ansi(self._episode, self.patient.tokenizer, self.operator.labels)
+        return render(self.render_mode, self._episode, self.patient.tokenizer, self.operator.labels)
 
     def model_changed(self) -> None:
         """Say that the model's parameters changed.
@@ -240,6 +255,30 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         if self._episode is None or self._is_stale():
             raise RuntimeError("commit() needs an operation on the model as it is: call reset()")
         self.patient.commit(self.operator, self._episode.coefficients)
+
+    def validate(
+        self,
+        actions: ArrayLike,
+        seed: int,
+        total: float | None = None,
+        tolerance: float = TOLERANCE,
+    ) -> Validation:
+        """Perform an operation again, and say whether it returns what somebody claims it does.
+
+        What `reset(seed=seed)` and these actions return is a record that anyone can check who has
+        the same model, text and keywords: for leaderboards, bug reports and papers. The operation
+        under way and the generators are left alone.
+
+        Args:
+            actions: (n, A) of one whole operation.
+            seed: what `reset` was given.
+            total: the return that is claimed; None to learn it.
+            tolerance: as for :func:`avatarl_env.audit.validate`.
+
+        Raises:
+            ValueError: if the actions are not those of one whole operation, or there is no seed.
+        """
+        return validate(self.task, actions, seed, total, tolerance)
 
     def fork(self) -> Self:
         """Return an environment in the same state on the same (shared) model."""

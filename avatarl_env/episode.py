@@ -6,7 +6,7 @@ Shapes: A coefficients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,8 +41,8 @@ class OperationConfig:
     """Tokens written after each prompt; at least 4."""
     split: str = "surgeon"
     """Where prompts come from: train, surgeon or validation."""
-    injury: float = 0.0
-    """Half-width of the hidden injury's coefficients; 0 for none."""
+    injury: float | tuple[float, ...] = 0.0
+    """Hidden in each operation: a random one of this half-width, or these coefficients; 0: none."""
     flatline_penalty: float = 1.0
     """Minus the return of an operation that the patient does not survive."""
 
@@ -52,7 +52,7 @@ class OperationConfig:
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < bound:
                 raise ValueError(f"{name} must be an integer of at least {bound}, got {value}")
-        for name in ("step_size", "injury", "flatline_penalty"):
+        for name in ("step_size", "flatline_penalty"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
@@ -62,6 +62,12 @@ class OperationConfig:
                 f"got {self.n_incisions} * {self.step_size}"
             )
         check_choice("split", self.split, SPLITS)
+        object.__setattr__(self, "injury", _as_injury(self.injury))  # frozen, but not yet made
+
+    @property
+    def injures(self) -> bool:
+        """Whether operations begin with an injury."""
+        return any(self.injury) if isinstance(self.injury, tuple) else self.injury > 0
 
     def check_context(self, context: int) -> None:
         """Raise a ValueError unless prompt and new text fit a model's context."""
@@ -70,6 +76,25 @@ class OperationConfig:
                 f"prompt_length + n_new must fit the model's context of {context}, "
                 f"got {self.prompt_length} + {self.n_new}"
             )
+
+
+def _as_injury(value: Any) -> float | tuple[float, ...]:
+    """Return a half-width as it is and anything else that holds numbers as a tuple, checked."""
+    rule = (
+        "injury must be a half-width in [0, 1] or a sequence of numbers in [-1, 1], "
+        f"as far as coefficients reach, got {value!r}"
+    )
+    if isinstance(value, Real):
+        if not 0 <= float(value) <= 1:
+            raise ValueError(rule)
+        return value  # type: ignore[return-value]
+    try:
+        numbers = () if isinstance(value, str) else tuple(float(number) for number in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(rule) from error
+    if not numbers or not all(-1 <= number <= 1 for number in numbers):
+        raise ValueError(rule)
+    return numbers
 
 
 def incised(
@@ -110,6 +135,10 @@ class Episode:
     n_done: int = 0
     """Incisions made."""
     is_over: bool = False
+    scores: tuple[float, ...] = ()
+    """Of the baseline, and after each incision."""
+    flatline: str = ""
+    """What the patient died of."""
 
     @classmethod
     def begin(
@@ -124,7 +153,17 @@ class Episode:
         """Start at c = 0."""
         zeros = np.zeros_like(injury)
         present = score(baseline.terms)
-        return cls(config, prompts, injury, zeros, baseline, healthy_terms, baseline, present)
+        return cls(
+            config,
+            prompts,
+            injury,
+            zeros,
+            baseline,
+            healthy_terms,
+            present=baseline,
+            score=present,
+            scores=(present,),
+        )
 
     @property
     def time_left(self) -> float:
@@ -156,16 +195,17 @@ class Episode:
         self.n_done += 1
         previous, self.present = self.score, evaluation
         self.score = score(evaluation.terms)
-        cause = self._flatline_cause(evaluation)
-        if cause:
+        self.scores = (*self.scores, self.score)
+        self.flatline = self._flatline_cause(evaluation)
+        if self.flatline:
             reward = -self.config.flatline_penalty - self.total_reward
         else:
             reward = self.score - previous
         self.total_reward += reward
-        self.is_over = bool(cause) or self.n_done == self.config.n_incisions
-        return Outcome(reward, self.is_over, self.info(score, cause))
+        self.is_over = bool(self.flatline) or self.n_done == self.config.n_incisions
+        return Outcome(reward, self.is_over, self.info(score))
 
-    def info(self, score: Score, cause: str = "") -> dict[str, Any]:
+    def info(self, score: Score) -> dict[str, Any]:
         """Return the step's info, fresh and finite."""
         improvement = self.score - score(self.baseline.terms)
         info: dict[str, Any] = {
@@ -175,10 +215,10 @@ class Episode:
             "baseline_terms": dict(self.baseline.terms),
             "coefficients": self.coefficients.copy(),
         }
-        if cause:
-            info["flatline"] = cause
+        if self.flatline:
+            info["flatline"] = self.flatline
         if self.is_over:
-            info["is_success"] = not cause and improvement > 0
+            info["is_success"] = not self.flatline and improvement > 0
             info["lost_score"] = score(self.healthy_terms) - score(self.baseline.terms)
         return info
 

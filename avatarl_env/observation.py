@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from avatarl_env.lm.reading import HeadReader
 from avatarl_env.surgery.projections import AttentionTarget
 
 N_PROJECTED = 16  # numbers that the hidden state is projected to
@@ -46,30 +47,32 @@ class VitalSigns:
     """
 
     def __init__(
-        self, model: nn.Module, targets: Sequence[AttentionTarget], n_operations: int = 1
+        self,
+        model: nn.Module,
+        targets: Sequence[AttentionTarget],
+        n_operations: int = 1,
+        prompts: Tensor | None = None,
     ) -> None:
         """Choose the model; its hooks are set on entry and removed on exit.
 
         Args:
-            model: with ``get_output_embeddings()``.
+            model: a :class:`~avatarl_env.lm.interface.CausalLM`.
             targets: the layers to read.
             n_operations: N, which the batch holds one after the other, with as many rows each.
+            prompts: (B, P) what it is going to read, if its losses on that are wanted.
         """
-        self._model = model
+        self._head = HeadReader(model, None if prompts is None else prompts[:, 1:])
         self._targets = targets
         self._n = n_operations
         self._handles: list[RemovableHandle] = []
         self._queries: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
-        self._hidden: Tensor | None = None
-        self._logits: Tensor | None = None
         self._is_asking = False
 
     def __enter__(self) -> Self:
         """Set the hooks."""
         try:
-            head = self._model.get_output_embeddings()  # type: ignore[operator]
-            self._handles.append(head.register_forward_hook(self._read_head))
+            self._head.__enter__()
             for index, target in enumerate(self._targets):
                 hook = self._read_queries(index, target)
                 self._handles.append(target.query.module.register_forward_hook(hook))
@@ -89,22 +92,26 @@ class VitalSigns:
         traceback: TracebackType | None,
     ) -> None:
         """Remove the hooks."""
+        self._head.__exit__(exc_type, exc, traceback)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     @property
     def prompt_logits(self) -> Tensor:
-        """(B, P, V) logits of the first forward."""
-        assert self._logits is not None, "the model's output head was never called"
-        return self._logits
+        """(B, P, V) logits of the first forward; see :class:`HeadReader` on large vocabularies."""
+        return self._head.logits
+
+    def prompt_losses(self) -> Tensor:
+        """Return the loss of every token of the prompts but the first, (B, P - 1), nats."""
+        return self._head.losses()
 
     def read(self) -> list[Vitals]:
         """Return the readings of each operation; the body must have run a forward."""
-        assert self._hidden is not None, "the model's output head was never called"
+        last = self._head.hidden  # (B, C)
         assert len(self._queries) == len(self._outputs) == len(self._targets), "a hook never fired"
         order = range(len(self._targets))
-        hidden = self._hidden.float().cpu().numpy()
+        hidden = last.view(self._n, -1, last.size(-1)).mean(1).float().cpu().numpy()  # (N, C)
         queries = torch.cat([self._queries[i] for i in order], dim=1).cpu().numpy()
         outputs = torch.cat([self._outputs[i] for i in order], dim=1).cpu().numpy()
         return [Vitals(*rows) for rows in zip(hidden, queries, outputs, strict=True)]
@@ -138,12 +145,6 @@ class VitalSigns:
             self._outputs[index] = self._log_rms(written.view(n_rows, n_read, n_heads, -1))
 
         return hook
-
-    def _read_head(self, module: nn.Module, inputs: tuple[Tensor], made: Tensor) -> None:
-        if self._logits is None:
-            last = inputs[0].detach()[:, -1]  # (B, C)
-            self._hidden = last.view(self._n, -1, last.size(-1)).mean(1)  # (N, C)
-            self._logits = made.detach()
 
     def _log_rms(self, x: Tensor) -> Tensor:
         """Return the log root mean square of each operation and head: (B, ..., H, D) to (N, H)."""

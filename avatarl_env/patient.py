@@ -1,5 +1,7 @@
 """The patient: a language model on the table, with the text it is held against.
 
+Losses and scores are in nats per decoded character, see :mod:`avatarl_env.scoring`.
+
 Shapes: N operations of M prompts each, B = N * M, P prompt tokens, T tokens, V vocabulary,
 A coefficients.
 """
@@ -10,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +21,13 @@ from torch import nn
 
 from avatarl_env.choices import check_choice
 from avatarl_env.lm.generation import generate
-from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.interface import Tokenizer, as_causal_lm, as_tokenizer
+from avatarl_env.lm.reading import MOST_TOKENS_WHOLE, HeadReader, eval_mode, hidden_width
 from avatarl_env.lm.storage import load_model
-from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.material import as_writing, encode_corpus, pooled_characters
 from avatarl_env.observation import Vitals, VitalSigns
-from avatarl_env.scoring import TextReference, Writing, measure_terms
+from avatarl_env.overtaking import Race
+from avatarl_env.scoring import Writing, measure_rows, measure_terms, reference_prompt_loss
 from avatarl_env.surgery import (
     Operator,
     Overlay,
@@ -33,10 +37,13 @@ from avatarl_env.surgery import (
 )
 from avatarl_env.text.corpus import Corpus, load_corpus
 
+__all__ = ["Evaluation", "Patient", "Prompts", "eval_mode"]
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 ROWS_PER_FORWARD = 256  # more are hardly faster per row, and take more memory
+TOKENS_PER_FORWARD = 2**16  # of those rows together, where their number is not given
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,26 +67,34 @@ class Evaluation(NamedTuple):
 class Patient:
     """A model, its tokenizer, the splits of its corpus and the reference counted on ``train``."""
 
-    def __init__(self, model: GPT, tokenizer: CharTokenizer, corpus: Corpus) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, corpus: Corpus) -> None:
         """Put a live model on the table; it is shared, not copied.
 
+        Args:
+            model: a :class:`~avatarl_env.lm.gpt.GPT`, a causal language model of transformers, or
+                any module that is a :class:`~avatarl_env.lm.interface.CausalLM`. What is no
+                ``CausalLM`` itself is wrapped: ``self.model`` is the wrapper then.
+            tokenizer: its own: a ``CharTokenizer``, one of transformers, or anything that is a
+                :class:`~avatarl_env.lm.interface.Tokenizer`.
+            corpus: the text it is held against, from here on in its own tokens.
+
         Raises:
-            ValueError: if the tokenizer and the model disagree about the vocabulary.
+            ValueError: if the tokenizer and the model disagree about the vocabulary, or one of them
+                or the text will not do.
         """
-        if tokenizer.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"tokenizer must have the model's {model.config.vocab_size} tokens, "
-                f"got {tokenizer.vocab_size}"
-            )
-        self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
+        # A module and a CausalLM: types know no "and".
+        self.model: Any = as_causal_lm(model, self.tokenizer.vocab_size)
         self.corpus = corpus
-        self.targets = find_targets(model)
-        self.splits, self.reference = _encode(corpus, tokenizer.characters)
+        self.targets = find_targets(self.model)
+        self.width = hidden_width(self.model)
+        """Channels of the final hidden state, C."""
+        self.splits, self.reference = encode_corpus(corpus, self.tokenizer)
         self.forward_tokens = 0
         """Compute spent on evaluations so far: tokens that went through a forward."""
         self.n_changes = 0
         """How often the model's parameters are known to have changed."""
+        self._race = Race()
 
     @classmethod
     def load(
@@ -88,7 +103,8 @@ class Patient:
         """Load a stored model.
 
         Args:
-            lm: ``"bundled"``, a run folder or a model folder.
+            lm: ``"bundled"``, a run folder, a model folder of ours or one of transformers, with its
+                tokenizer.
             corpus: a corpus name or path; default the one the model learned.
             device: ``"cpu"``, ``"cuda"``, ...
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -114,6 +130,11 @@ class Patient:
                 f"got {text.sha256}; to hold it against this one all the same, name the corpus"
             )
         return cls(model, stored.tokenizer, text)
+
+    @property
+    def keeps_distributions(self) -> bool:
+        """Whether texts are scored by whole distributions, not only by the tokens drawn."""
+        return self.tokenizer.vocab_size <= MOST_TOKENS_WHOLE
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -155,7 +176,10 @@ class Patient:
     ) -> Evaluation:
         """Do the same under an operation, which is undone before this returns."""
         with self._in_place(operator, coefficients):
-            return self.evaluate(prompts)
+            (evaluation,) = self._evaluate([prompts])
+        if not np.any(coefficients):
+            self._compare([evaluation])
+        return evaluation
 
     def evaluate_many(
         self,
@@ -183,9 +207,12 @@ class Patient:
                 f"got tokens and uniforms of shapes {sorted(shapes)}"
             )
         n_rows = len(prompts[0].tokens)
-        return self._in_parts(
+        evaluations = self._in_parts(
             lambda part: self._evaluate(prompts[part]), len(prompts), n_rows, operator, coefficients
         )
+        if operator is None or not np.any(coefficients):
+            self._compare(evaluations)
+        return evaluations
 
     def losses(
         self,
@@ -193,7 +220,7 @@ class Patient:
         operator: Operator | None = None,
         coefficients: ArrayLike = (),
     ) -> NDArray[np.float64]:
-        """Return the mean teacher-forced loss of each window, nats/token: (N, M).
+        """Return the teacher-forced loss of each window, nats/char: (N, M).
 
         Args:
             windows: (N, M, T + 1), T at most the model's context.
@@ -253,40 +280,52 @@ class Patient:
 
     @torch.inference_mode()
     def _losses(self, windows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the losses of (N, M, T + 1) windows in one forward: (N, M)."""
+        """Return the losses of (N, M, T + 1) windows, as many in one forward as fit: (N, M)."""
+        n, n_rows, length = windows.shape
         device = next(self.model.parameters()).device
-        tokens = torch.from_numpy(windows.reshape(-1, windows.shape[-1])).to(device)
-        with eval_mode(self.model):
-            log_probs = torch.log_softmax(self.model(tokens[:, :-1]).float(), dim=-1)
-        picked = log_probs.gather(2, tokens[:, 1:, None])[:, :, 0]  # (N * M, T)
-        self.forward_tokens += picked.numel()
-        return np.asarray(-picked.double().mean(1).cpu().numpy().reshape(windows.shape[:2]))
+        step = max(1, TOKENS_PER_FORWARD // (n * length))
+        nats = []
+        for start in range(0, n_rows, step):
+            part = windows[:, start : start + step].reshape(-1, length)
+            tokens = torch.from_numpy(part).to(device)
+            with eval_mode(self.model), HeadReader(self.model, tokens[:, 1:]) as head:
+                self.model(tokens[:, :-1])
+            nats.append(head.losses().double().sum(1).cpu().numpy().reshape(n, -1))
+            self.forward_tokens += tokens[:, 1:].numel()
+        characters = pooled_characters(self.tokenizer, windows.reshape(-1, length)[:, 1:], n)
+        return np.concatenate(nats, axis=1) / characters.reshape(n, n_rows)
 
     @torch.inference_mode()
     def _evaluate(self, prompts: Sequence[Prompts]) -> list[Evaluation]:
         """Evaluate N batches of M prompts in one forward, the first M rows for the first, ..."""
-        n, n_prompt = len(prompts), prompts[0].tokens.shape[1]
+        n = len(prompts)
         device = next(self.model.parameters()).device
         tokens = torch.from_numpy(np.concatenate([p.tokens for p in prompts])).to(device)
         uniforms = torch.from_numpy(np.concatenate([p.uniforms for p in prompts])).to(device)
-        with eval_mode(self.model), VitalSigns(self.model, self.targets, n) as signs:
-            generation = generate(self.model, tokens, uniforms, return_distributions=True)
-        assert generation.distributions is not None
-        read = torch.log_softmax(signs.prompt_logits[:, :-1].float(), dim=-1)  # (B, P - 1, V)
-        loss = -read.gather(2, tokens[:, 1:, None]).double().mean((1, 2))  # (B,)
+        with eval_mode(self.model), VitalSigns(self.model, self.targets, n, tokens) as signs:
+            generation = generate(
+                self.model,
+                tokens,
+                uniforms,
+                return_distributions=self.keeps_distributions,
+                return_entropies=not self.keeps_distributions,
+            )
         self.forward_tokens += tokens.numel() + uniforms[:, 1:].numel()  # the last is not read
-        parts = zip(
-            np.split(generation.tokens.cpu().numpy(), n),
-            np.split(generation.distributions.double().cpu().numpy(), n),
-            np.split(loss.cpu().numpy(), n),
-            signs.read(),
-            strict=True,
-        )
-        evaluations = []
-        for written, distributions, prompt_loss, vitals in parts:
-            writing = Writing(written, n_prompt, distributions, prompt_loss)
-            evaluations.append(Evaluation(writing, vitals, measure_terms(writing, self.reference)))
-        return evaluations
+        writing = as_writing(self.tokenizer, generation, signs.prompt_losses(), n)
+        rows = measure_rows(writing, self.reference)
+        return [
+            Evaluation(part, vitals, measure_terms(part, self.reference, known))
+            for part, vitals, known in zip(
+                writing.split(n), signs.read(), _split_values(rows, n), strict=True
+            )
+        ]
+
+    def _compare(self, evaluations: Iterable[Evaluation]) -> None:
+        """Take readings of the model as it stands: has it overtaken its reference?"""
+        for writing in (evaluation.writing for evaluation in evaluations):
+            if not self._race.has_warned:
+                expected = reference_prompt_loss(writing, self.reference)
+                self._race.watch(writing.prompt_loss, expected, self.n_changes)
 
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
         """Operate for good: same parameters, new values."""
@@ -295,26 +334,14 @@ class Patient:
         self.n_changes += 1
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch every module to eval mode, and each back to what it was."""
-    modes = [(module, module.training) for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 @functools.cache
 def _say_once(operator: str) -> None:
     logger.warning("%s has no row_edits: its operations are performed one by one", operator)
 
 
-@functools.lru_cache(maxsize=4)
-def _encode(corpus: Corpus, characters: str) -> tuple[dict[str, NDArray[np.int64]], TextReference]:
-    """Encode a corpus and count its reference, once per process."""
-    tokenizer = CharTokenizer(characters)
-    splits = {name: tokenizer.encode(text) for name, text in corpus.splits.items()}
-    return splits, TextReference(splits["train"], tokenizer.vocab_size)
+def _split_values(
+    rows: dict[str, NDArray[np.float64]], n: int
+) -> list[dict[str, NDArray[np.float64]]]:
+    """Divide every array into n equal parts: one dictionary of parts for each."""
+    parts = {name: np.split(values, n) for name, values in rows.items()}
+    return [{name: some[i] for name, some in parts.items()} for i in range(n)]

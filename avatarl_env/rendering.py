@@ -1,4 +1,4 @@
-"""The operation as text: what the model wrote before, and what it writes now."""
+"""The operation for people to look at: as text, or as a picture."""
 
 from __future__ import annotations
 
@@ -8,13 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avatarl_env.episode import Episode
-from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.lm.interface import Tokenizer
 
+RENDER_MODES = ("ansi", "rgb_array")
 N_SHOWN = 3  # prompts
 
 
-def render_ansi(episode: Episode, tokenizer: CharTokenizer, labels: Sequence[str]) -> str:
-    """Return prompts, texts before and after, score terms and coefficients.
+def render(
+    mode: str, episode: Episode, tokenizer: Tokenizer, labels: Sequence[str]
+) -> str | NDArray[np.uint8]:
+    """Return the operation as a string (``ansi``) or a picture (``rgb_array``).
+
+    Args:
+        mode: one of :data:`RENDER_MODES`.
+        episode: the operation.
+        tokenizer: turns tokens into text.
+        labels: names of the coefficients, (A,).
+    """
+    if mode == "ansi":
+        return render_ansi(episode, tokenizer, labels)
+    from avatarl_env.picture import draw
+
+    return draw(episode, labels)
+
+
+def render_ansi(episode: Episode, tokenizer: Tokenizer, labels: Sequence[str]) -> str:
+    """Return prompts, texts before and after, score terms, scores and coefficients.
 
     Args:
         episode: the operation.
@@ -23,6 +42,8 @@ def render_ansi(episode: Episode, tokenizer: CharTokenizer, labels: Sequence[str
     """
     config = episode.config
     lines = [f"incision {episode.n_done} of {config.n_incisions}"]
+    if episode.flatline:
+        lines.append(f"flatline: {episode.flatline}")
     pairs = zip(episode.baseline.writing.tokens, episode.present.writing.tokens, strict=True)
     for number, (before, after) in enumerate(pairs):
         if number == N_SHOWN:
@@ -38,13 +59,15 @@ def render_ansi(episode: Episode, tokenizer: CharTokenizer, labels: Sequence[str
     lines.append("--- score terms: before -> after")
     for name, before_value in episode.baseline.terms.items():
         lines.append(f"{name:>14} {before_value:9.4f} -> {episode.present.terms[name]:9.4f}")
+    lines.append("--- score: baseline, then after each incision")
+    lines.append(" ".join(f"{score:9.4f}" for score in episode.scores))
     lines.append(f"--- coefficients; return so far {episode.total_reward:+.4f}")
     for label, value in zip(labels, episode.coefficients, strict=True):
         lines.append(f"{label:>36} {value:+.3f} {_bar(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _new_text(tokens: NDArray[np.int64], n_prompt: int, tokenizer: CharTokenizer) -> str:
+def _new_text(tokens: NDArray[np.int64], n_prompt: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(tokens[n_prompt:])
 
 

@@ -1,5 +1,10 @@
 """Scores of what a model wrote: named terms, their weighted sum, paired improvement.
 
+Nats are per decoded character, whatever the tokens: total nats over total characters of an
+operation's texts. Each row's nats are divided by the characters that its operation's rows have on
+average (*pooled*), so that the mean over rows is that ratio, and a text that decodes to few
+characters weighs no more than another. With one token per character, that is the mean over tokens.
+
 Shapes: B prompts, P prompt tokens, N new tokens, V vocabulary.
 """
 
@@ -7,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +26,9 @@ Array = NDArray[np.float64]
 BOUND = 1e3
 """Terms are clipped to [-BOUND, BOUND]; what is not a number becomes the bad end."""
 
+MOST_TOKENS = 2**21
+"""Largest vocabulary that texts can be scored in."""
+
 
 @dataclass(frozen=True, eq=False)
 class Writing:
@@ -30,10 +38,19 @@ class Writing:
     """(B, P + N) prompts and what follows them."""
     n_prompt: int
     """P."""
-    distributions: Array
-    """(B, N, V) all log-probabilities there, nats."""
+    distributions: Array | None
+    """(B, N, V) all log-probabilities there, nats; None for vocabularies over 256."""
     prompt_loss: Array
-    """(B,) teacher-forced loss on the prompt's own tokens from the second on, nats per token."""
+    """(B,) teacher-forced loss on the prompt's own tokens from the second on, nats per character of
+    theirs."""
+    log_probs: Array | None = None
+    """(B, N) log-probability of each new token, nats, where distributions are not kept."""
+    entropies: Array | None = None
+    """(B, N) entropies of the distributions, nats, where they are not kept."""
+    pooled: Array | None = None
+    """(B,) characters of each new text, pooled; None for one per token."""
+    pooled_prompt: Array | None = None
+    """(B,) characters of each prompt from its second token on, pooled; None for one per token."""
 
     @property
     def new_tokens(self) -> NDArray[np.int64]:
@@ -43,7 +60,21 @@ class Writing:
     @property
     def is_finite(self) -> bool:
         """Whether every probability and loss is a number."""
-        return not (np.isnan(self.distributions).any() or np.isnan(self.prompt_loss).any())
+        kept = (self.distributions, self.log_probs, self.entropies, self.prompt_loss)
+        return not any(np.isnan(array).any() for array in kept if array is not None)
+
+    def per_character(self, nats: NDArray[np.floating]) -> Array:
+        """Return nats per character of new text, (B,), from those of every new token (B, N)."""
+        total = nats.sum(-1, dtype=np.float64)
+        return np.asarray(total / (nats.shape[-1] if self.pooled is None else self.pooled))
+
+    def split(self, n: int) -> list[Writing]:
+        """Return the writings of n operations with as many rows each; they share memory."""
+        columns = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            columns.append(np.split(value, n) if isinstance(value, np.ndarray) else [value] * n)
+        return [Writing(*values) for values in zip(*columns, strict=True)]
 
 
 class TextReference:
@@ -54,9 +85,16 @@ class TextReference:
 
         Args:
             tokens: (T,) the training text, T >= max(order, 4).
-            vocab_size: V.
+            vocab_size: V, at most 2**21, so that a trigram's number fits 63 bits.
             order: of the n-gram model.
+
+        Raises:
+            ValueError: if the vocabulary is larger, or the text shorter.
         """
+        if vocab_size > MOST_TOKENS:
+            raise ValueError(f"vocab_size must be at most {MOST_TOKENS}, got {vocab_size}")
+        if len(tokens) < max(order, 4):
+            raise ValueError(f"tokens must be at least {max(order, 4)} to count, got {len(tokens)}")
         self.ngram = NGramReference.fit(tokens, vocab_size, order)
         self.vocab_size = vocab_size
         self._codes, counts = np.unique(_codes(tokens[None], 3, vocab_size), return_counts=True)
@@ -83,40 +121,58 @@ class TextReference:
 
 
 def kl_ref(writing: Writing, reference: TextReference) -> Array:
-    """Return minus the KL divergence from the reference on the model's own text, (B,), nats/token.
+    """Return minus the KL divergence from the reference on the model's own text, (B,), nats/char.
 
-    Mean over the new tokens of ``sum_a p(a) (log q(a) - log p(a))``: the whole distribution at
-    each position, not only the token drawn. At most 0, which only ``p = q`` reaches: loops and
+    Over the new tokens, ``sum_a p(a) (log q(a) - log p(a))``: the whole distribution at each
+    position, not only the token drawn. At most 0, which only ``p = q`` reaches: loops and
     gibberish lower it. Sharpening lowers it for a model as sharp as the reference, but raises it
     for one that is flatter, so look at the held-out loss too.
+
+    For vocabularies over 256, ``log q - log p`` of the tokens drawn: the same on average, and above
+    0 by chance.
     """
-    log_q = reference.ngram.next_log_probs(writing.tokens, writing.n_prompt)  # (B, N, V)
+    if writing.distributions is None:
+        assert writing.log_probs is not None
+        log_q = reference.ngram.target_log_probs(writing.tokens, writing.n_prompt)
+        return writing.per_character(log_q - writing.log_probs)
+    log_q = reference.ngram.next_log_probs(writing.tokens, writing.n_prompt)
     log_p = writing.distributions
     p = np.exp(log_p)
     # Nothing where p = 0; "p > 0" would take what is not a number for nothing too.
     gap = p * (log_q - np.where(p == 0, 0.0, log_p))
-    return np.asarray(gap.sum(-1).mean(-1))
+    return writing.per_character(gap.sum(-1))
+
+
+def reference_prompt_loss(writing: Writing, reference: TextReference) -> Array:
+    """Return the reference's own loss on the prompts, comparable to ``prompt_loss``: (B,)."""
+    prompts = writing.tokens[:, : writing.n_prompt]
+    nats = -reference.ngram.target_log_probs(prompts, 1).sum(-1, dtype=np.float64)
+    characters = writing.n_prompt - 1 if writing.pooled_prompt is None else writing.pooled_prompt
+    return np.asarray(nats / characters)
 
 
 def heldout_loss(writing: Writing, reference: TextReference) -> Array:
-    """Return the teacher-forced loss on the prompts, real held-out text: (B,), nats/token."""
+    """Return the teacher-forced loss on the prompts, real held-out text: (B,), nats/char."""
     return writing.prompt_loss
 
 
 def ref_loglik(writing: Writing, reference: TextReference) -> Array:
-    """Return the mean log-likelihood of the new tokens under the reference: (B,), nats/token.
+    """Return the mean log-likelihood of the new tokens under the reference: (B,), nats/char.
 
     Hackable: loops of common words score above real text. For comparison only.
     """
     log_q = reference.ngram.target_log_probs(writing.tokens, writing.n_prompt)
-    return np.asarray(log_q.mean(-1, dtype=np.float64))
+    return writing.per_character(log_q)
 
 
 def entropy(writing: Writing, reference: TextReference) -> Array:
-    """Return the mean entropy of the model's own distributions: (B,), nats/token."""
+    """Return the mean entropy of the model's own distributions: (B,), nats/char."""
+    if writing.distributions is None:
+        assert writing.entropies is not None
+        return writing.per_character(writing.entropies)
     log_p = writing.distributions
     p = np.exp(log_p)
-    return np.asarray(-(p * np.where(p == 0, 0.0, log_p)).sum(-1).mean(-1))
+    return writing.per_character(-(p * np.where(p == 0, 0.0, log_p)).sum(-1))
 
 
 def distinct(writing: Writing, reference: TextReference) -> Array:
@@ -137,15 +193,18 @@ class Term(NamedTuple):
     """Per prompt (B,) or for the whole batch (1,); the term is the mean."""
     sign: float
     """+1 if more is better, -1 if less is: a positive weight always rewards the better."""
+    by_row: bool = False
+    """Whether a row's value depends on that row alone: then it may be given the texts of many
+    operations at once, which is faster, and has to return one value for each."""
 
 
 TERMS: dict[str, Term] = {
-    "kl_ref": Term(kl_ref, 1.0),
-    "heldout_loss": Term(heldout_loss, -1.0),
+    "kl_ref": Term(kl_ref, 1.0, by_row=True),
+    "heldout_loss": Term(heldout_loss, -1.0, by_row=True),
     "distinct": Term(distinct, 1.0),
     "collision_l2": Term(collision_l2, -1.0),
-    "ref_loglik": Term(ref_loglik, 1.0),
-    "entropy": Term(entropy, 1.0),
+    "ref_loglik": Term(ref_loglik, 1.0, by_row=True),
+    "entropy": Term(entropy, 1.0, by_row=True),
 }
 """Score terms by name; add one with ``TERMS["mine"] = Term(measure, sign)``."""
 
@@ -182,15 +241,33 @@ class Score:
         return round(total * GRID) / GRID
 
 
-def measure_terms(writing: Writing, reference: TextReference) -> dict[str, float]:
-    """Return every term of :data:`TERMS`, finite whatever the model did."""
+def measure_terms(
+    writing: Writing, reference: TextReference, known: Mapping[str, Array] | None = None
+) -> dict[str, float]:
+    """Return every term of :data:`TERMS`, finite whatever the model did.
+
+    Args:
+        writing: the texts of one operation.
+        reference: what they are held against.
+        known: values of terms that were measured before, by name, as :func:`measure_rows` does.
+    """
+    known = known or {}
     terms = {}
     with np.errstate(invalid="ignore", over="ignore"):
         for name, term in TERMS.items():
-            value = float(np.mean(term.measure(writing, reference)))
+            values = known[name] if name in known else term.measure(writing, reference)
+            value = float(np.mean(values))
             bad = -term.sign * BOUND
             terms[name] = bad if math.isnan(value) else min(max(value, -BOUND), BOUND)
     return terms
+
+
+def measure_rows(writing: Writing, reference: TextReference) -> dict[str, Array]:
+    """Measure the terms that go row by row, for the texts of many operations: (B,) each."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return {
+            name: term.measure(writing, reference) for name, term in TERMS.items() if term.by_row
+        }
 
 
 class Interval(NamedTuple):
@@ -228,9 +305,18 @@ def interval(differences: NDArray[np.floating]) -> Interval:
 
 
 def _codes(tokens: NDArray[np.int64], n: int, vocab_size: int) -> NDArray[np.int64]:
-    """Number every n-gram of every row: (B * (N - n + 1),)."""
+    """Number every n-gram of every row: (B * (N - n + 1),).
+
+    Equal n-grams have equal numbers; in other calls too, if the vocabulary is at most
+    ``2**(63 // n)``.
+    """
     width = tokens.shape[1] - n + 1
     codes = np.zeros((tokens.shape[0], width), dtype=np.int64)
+    n_codes = 1
     for offset in range(n):
+        if n_codes * vocab_size > 2**63:  # too long to be read as the digits of one number
+            seen, places = np.unique(codes, return_inverse=True)
+            codes, n_codes = places.reshape(codes.shape), len(seen)
         codes = codes * vocab_size + tokens[:, offset : offset + width]
+        n_codes *= vocab_size
     return codes.ravel()

@@ -5,6 +5,7 @@ Shapes: N operations side by side, A coefficients, O numbers in an observation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from avatarl_env.episode import Episode, OperationConfig, Outcome
+from avatarl_env.keywords import check_keywords, takes_any_keyword
 from avatarl_env.observation import Observation
 from avatarl_env.patient import Evaluation, Patient, Prompts
 from avatarl_env.scoring import TERMS, Score
-from avatarl_env.surgery import find_targets, make_operator
+from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make_operator
 
 
 class Draw(NamedTuple):
@@ -55,7 +57,8 @@ class SurgeryTask:
             score: weights by term name.
 
         Raises:
-            ValueError: if a name is unknown, or the operation does not fit the model or the text.
+            ValueError: if a name is unknown, the operation does not fit the model or the text, or
+                the injury is given and not of A numbers.
         """
         config.check_context(patient.model.context)
         n_available = len(patient.splits[config.split])
@@ -68,10 +71,16 @@ class SurgeryTask:
         self.config = config
         self.score = Score(score)
         targets = patient.targets if layers is None else find_targets(patient.model, layers)
-        self.operator = make_operator(operator, targets, **dict(operator_options or {}))
+        self.operator = _make_operator(operator, targets, dict(operator_options or {}))
         self._n_coefficients = len(self.operator.labels)
+        given = config.injury
+        if isinstance(given, tuple) and len(given) != self._n_coefficients:
+            raise ValueError(
+                f"injury must be one number for each of the {self._n_coefficients} coefficients, "
+                f"got {len(given)}: {[*given]}"
+            )
         self._observation = Observation(
-            patient.targets, patient.model.config.width, tuple(TERMS), self._n_coefficients
+            patient.targets, patient.width, tuple(TERMS), self._n_coefficients
         )
 
     def observation_space(self) -> Box[np.float32]:
@@ -83,17 +92,23 @@ class SurgeryTask:
         return Box(-1.0, 1.0, (self._n_coefficients,), np.float32)
 
     def draw(self, rng: np.random.Generator) -> Draw:
-        """Draw prompts, dice and injury."""
+        """Draw prompts, dice and injury.
+
+        As much is drawn whatever the injury is, so that a seed means the same prompts with any.
+        """
         config = self.config
         prompts = self.patient.prompts(
             config.split, config.n_prompts, config.prompt_length, config.n_new, rng
         )
-        return Draw(prompts, rng.uniform(-config.injury, config.injury, self._n_coefficients))
+        given = config.injury
+        width = 0.0 if isinstance(given, tuple) else given
+        injury = rng.uniform(-width, width, self._n_coefficients)
+        return Draw(prompts, np.array(given) if isinstance(given, tuple) else injury)
 
     def begin(self, draws: Sequence[Draw]) -> list[Episode]:
         """Begin operations at c = 0."""
         prompts = [draw.prompts for draw in draws]
-        healthy = self.patient.evaluate_many(prompts) if self.config.injury else []
+        healthy = self.patient.evaluate_many(prompts) if self.config.injures else []
         # Also without an injury they go the way that incisions go, rounding and all.
         injuries = [draw.injury for draw in draws]
         baselines = self._evaluate(injuries, prompts, in_place=len(draws) == 1)
@@ -161,3 +176,12 @@ def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | 
     if not coefficients.any():
         return episode.baseline
     return episode.present if np.array_equal(coefficients, episode.coefficients) else None
+
+
+def _make_operator(name: str, targets: Targets, options: dict[str, Any]) -> Operator:
+    """Make an operator of options that are checked, where the operator says which it has."""
+    if name in OPERATORS:
+        maker = functools.partial(OPERATORS[name], targets)
+        if not takes_any_keyword(maker):
+            check_keywords(f"operator_options of {name!r}", options, maker)
+    return make_operator(name, targets, **options)

@@ -17,14 +17,14 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import nn
 
 from avatarl_env.choices import check_choice
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import Episode, Outcome
-from avatarl_env.lm.gpt import GPT
-from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.keywords import check_keywords
 from avatarl_env.patient import Patient
-from avatarl_env.rendering import render_ansi
+from avatarl_env.rendering import RENDER_MODES, render
 from avatarl_env.text.corpus import Corpus, load_corpus
 
 AUTORESET_MODES = {mode.value: mode for mode in AutoresetMode}
@@ -44,15 +44,15 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     a larger batch: no weight is written, the operator's edits act on the rows of the batch instead.
     (An operator that cannot do that operates row after row.)
 
-    The default autoreset mode is SAME_STEP, which Stable-Baselines3 and TorchRL expect: when a row
-    ends, the observation returned is the first of its next operation, the last one is in
+    The default autoreset mode is SAME_STEP, which Stable-Baselines3 expects: when a row ends, the
+    observation returned is the first of its next operation, the last one is in
     ``infos["final_obs"]`` and its info in ``infos["final_info"]``. NEXT_STEP, Gymnasium's own,
     begins the next operation at the next step, whose action is ignored; DISABLED leaves it to
-    ``reset(options={"reset_mask": ...})``.
+    ``reset(options={"reset_mask": ...})``, which is what TorchRL does by itself.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own way
-        "render_modes": ["ansi"],
+        "render_modes": [*RENDER_MODES],
         "render_fps": 2,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
@@ -74,12 +74,13 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             lm: as for :class:`AttentionSurgeryEnv`.
             autoreset_mode: ``"SameStep"``, ``"NextStep"`` or ``"Disabled"``, or the enumeration's.
             max_episode_steps: truncate operations there; default never.
-            render_mode: None or ``"ansi"``.
+            render_mode: None, ``"ansi"`` or ``"rgb_array"``.
             **keywords: as for :class:`AttentionSurgeryEnv`.
 
         Raises:
             ValueError: if an argument is unknown or out of range.
         """
+        check_keywords("keyword", keywords, type(self), AttentionSurgeryEnv)
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -108,8 +109,8 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     @classmethod
     def from_model(
         cls,
-        model: GPT,
-        tokenizer: CharTokenizer,
+        model: nn.Module,
+        tokenizer: Any,
         corpus: Corpus | str,
         num_envs: int = 1,
         **keywords: Any,
@@ -117,7 +118,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         """Put a live model on N tables; it is shared with the caller, not copied.
 
         Args:
-            model: the patient; it stays on its device.
+            model: the patient, any that :class:`Patient` takes; it stays on its device.
             tokenizer: its own.
             corpus: the text it is held against; a corpus, its name or a path.
             num_envs: N.
@@ -177,8 +178,10 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             self._begin(np.flatnonzero(late).tolist())
             return self._conclude(dict(zip(rows, outcomes, strict=True)))
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return every row's texts before and after, or None without a render mode.
+    def render(self) -> tuple[Any, ...] | None:
+        """Return every row's operation, as a string or a picture, or None without a render mode.
+
+        In mode SAME_STEP a row that has ended shows the operation that has just begun.
 
         Raises:
             RuntimeError: before the first ``reset``.
@@ -189,8 +192,8 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         episodes = [episode for episode in self._episodes if episode is not None]
         if len(episodes) < self.num_envs:
             raise RuntimeError("render() needs an operation: call reset() first")
-        tokenizer, labels = self.patient.tokenizer, self.operator.labels
-        return tuple(render_ansi(episode, tokenizer, labels) for episode in episodes)
+        mode, tokenizer, labels = self.render_mode, self.patient.tokenizer, self.operator.labels
+        return tuple(render(mode, episode, tokenizer, labels) for episode in episodes)
 
     def model_changed(self) -> None:
         """Say that the model's parameters changed: the operations under way are void."""
@@ -229,11 +232,14 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     def _all_or_nothing(self) -> Iterator[None]:
         """Put every row's state back if the body fails: then it never happened."""
         # Shallow, since an incision gives an episode new attributes and changes none.
-        rngs, episodes = copy.deepcopy(self._rngs), [copy.copy(e) for e in self._episodes]
+        rngs, episodes = list(self._rngs), [copy.copy(e) for e in self._episodes]
+        dice = [(rng, rng.bit_generator.state) for rng in rngs if rng is not None]
         is_done, n_changes = self._is_done.copy(), self._n_changes.copy()
         try:
             yield
         except BaseException:
+            for rng, state in dice:
+                rng.bit_generator.state = state
             self._rngs, self._episodes = rngs, episodes
             self._is_done, self._n_changes = is_done, n_changes
             raise

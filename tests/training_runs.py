@@ -21,8 +21,8 @@ from torch import Tensor
 from agents.config import ModelConfig, TrainConfig
 from agents.curriculum import CurriculumConfig
 from agents.grpo.learner import GRPOConfig, GRPOLearner
-from agents.surgeons import OperationRecord
-from agents.surgeons.base import FloatArray, OperationRecorder
+from agents.surgeons import OperationRecord, Surgeon
+from agents.surgeons.base import BoolArray, FloatArray, OperationRecorder
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
@@ -35,7 +35,7 @@ QUICK_SAC: dict[str, Any] = {
     "batch_size": 8,
     "policy_kwargs": {"net_arch": [8]},
 }
-"""Learns from the first operations on, little and fast."""
+"""Learns from the first operations on, little and fast, as every off-policy algorithm can."""
 
 CE: dict[str, Any] = {"estimator": "ce", "exploration": "all_actions"}
 
@@ -107,6 +107,11 @@ def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     )
 
 
+def first_actions(surgeon: Surgeon, observations: FloatArray) -> FloatArray:
+    """Return what the surgeon does where every row's operation begins."""
+    return surgeon.act(observations, np.ones(len(observations), dtype=np.bool_))
+
+
 class ScriptedSurgeon:
     """Plays one and the same action for ever: a number, (A,) for every row, or (N, A)."""
 
@@ -121,10 +126,10 @@ class ScriptedSurgeon:
         observations, _ = self._env.reset(seed=self._seed)
         self._seed = None
         for _ in range(n_operations * self._n_incisions):
-            observations, *_ = self._env.step(self.act(observations))
+            observations, *_ = self._env.step(self.act(observations, np.array([])))
         return self._env.collect()
 
-    def act(self, observations: FloatArray) -> FloatArray:
+    def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         return np.broadcast_to(self.action, (len(observations), *self._shape))
 
     def stats(self) -> Mapping[str, float]:
@@ -132,6 +137,9 @@ class ScriptedSurgeon:
 
     def save(self, folder: Path) -> None:
         (folder / "scripted.txt").write_text("scripted", encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        assert (folder / "scripted.txt").read_text(encoding="utf-8") == "scripted"
 
 
 class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
@@ -220,6 +228,9 @@ def flags(config: TrainConfig) -> list[str]:
             value = getattr(settings, name)
             if hasattr(value, "__dataclass_fields__"):
                 yield from spell(value, f"{prefix}{name}.")
+            elif isinstance(value, dict):
+                words = [str(word) for pair in value.items() for word in pair]
+                yield from [f"{prefix}{name}".replace("_", "-"), *words] if words else []
             elif value is not None:
                 yield from (f"{prefix}{name}".replace("_", "-"), str(value))
 

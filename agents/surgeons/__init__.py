@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from agents.surgeons.base import OperationRecord, OperationRecorder, Surgeon
 from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
+from agents.surgeons.replay import ReplaySurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
+from agents.surgeons.search import CMAESSurgeon, HillClimbSurgeon
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -18,18 +24,37 @@ __all__ = [
     "OperationRecorder",
     "Surgeon",
     "check_surgeon",
+    "load_surgeon",
     "make_surgeon",
+    "save_surgeon",
 ]
 
 NONE = "none"
 """The name that means: no surgeon, no operations."""
 
-SURGEONS: dict[str, Callable[[AttentionSurgeryVectorEnv, int], Surgeon]] = {
+ABOUT = "surgeon.json"
+
+
+def _replay(
+    env: AttentionSurgeryVectorEnv, seed: int, *, source: str, n_operations: int = 4
+) -> Surgeon:
+    """Build the control of the surgeon that was saved in the folder ``source``."""
+    folder = Path(source)
+    if not (folder / ABOUT).is_file() and (folder / "checkpoints" / "final" / ABOUT).is_file():
+        folder = folder / "checkpoints" / "final"  # of a run
+    return ReplaySurgeon(env, seed, source=load_surgeon(folder, env), n_operations=n_operations)
+
+
+SURGEONS: dict[str, Callable[..., Surgeon]] = {
     "random": RandomSurgeon,
     "zero": ZeroSurgeon,
+    "replay": _replay,
+    "cma_es": CMAESSurgeon,
+    "hill_climb": HillClimbSurgeon,
     **{name: functools.partial(SB3Surgeon, name) for name in ALGORITHMS},
 }
-"""Surgeons by name, of a vector environment and a seed; ``SURGEONS["mine"] = ...`` adds one."""
+"""Surgeons by name, of a vector environment, a seed and options; ``SURGEONS["mine"] = ...`` adds
+one."""
 
 
 def check_surgeon(name: str) -> None:
@@ -37,13 +62,82 @@ def check_surgeon(name: str) -> None:
     check_choice("surgeon", name, [*SURGEONS, NONE])
 
 
-def make_surgeon(name: str, env: AttentionSurgeryVectorEnv, seed: int) -> Surgeon:
+def make_surgeon(
+    name: str,
+    env: AttentionSurgeryVectorEnv,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> Surgeon:
     """Build the surgeon called ``name``.
 
+    Args:
+        name: a key of :data:`SURGEONS`.
+        env: where it operates, on all rows at once; its autoreset mode is SAME_STEP.
+        seed: of everything that it draws, and of the environment's prompts.
+        options: its own, by name.
+
     Raises:
-        ValueError: if there is none of that name; names the closest.
+        ImportError: if it needs a library that is not installed; says which extra has it.
+        ValueError: if there is none of that name, or it has no such option; names the closest.
     """
     check_surgeon(name)
     if name == NONE:
         raise ValueError(f"surgeon {NONE!r} operates on nothing: there is nothing to make")
-    return SURGEONS[name](env, seed)
+    options = dict(options or {})
+    _check_options(name, options)
+    return SURGEONS[name](env, seed, **options)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a surgeon has not, and the lack of one that it must have."""
+    parameters = inspect.signature(SURGEONS[name]).parameters.values()
+    own = {p.name: p for p in parameters if p.kind == p.KEYWORD_ONLY}
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)  # and checks them itself
+    for option in options:
+        if not takes_any or option in ("env", "seed"):
+            check_choice(f"{name} option", option, own)
+    for option, parameter in own.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"surgeon {name!r} must be given the option {option!r}, got none")
+
+
+def save_surgeon(
+    surgeon: Surgeon,
+    folder: str | Path,
+    name: str,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what a surgeon learned, and what it takes to make it again, into an existing folder.
+
+    Args:
+        surgeon: to be saved.
+        folder: where to.
+        name: it was made with.
+        seed: it was made with.
+        options: it was made with; JSON must be able to hold them.
+    """
+    folder = Path(folder)
+    about = json.dumps({"surgeon": name, "seed": seed, "options": dict(options or {})})
+    surgeon.save(folder)
+    (folder / ABOUT).write_text(about + "\n", encoding="utf-8")
+
+
+def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:
+    """Make a saved surgeon again; it goes on learning where it was, in a new environment.
+
+    Args:
+        folder: that :func:`save_surgeon` wrote, such as a run's ``checkpoints/final``. The networks
+            of Stable-Baselines3 are unpickled from it: open only folders that you trust.
+        env: where it operates, of the same observations and actions.
+
+    Raises:
+        ValueError: if there is no surgeon in the folder.
+    """
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        raise ValueError(f"folder must hold a saved surgeon's {ABOUT}, got {str(folder)!r}")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    surgeon = make_surgeon(about["surgeon"], env, about["seed"], about["options"])
+    surgeon.load(path.parent)
+    return surgeon

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 
 class OperationRecord(NamedTuple):
@@ -46,18 +47,26 @@ class Surgeon(Protocol):
     def operate(self, n_operations: int) -> list[OperationRecord]:
         """Perform so many whole operations on every row, beginning afresh, and learn from them.
 
-        A row whose patient flatlines goes on with the next operation at once; what of that is
-        unfinished at the end is learned from too, but leaves no record.
+        Or more, where what is learned from them needs more. A row whose patient flatlines goes on
+        with the next operation at once; what of that is unfinished at the end is learned from too,
+        but leaves no record.
         """
 
-    def act(self, observations: FloatArray) -> FloatArray:
-        """Return the deterministic actions (N, A) for observations (N, O)."""
+    def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
+        """Return the deterministic actions (N, A) for observations (N, O).
+
+        Call it for every incision, and say for each row, (N,), whether its operation begins with
+        this one: a surgeon may remember.
+        """
 
     def stats(self) -> Mapping[str, float]:
         """Return what there is to say of the learning since the last call, by metric name."""
 
     def save(self, folder: Path) -> None:
         """Write what the surgeon learned into an existing folder."""
+
+    def load(self, folder: Path) -> None:
+        """Take over what a surgeon of the same name, seed and options wrote."""
 
 
 class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):

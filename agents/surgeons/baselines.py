@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.surgeons.base import (
+    BoolArray,
     FloatArray,
     OperationRecord,
     OperationRecorder,
@@ -30,11 +31,14 @@ class ZeroSurgeon:
         """Perform so many whole operations on every row."""
         observations, _ = self._env.reset(seed=self._seed)
         self._seed = None
+        begins = np.ones(len(observations), dtype=np.bool_)
         for _ in range(n_operations * self._n_incisions):
-            observations, *_ = self._env.step(self.act(observations))
+            actions = self.act(observations, begins)
+            observations, _, terminated, truncated, _ = self._env.step(actions)
+            begins = terminated | truncated
         return self._env.collect()
 
-    def act(self, observations: FloatArray) -> FloatArray:
+    def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         """Return zeros."""
         return np.zeros((len(observations), self._n_coefficients), np.float32)
 
@@ -45,6 +49,9 @@ class ZeroSurgeon:
     def save(self, folder: Path) -> None:
         """Write nothing: there is nothing learned."""
 
+    def load(self, folder: Path) -> None:
+        """Read nothing."""
+
 
 class RandomSurgeon(ZeroSurgeon):
     """Draws every action uniformly from [-1, 1]."""
@@ -54,6 +61,7 @@ class RandomSurgeon(ZeroSurgeon):
         super().__init__(env, seed)
         self._rng = np.random.default_rng(seed)
 
-    def act(self, observations: FloatArray) -> FloatArray:
+    def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         """Return new draws, whatever the observations."""
-        return self._rng.uniform(-1.0, 1.0, super().act(observations).shape).astype(np.float32)
+        shape = (len(observations), self._n_coefficients)
+        return self._rng.uniform(-1.0, 1.0, shape).astype(np.float32)

@@ -83,6 +83,8 @@ class Generation(NamedTuple):
     """(B, N) log-probability of each new token when it was sampled, nats."""
     distributions: Tensor | None
     """(B, N, V) log-probabilities of all tokens at each new position, or None if not asked for."""
+    entropies: Tensor | None = None
+    """(B, N) entropy of each new position's distribution, nats, or None if not asked for."""
 
 
 def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
@@ -127,6 +129,7 @@ def generate(
     *,
     temperature: float = 1.0,
     return_distributions: bool = False,
+    return_entropies: bool = False,
     use_cache: bool = True,
 ) -> Generation:
     """Let the model continue every prompt by one token per column of uniforms.
@@ -139,11 +142,12 @@ def generate(
         uniforms: (B, N) in [0, 1): one draw for each new token.
         temperature: divides the logits, > 0; the log-probabilities are the tempered policy's.
         return_distributions: also return every new position's full distribution.
+        return_entropies: also return their entropies, which takes the memory of one position.
         use_cache: False reads the whole window again for every token: slow, and the oracle
             that the cached path is tested against.
 
     Returns:
-        The tokens, their log-probabilities and, if asked, the distributions.
+        The tokens, their log-probabilities and, if asked, the distributions and entropies.
 
     Raises:
         ValueError: if a shape or the temperature is out of range.
@@ -156,7 +160,7 @@ def generate(
     start = 0 if n_prompt <= model.context else n_prompt - keep  # of the window
     # No wider than needed: the keys of one row then lie closer to those of the next.
     cache = model.new_cache(n_rows, n_total - 1) if use_cache else None
-    log_probs, distributions = [], []
+    log_probs, distributions, entropies = [], [], []
 
     logits = model(tokens[:, start:n_prompt], cache)[:, -1]  # (B, V)
     for position in range(n_prompt, n_total):
@@ -167,6 +171,8 @@ def generate(
         log_probs.append(policy.gather(1, token)[:, 0])
         if return_distributions:
             distributions.append(policy)
+        if return_entropies:
+            entropies.append(torch.special.entr(policy.exp()).sum(-1))  # nothing where p is zero
         # 2) read on: the newest token, or the whole window where nothing of it is cached
         stop = position + 1
         if stop == n_total:
@@ -182,4 +188,5 @@ def generate(
         tokens,
         torch.stack(log_probs, dim=1),
         torch.stack(distributions, dim=1) if return_distributions else None,
+        torch.stack(entropies, dim=1) if return_entropies else None,
     )

@@ -215,6 +215,11 @@ class GPT(nn.Module):
         """Longest window the model can read, tokens."""
         return self.config.context
 
+    @property
+    def vocab_size(self) -> int:
+        """Logits at every position, V."""
+        return self.config.vocab_size
+
     def new_cache(self, n_rows: int, n_positions: int | None = None) -> KVCache:
         """Return an empty cache, on the model's device and in its dtype.
 

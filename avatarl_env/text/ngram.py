@@ -10,21 +10,19 @@ Goodman 1998, Harvard TR-10-98):
 
 A context that was never followed by anything has ``p_k = p_{k-1}``.
 
-The counts form a tree of n-grams. The ``k``-grams seen are numbered from 0, a ``k+1``-gram is found
-under the key ``number of its first k tokens * V + last token``, and its own number is the place of
-that key among all sorted keys. So keys stay below ``(tokens counted) * V`` for every order, memory
-is proportional to the n-grams seen, and what followed one context is one contiguous range.
+How the counts are kept is told in `avatarl_env.text.levels`.
 
 Shapes: ``B`` rows, ``T`` tokens a row, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from avatarl_env.text.levels import Level, count_level, ready_distributions
 
 _IntArray = npt.NDArray[np.int64]
 _FloatArray = npt.NDArray[np.float64]
@@ -49,36 +47,6 @@ class ReferenceMetrics(NamedTuple):
     entropy: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Level:
-    """What was seen after the contexts of one length.
-
-    Contexts and n-grams that were never seen have the number -1. The arrays marked with +1 end in
-    an entry for them (share 0, length 0, back-off 1), which is the one that index -1 picks.
-
-    Attributes:
-        keys: ``(E,)`` sorted, ``context * V + follower``.
-        followers: ``(E,)`` the last token of each n-gram.
-        shares: ``(E+1,)`` ``c(h, a) / (c(h) + N(h))``.
-        starts: ``(C+1,)`` where the n-grams of a context begin.
-        lengths: ``(C+1,)`` how many there are, ``N(h)``.
-        backoffs: ``(C+1,)`` ``N(h) / (c(h) + N(h))``, the weight of the shorter context.
-    """
-
-    keys: _IntArray
-    followers: _IntArray
-    shares: _FloatArray
-    starts: _IntArray
-    lengths: _IntArray
-    backoffs: _FloatArray
-
-    def find(self, contexts: _IntArray, tokens: _IntArray, vocab_size: int) -> _IntArray:
-        """Number the n-grams ``context + token`` (any shape); -1 where one was never seen."""
-        wanted = contexts * vocab_size + tokens  # negative, so never found, if the context is -1
-        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[places] == wanted, places, -1)
-
-
 class NGramReference:
     """An interpolated Witten-Bell n-gram model over token ids.
 
@@ -90,13 +58,13 @@ class NGramReference:
         order: Longest n-gram counted; contexts have up to ``order - 1`` tokens.
     """
 
-    def __init__(self, levels: tuple[_Level, ...], vocab_size: int) -> None:
+    def __init__(self, levels: tuple[Level, ...], vocab_size: int) -> None:
         self.vocab_size: int = vocab_size
         self.order: int = len(levels)
-        self._levels: tuple[_Level, ...] = levels
-        # Every prediction begins with the same order-1 distribution: spread it over V just once.
-        self._unigram: _FloatArray = np.full((1, vocab_size), levels[0].backoffs[0] / vocab_size)
-        self._unigram[0, levels[0].followers] += levels[0].shares[:-1]
+        self._levels: tuple[Level, ...] = levels
+        self._ready: _FloatArray
+        self._first_ready: list[int]
+        self._ready, self._first_ready = ready_distributions(levels, vocab_size)
 
     @classmethod
     def fit(cls, tokens: npt.ArrayLike, vocab_size: int, order: int = 5) -> NGramReference:
@@ -120,11 +88,11 @@ class NGramReference:
         text = _checked_tokens(tokens, vocab_size, n_dims=1)
         if len(text) < order:
             raise ValueError(f"tokens must hold at least order = {order} tokens, got {len(text)}")
-        levels: list[_Level] = []
+        levels: list[Level] = []
         grams, n_grams = np.zeros(len(text), dtype=np.int64), 1  # the empty context, everywhere
         for length in range(order):
             keys = grams[: len(text) - length] * vocab_size + text[length:]
-            level, grams = _count_level(keys, n_grams, vocab_size)
+            level, grams = count_level(keys, n_grams, vocab_size)
             n_grams = len(level.keys)
             levels.append(level)
         return cls(tuple(levels), vocab_size)
@@ -210,9 +178,14 @@ class NGramReference:
         """Return the distributions of `next_log_probs` as probabilities, ``(B*(T-first), V)``."""
         shape = (rows.shape[0], rows.shape[1] - first)
         grams = self._number_grams(rows, self.order - 1)
-        probs = np.repeat(self._unigram, shape[0] * shape[1], axis=0)
+        # Begin with what is kept ready after the longest context that was seen.
+        places = np.zeros(shape, dtype=np.int64)
+        for length, begin in enumerate(self._first_ready):
+            contexts = _starting_before(grams[length], length, first, shape)
+            places = np.where(contexts >= 0, begin + contexts, places)
+        probs = self._ready[places.ravel()]
         cells = probs.reshape(-1)  # a view
-        for length in range(1, self.order):
+        for length in range(len(self._first_ready), self.order):
             level = self._levels[length]
             contexts = _starting_before(grams[length], length, first, shape).ravel()
             probs *= level.backoffs[contexts, None]
@@ -246,50 +219,6 @@ class NGramReference:
             raise ValueError(f"first must lie in [0, {rows.shape[1]}), got {first}")
         unused = max(0, first - (self.order - 1))
         return rows[:, unused:], first - unused
-
-
-def _count_level(keys: _IntArray, n_contexts: int, vocab_size: int) -> tuple[_Level, _IntArray]:
-    """Count the n-grams of one length.
-
-    Args:
-        keys: ``(P,)`` the key of the n-gram that starts at each position.
-        n_contexts: How many contexts (n-grams one shorter) there are.
-        vocab_size: ``V``.
-
-    Returns:
-        The level, and for each position the number of its n-gram, ``(P,)``.
-    """
-    unique_keys, numbers, counts = _tally(keys, n_contexts * vocab_size)
-    contexts, followers = np.divmod(unique_keys, vocab_size)
-    lengths = np.bincount(contexts, minlength=n_contexts)
-    totals = np.bincount(contexts, weights=counts, minlength=n_contexts) + lengths
-    # The text's last tokens may be a context that nothing follows: all weight to the shorter one.
-    backoffs = np.divide(lengths, totals, out=np.ones(n_contexts), where=totals > 0)
-    level = _Level(
-        keys=unique_keys,
-        followers=followers,
-        shares=np.append(counts / totals[contexts], 0.0),
-        starts=np.append(np.cumsum(lengths) - lengths, 0),
-        lengths=np.append(lengths, 0),
-        backoffs=np.append(backoffs, 1.0),
-    )
-    return level, numbers
-
-
-def _tally(keys: _IntArray, n_keys: int) -> tuple[_IntArray, _IntArray, _IntArray]:
-    """Return the sorted distinct keys, the place of each key among them, and how often each is.
-
-    Args:
-        keys: ``(P,)`` in ``[0, n_keys)``.
-        n_keys: Number of possible keys.
-    """
-    if n_keys > 4 * len(keys):
-        return np.unique(keys, return_inverse=True, return_counts=True)
-    # Few possible keys (short n-grams): a table is several times faster than sorting.
-    counts = np.bincount(keys, minlength=n_keys)
-    unique_keys = np.flatnonzero(counts)
-    places = np.cumsum(counts > 0) - 1
-    return unique_keys, places[keys], counts[unique_keys]
 
 
 def _starting_before(

@@ -18,11 +18,13 @@ def in_place_gain(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def quick_sac(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the SAC of the table learn early and cheaply."""
-    sac = ALGORITHMS["sac"]
-    quick = sac._replace(options={**sac.options, **QUICK_SAC})
-    monkeypatch.setitem(ALGORITHMS, "sac", quick)
+def quick_surgeons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the algorithms of the table learn early and cheaply."""
+    for name, algorithm in ALGORITHMS.items():
+        quick = {key: value for key, value in QUICK_SAC.items() if key in algorithm.options}
+        monkeypatch.setitem(
+            ALGORITHMS, name, algorithm._replace(options={**algorithm.options, **quick})
+        )
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_an_update_makes_the_operation_under_way_stale() -> None:
             other.commit(0)
 
 
-@pytest.mark.usefixtures("quick_sac")
+@pytest.mark.usefixtures("quick_surgeons")
 @pytest.mark.parametrize("name", ["sac", "random", "zero"])
 def test_rounds_between_updates_are_paid_for_their_own_work_only(name: str) -> None:
     env, notes = small_env(), Notes()
@@ -203,7 +203,7 @@ def whole_run(surgeon: str | None, policy: str) -> tuple[list[Tensor], list[GRPO
     return everything(whole.learner), notes.stats
 
 
-@pytest.mark.usefixtures("quick_sac")
+@pytest.mark.usefixtures("quick_surgeons")
 @pytest.mark.parametrize(
     ("surgeon", "policy"),
     [("zero", "probe"), ("zero", "if_better"), ("random", "probe"), ("sac", "probe")],
@@ -218,7 +218,7 @@ def test_model_and_optimizer_are_bit_identical_to_a_run_without_a_surgeon(
     assert stats_with_surgeon == stats
 
 
-@pytest.mark.usefixtures("quick_sac")
+@pytest.mark.usefixtures("quick_surgeons")
 def test_that_comparison_would_notice_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     yes = Judgement(BETTER, BETTER)
     monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: yes)
@@ -227,7 +227,7 @@ def test_that_comparison_would_notice_a_commit(monkeypatch: pytest.MonkeyPatch) 
     assert not same(state, expected)
 
 
-@pytest.mark.usefixtures("quick_sac")
+@pytest.mark.usefixtures("quick_surgeons")
 def test_a_whole_curriculum_leaves_the_global_generators_alone() -> None:
     before = global_random_states()
     whole_run("sac", "if_better")
@@ -403,9 +403,9 @@ class Divided(ScriptedSurgeon):
         super().__init__(env, 0.0)
         self._trying = trying
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, begins: np.ndarray) -> np.ndarray:
         n_rows = len(observations)
-        return self._trying if n_rows == len(self._trying) else super().act(observations)
+        return self._trying if n_rows == len(self._trying) else super().act(observations, begins)
 
 
 def test_a_row_that_flatlines_does_not_hide_one_that_lives(
@@ -426,7 +426,7 @@ def test_a_row_that_flatlines_does_not_hide_one_that_lives(
     assert same(everything(whole.learner), before)
 
 
-@pytest.mark.usefixtures("quick_sac")
+@pytest.mark.usefixtures("quick_surgeons")
 @pytest.mark.parametrize("name", ["sac", "random"])
 def test_trying_disturbs_nothing_of_the_surgeons_own_environment(name: str) -> None:
     def practice(commits: bool) -> list[tuple[float, list[float]]]:

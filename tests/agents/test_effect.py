@@ -75,9 +75,9 @@ def test_the_seed_decides_the_prompts_that_the_surgeon_is_shown() -> None:
     seen: list[list[list[float]]] = []
 
     class Watching(ScriptedSurgeon):
-        def act(self, observations: np.ndarray) -> np.ndarray:
+        def act(self, observations: np.ndarray, begins: np.ndarray) -> np.ndarray:
             seen.append(observations.tolist())
-            return super().act(observations)
+            return super().act(observations, begins)
 
     for seed in (5, 5, 6):
         final_operations(Watching(env, 0.1), env, seed)

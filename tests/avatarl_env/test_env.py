@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -548,7 +549,13 @@ def test_lists_and_tensors_are_actions_too() -> None:
         ({"split": "test"}, "split must be one of .* got 'test'"),
         ({"n_new": 57}, r"must fit the model's context of 64, got 8 \+ 57"),
         ({"n_incisions": 1}, r"n_incisions \* step_size must be at least 1"),
-        ({"injury": -1.0}, "injury must be finite and not negative, got -1.0"),
+        ({"injury": -1.0}, r"injury must be a half-width in \[0, 1\] or .*, got -1.0"),
+        ({"injury": 1.5}, r"injury must be .* in \[-1, 1\], as far as coefficients reach, got 1.5"),
+        (
+            {"injury": [0.5] * 3},
+            r"injury must be one number for each of the 4 coef.*, got 3: ",
+        ),
+        ({"injury": [0, 0, 0, 2]}, r"injury must be .*, got \[0, 0, 0, 2\]"),
         ({"render_mode": "human"}, "render_mode must be None or"),
         ({"dtype": "float8"}, "dtype must be one of .* got 'float8'"),
         ({"device": "tpu9"}, "device must be one of torch's, got 'tpu9'"),
@@ -713,17 +720,71 @@ def test_the_injury_is_hidden() -> None:
 
 
 def test_injuries_are_spread_over_their_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = tiny_env(injury=2.0)
+    env = tiny_env(injury=1.0)
     env.reset(seed=0)
     reading = env._episode.baseline
-    monkeypatch.setattr(Patient, "_evaluate", lambda *_: [reading])
+    monkeypatch.setattr(Patient, "_evaluate", lambda *_, **__: [reading])
     drawn = []
     for _ in range(50):
         env.reset()
         drawn.append(env._episode.injury)
     sizes = np.abs(drawn)
-    assert 1.9 < sizes.max() <= 2.0
-    assert sizes.mean() == pytest.approx(1.0, abs=0.13)  # three standard errors of 200
+    assert 0.95 < sizes.max() <= 1.0
+    assert sizes.mean() == pytest.approx(0.5, abs=0.065)  # three standard errors of 200
+
+
+GIVEN = [0.5, -0.25, 0.0, 0.75]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_a_given_injury_is_that_of_every_operation(kind: Callable[[Any], Any]) -> None:
+    env, healthy = tiny_env(injury=kind(GIVEN), n_incisions=1, step_size=1.0), tiny_env()
+    assert env.config.injury == tuple(GIVEN)
+    for seed in range(2):
+        _, start = env.reset(seed=seed)
+        _, reference = healthy.reset(seed=seed)  # the same prompts and dice
+        assert env._episode.injury.tolist() == GIVEN
+        assert start["score"] != reference["score"]
+        *_, info = env.step(-np.array(GIVEN, np.float32))
+        assert info["score"] == pytest.approx(reference["score"], abs=1e-4)
+        assert info["lost_score"] == reference["score"] - start["score"]
+
+
+def test_a_given_injury_of_nothing_is_none() -> None:
+    env, healthy = tiny_env(injury=[0.0] * 4), tiny_env()
+    assert equal(env.reset(seed=0), healthy.reset(seed=0))
+    assert env.patient.forward_tokens == healthy.patient.forward_tokens
+    assert equal(operate(env, actions(4)), operate(healthy, actions(4)))
+
+
+def test_a_given_injury_cannot_be_changed_from_outside() -> None:
+    env = tiny_env(injury=GIVEN)
+    env.reset(seed=0)
+    env._episode.injury[:] = 9.0
+    env.reset()
+    assert env._episode.injury.tolist() == GIVEN
+
+
+def test_prompts_are_the_same_whatever_the_injury() -> None:
+    """Also those of later operations."""
+    envs = [tiny_env(injury=injury) for injury in (0.0, 0.5, GIVEN)]
+    for seed in (0, None, None):
+        drawn = set()
+        for env in envs:
+            env.reset(seed=seed)
+            drawn.add(env._episode.prompts.tokens.tobytes())
+            drawn.add(env._episode.prompts.uniforms.tobytes())
+        assert len(drawn) == 2
+
+
+def test_random_injuries_are_drawn_as_ever() -> None:
+    env = tiny_env(injury=0.5)
+    env.reset(seed=3)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(3)))
+    n_windows = len(env.patient.splits["surgeon"]) - 8 + 1
+    rng.integers(0, n_windows, size=32)
+    rng.random((32, 4), dtype=np.float32)
+    assert env._episode.injury.tolist() == rng.uniform(-0.5, 0.5, 4).tolist()
 
 
 def test_no_injury_loses_nothing_and_costs_one_evaluation() -> None:
@@ -740,8 +801,8 @@ def test_flatline_bounds_span_the_healthy_and_the_injured_model(
     entropies = iter([4.0, 1.0, 0.51, 5.99, 6.01])
     evaluate = Patient._evaluate
 
-    def evaluate_as_told(self: Patient, prompts: Any) -> list[Evaluation]:
-        (reading,) = evaluate(self, prompts)
+    def evaluate_as_told(self: Patient, prompts: Any, **keywords: Any) -> list[Evaluation]:
+        (reading,) = evaluate(self, prompts, **keywords)
         terms = reading.terms | {"entropy": next(entropies), "collision_l2": 0.0}
         return [reading._replace(terms=terms)]
 
@@ -849,7 +910,7 @@ def test_what_the_caller_changes_is_what_the_next_operation_sees() -> None:
 
 def test_an_unknown_render_mode_is_an_error_that_stable_baselines3_can_do_without() -> None:
     with pytest.raises(TypeError, match="render_mode must be None or one of"):
-        tiny_env(render_mode="rgb_array")
+        tiny_env(render_mode="depth_array")
 
 
 def test_a_live_model_may_name_its_corpus(tmp_path: Path) -> None:

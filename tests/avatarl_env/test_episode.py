@@ -273,8 +273,15 @@ def test_info_shares_nothing_with_the_episode() -> None:
         ({"step_size": -1.0}, "step_size must be finite and not negative, got -1.0"),
         ({"step_size": math.inf}, "step_size must be finite and not negative, got inf"),
         ({"step_size": math.nan}, "step_size must be finite and not negative, got nan"),
-        ({"injury": -0.1}, "injury must be finite and not negative, got -0.1"),
-        ({"injury": math.nan}, "injury must be finite and not negative, got nan"),
+        ({"injury": -0.1}, r"injury must be a half-width in \[0, 1\] or a sequence of .* got -0.1"),
+        ({"injury": 1.01}, "injury must be .*, as far as coefficients reach, got 1.01"),
+        ({"injury": math.nan}, "injury must be .*, got nan"),
+        ({"injury": [0.5, math.nan]}, r"injury must be .*, got \[0.5, nan\]"),
+        ({"injury": (0.5, -1.5)}, r"injury must be .*, got \(0.5, -1.5\)"),
+        ({"injury": []}, r"injury must be .*, got \[\]"),
+        ({"injury": "11"}, "injury must be .*, got '11'"),
+        ({"injury": [[0.5]]}, r"injury must be .*, got \[\[0.5\]\]"),
+        ({"injury": None}, "injury must be .*, got None"),
         ({"flatline_penalty": -1.0}, "flatline_penalty must be finite and not negative, got -1"),
         ({"flatline_penalty": math.inf}, "flatline_penalty must be finite"),
         ({"split": "trian"}, "split must be one of .* got 'trian', did you mean 'train'?"),
@@ -283,6 +290,36 @@ def test_info_shares_nothing_with_the_episode() -> None:
 def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         OperationConfig(**rules)
+
+
+@pytest.mark.parametrize(
+    ("injury", "kept", "injures"),
+    [
+        (0, 0, False),
+        (0.5, 0.5, True),
+        (1, 1, True),
+        ([0, -1, 0.5], (0.0, -1.0, 0.5), True),
+        (np.array([0.25, 0.5]), (0.25, 0.5), True),
+        ([0.0, 0.0], (0.0, 0.0), False),
+    ],
+)
+def test_an_injury_is_a_half_width_or_is_given(injury: Any, kept: Any, injures: bool) -> None:
+    config = OperationConfig(injury=injury)
+    assert config.injury == kept
+    assert type(config.injury) is type(kept)
+    assert config.injures is injures
+    assert hash(config) == hash(OperationConfig(injury=kept))
+
+
+def test_scores_are_remembered_incision_by_incision() -> None:
+    episode = begin(reading(kl_ref=-1.0))
+    assert (episode.scores, episode.flatline) == ((-1.0,), "")
+    before = episode.scores
+    incise(episode, [0.5, 0.5], reading(kl_ref=-0.75))
+    incise(episode, [0.5, 0.5], reading(kl_ref=-0.5, entropy=0.1))
+    assert episode.scores == (-1.0, -0.75, -0.5)
+    assert episode.flatline == "entropy 0.100 outside [1.000, 3.000] nats"
+    assert before == (-1.0,)
 
 
 def test_least_rules_are_accepted() -> None:

@@ -129,6 +129,7 @@ def test_import_alone_loads_nothing_heavy() -> None:
     program = """
 import sys, avatarl_env
 heavy = {"torch", "transformers", "stable_baselines3", "wandb", "plotly", "scipy", "requests"}
+heavy.add("matplotlib")
 print(sorted(heavy & set(sys.modules)))
 """
     assert run_python(program) == "[]"
@@ -155,6 +156,7 @@ assert states() == before
 from avatarl_env import *
 assert type(env.unwrapped) is AttentionSurgeryEnv
 heavy = {{"transformers", "stable_baselines3", "wandb", "plotly", "scipy", "requests", "agents"}}
+heavy.add("matplotlib")
 print(len(observation), len(info["score_terms"]), sorted(heavy & set(sys.modules)))
 """
     assert run_python(program, path=(tmp_path,)) == "36 6 []"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import avatarl_env.patient
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
+from avatarl_env.scoring import Writing, measure_terms
 from avatarl_env.surgery import HeadGain, Operator, SurgicalTheater, make_operator
 from avatarl_env.text.corpus import Corpus
 from tests.fakes import bits, fingerprint, tiny_gpt
@@ -363,6 +364,21 @@ def test_many_operations_read_as_one_by_one(
     assert count_hooks(patient.model) == 1  # the test's
 
 
+@pytest.mark.parametrize("at_once", [1, 8, 256])
+def test_terms_are_to_the_last_bit_those_of_each_operation_alone(
+    at_once: int, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Terms of many operations are measured together; one by one is what they have to equal."""
+    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
+    for evaluation in patient.evaluate_many(*many(patient, "head_gain")):
+        writing = evaluation.writing
+        assert evaluation.terms == measure_terms(writing, patient.reference)
+        plain = Writing(
+            writing.tokens, writing.n_prompt, writing.distributions, writing.prompt_loss
+        )
+        assert evaluation.terms == measure_terms(plain, patient.reference)  # one character each
+
+
 @pytest.mark.parametrize(("name", "options"), OPERATIONS)
 def test_operations_at_zero_read_the_same_to_the_last_bit(
     name: str, options: dict[str, Any], patient: Patient
@@ -526,6 +542,20 @@ def test_losses_equal_naive_ones_under_each_operation(
     assert fingerprint(patient.model) == before
     assert patient.model.training
     assert count_hooks(patient.model) == 1  # the test's
+
+
+@pytest.mark.parametrize("name", [None, "head_gain"])
+def test_many_windows_are_read_a_few_of_each_operation_at_a_time(
+    name: str | None, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, operator, coefficients = many(patient, name, n=2)
+    windows = patient.windows("surgeon", 10, 10, np.random.default_rng(3)).reshape(2, 5, 10)
+    expected = patient.losses(windows, operator, coefficients)
+    counts = forwarded_tokens(patient.model)
+    monkeypatch.setattr(avatarl_env.patient, "TOKENS_PER_FORWARD", 50)
+    found = patient.losses(windows, operator, coefficients)
+    assert counts == [2 * 2 * 9, 2 * 2 * 9, 2 * 1 * 9]
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_losses_of_prompts_are_those_of_an_evaluation(patient: Patient) -> None:

@@ -75,6 +75,18 @@ def test_incisions_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) ->
     assert text.endswith("\n")
 
 
+def test_scores_and_the_cause_of_death_are_shown() -> None:
+    env = tiny_env(render_mode="ansi", operator_options={"scale": 300.0})
+    _, start = env.reset(seed=1)
+    assert f"--- score: baseline, then after each incision\n{start['score']:9.4f}\n" in rendered(
+        env
+    )
+    assert "flatline" not in rendered(env)
+    *_, info = env.step(np.array([0.0, 0.0, 1.0, 1.0], dtype=np.float32))
+    assert f"{start['score']:9.4f} {info['score']:9.4f}\n" in rendered(env)
+    assert rendered(env).startswith(f"incision 1 of 4\nflatline: {info['flatline']}\n")
+
+
 def test_two_prompts_are_enough() -> None:
     env = tiny_env(render_mode="ansi", n_prompts=2)
     env.reset(seed=1)

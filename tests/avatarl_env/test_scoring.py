@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from avatarl_env.episode import COLLISION_MARGIN
 from avatarl_env.scoring import (
     BOUND,
+    MOST_TOKENS,
     TERMS,
     Array,
     Score,
@@ -25,6 +28,7 @@ from avatarl_env.scoring import (
     heldout_loss,
     interval,
     kl_ref,
+    measure_rows,
     measure_terms,
     ref_loglik,
 )
@@ -334,6 +338,131 @@ def test_a_term_of_ones_own(coin: TextReference, monkeypatch: pytest.MonkeyPatch
     terms = measure_terms(writing([[0, 0, 0, 1], [1, 1, 1, 1]]), coin)
     assert terms["zeros"] == 3 / 8
     assert Score({"zeros": 2.0})(terms) == -0.75
+
+
+def test_terms_of_many_operations_at_once_are_those_of_each_to_the_last_bit(
+    tongue: TextReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What third parties measure is given the texts of one operation."""
+    seen: list[int] = []
+
+    def count(text: Writing, reference: TextReference) -> Array:
+        seen.append(len(text.tokens))
+        return np.array([float(text.tokens.sum())])
+
+    monkeypatch.setitem(TERMS, "mine", Term(count, 1.0))
+    rng = np.random.default_rng(8)
+    n_words = tongue.vocab_size
+    log_p = np.log(rng.dirichlet(np.full(n_words, 0.3), size=(12, 7)))
+    log_p[3, 2] = math.nan
+    log_p[5, 1, 4] = -math.inf
+    new = rng.integers(0, n_words, (12, 7))
+    text = writing(new, log_p, rng.random(12), n_words)
+    rows = measure_rows(text, tongue)
+    assert rows.keys() == {"kl_ref", "heldout_loss", "ref_loglik", "entropy"}
+    assert not seen
+    for i, part in enumerate(text.split(3)):
+        known = {name: values[4 * i : 4 * i + 4] for name, values in rows.items()}
+        assert measure_terms(part, tongue, known) == measure_terms(part, tongue)
+    assert seen == [4] * 6
+
+
+def test_a_measure_by_row_is_given_all_rows_at_once(
+    coin: TextReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zeros(text: Writing, reference: TextReference) -> Array:
+        return (text.new_tokens == 0).mean(axis=1)
+
+    monkeypatch.setitem(TERMS, "zeros", Term(zeros, 1.0, by_row=True))
+    rows = measure_rows(writing([[0, 0, 0, 1], [1, 1, 1, 1]]), coin)
+    assert rows["zeros"].tolist() == [0.75, 0.0]
+
+
+# --- large vocabularies --------------------------------------------------------------------------
+
+
+def frugal(new: object, log_probs: object, entropies: object, **keywords: object) -> Writing:
+    """Return a writing without distributions."""
+    return dataclasses.replace(
+        writing(new),
+        distributions=None,
+        log_probs=np.asarray(log_probs, dtype=float),
+        entropies=np.asarray(entropies, dtype=float),
+        **keywords,
+    )
+
+
+def test_kl_ref_is_the_sampled_log_ratio_where_no_distributions_are_kept(
+    coin: TextReference,
+) -> None:
+    """q = (2/3, 1/3)."""
+    text = frugal([[0, 1], [1, 1]], [logs(0.5, 0.5), logs(0.9, 0.1)], np.ones((2, 2)))
+    expected = [math.log(8 / 9) / 2, math.log(1 / 3 / 0.9 * (1 / 3 / 0.1)) / 2]
+    assert kl_ref(text, coin) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_sampled_log_ratio_is_the_divergence_on_average(tongue: TextReference) -> None:
+    """Every token of one position in turn, weighed by its probability."""
+    rng = np.random.default_rng(9)
+    n_words = tongue.vocab_size
+    p = rng.dirichlet(np.full(n_words, 0.5))
+    new = np.arange(n_words)[:, None]
+    prompts = np.zeros((n_words, 2), dtype=np.int64)
+    text = Writing(
+        np.concatenate([prompts, new], axis=1), 2, None, np.ones(n_words), np.log(p)[:, None]
+    )
+    whole = writing([[0]], np.log(p), vocab_size=n_words)
+    assert kl_ref(text, tongue) @ p == pytest.approx(kl_ref(whole, tongue)[0], abs=1e-6)
+
+
+def test_entropy_is_what_was_measured_while_writing(coin: TextReference) -> None:
+    text = frugal([[0, 1], [1, 1]], np.zeros((2, 2)), [[1.0, 2.0], [0.5, 0.0]])
+    assert entropy(text, coin).tolist() == [1.5, 0.25]
+
+
+def test_nats_are_divided_by_pooled_characters(coin: TextReference) -> None:
+    text = frugal(
+        [[0, 1], [1, 1]], np.zeros((2, 2)), [[1.0, 2.0], [0.5, 0.0]], pooled=np.array([4.0, 4.0])
+    )
+    assert entropy(text, coin).tolist() == [0.75, 0.125]
+    expected = [math.log(2 / 9) / 4, math.log(1 / 9) / 4]
+    for measure in (kl_ref, ref_loglik):
+        assert measure(text, coin) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("field", ["log_probs", "entropies", "prompt_loss"])
+def test_a_single_number_that_is_none_is_noticed(field: str) -> None:
+    text = frugal([[0, 1], [1, 1]], np.zeros((2, 2)), np.zeros((2, 2)))
+    assert text.is_finite
+    getattr(text, field)[(1,) * getattr(text, field).ndim] = math.nan
+    assert not text.is_finite
+
+
+@pytest.mark.parametrize("vocab_size", [50_257, 55_109, 60_000, 152_064, MOST_TOKENS])
+def test_ngrams_of_large_vocabularies_are_told_apart(vocab_size: int) -> None:
+    """``V ** 4`` is beyond 63 bits from 55,109 tokens on; 2**21 wraps round to zero."""
+    reference = TextReference(np.arange(5), vocab_size)
+    last = vocab_size - 1
+    rows = [[last - 4, 1, 2, 3], [last, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [last, 1, 2, 4]]
+    assert distinct(writing(rows), reference).tolist() == [4 / 5]
+    rows = [[last - 4, 1, 2, 3], [last, 1, 2, 4], [0, 1, 2, 3], [last, 0, 3, 4], [0, 7, 8, 9]]
+    trigrams = Counter(tuple(row[i : i + 3]) for row in rows for i in range(2))
+    seen = [trigrams[i, i + 1, i + 2] for i in range(3)]  # 012, 123, 234: a third each
+    pairs = sum(n * (n - 1) for n in trigrams.values())
+    collision = 1000 * (pairs / 90 - 2 * sum(seen) / 30 + 1 / 3)
+    assert reference.trigram_distance(np.array(rows)) == pytest.approx(collision)
+
+
+def test_ngrams_that_agree_modulo_a_power_of_two_are_different() -> None:
+    """2**16 tokens to the fourth power are 2**64: the first token would drop out."""
+    reference = TextReference(np.arange(5), 2**16)
+    rows = [[first, 1, 2, 3] for first in range(8)]
+    assert distinct(writing(rows), reference).tolist() == [1.0]
+
+
+def test_a_vocabulary_beyond_all_bounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="vocab_size must be at most 2097152, got 2097153"):
+        TextReference(np.arange(5), MOST_TOKENS + 1)
 
 
 # --- Score ---------------------------------------------------------------------------------------

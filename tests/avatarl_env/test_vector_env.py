@@ -267,6 +267,7 @@ def test_closing_twice_is_no_error() -> None:
     ("keywords", "limit"),
     [
         ({}, None),
+        ({"injury": [0.5, -0.5, 0.25, 0.0]}, None),
         ({"injury": 0.5, "n_incisions": 5, "n_prompts": 3}, 3),
         ({"operator": "spectral_bands", "operator_options": {"n_bands": 2}}, None),
     ],

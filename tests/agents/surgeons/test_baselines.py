@@ -9,6 +9,7 @@ import pytest
 from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
 from tests.training_runs import (
     ToyOperations,
+    first_actions,
     small_env,
 )
 
@@ -53,7 +54,7 @@ def test_a_round_begins_afresh_and_goes_on_with_the_dice() -> None:
 
 def test_random_actions_fill_the_whole_range_evenly() -> None:
     surgeon = RandomSurgeon(toys(1.0), 0)
-    drawn = surgeon.act(np.zeros((2000, 3), np.float32))
+    drawn = first_actions(surgeon, np.zeros((2000, 3), np.float32))
     assert drawn.shape == (2000, 2)
     assert drawn.dtype == np.float32
     assert np.abs(drawn).max() <= 1.0
@@ -66,7 +67,7 @@ def test_random_actions_fill_the_whole_range_evenly() -> None:
 
 def test_every_row_and_step_has_random_actions_of_its_own() -> None:
     surgeon = RandomSurgeon(toys(1.0), 0)
-    drawn = [surgeon.act(np.zeros((3, 3), np.float32)) for _ in range(2)]
+    drawn = [first_actions(surgeon, np.zeros((3, 3), np.float32)) for _ in range(2)]
     assert len(set(np.concatenate(drawn).ravel().tolist())) == 12
 
 
@@ -85,7 +86,7 @@ def test_random_actions_are_independent_of_the_prompts() -> None:
     surgeon = RandomSurgeon(env, 11)
     surgeon.operate(1)  # seeds the rows
     numbers = [row.np_random.uniform(-1.0, 1.0, 200).astype(np.float32) for row in env.envs]
-    actions = [surgeon.act(np.zeros((1, 3), np.float32)) for _ in range(50)]
+    actions = [first_actions(surgeon, np.zeros((1, 3), np.float32)) for _ in range(50)]
     assert set(np.concatenate(numbers).tolist()).isdisjoint(
         np.concatenate(actions).ravel().tolist()
     )

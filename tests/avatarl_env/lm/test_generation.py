@@ -190,6 +190,24 @@ def test_log_probs_and_distributions_equal_one_forward_over_the_text(
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.25, 1e-3])
+def test_entropies_are_those_of_the_distributions(temperature: float) -> None:
+    """Nothing comes from where the probability is zero, as most are at the lowest temperature."""
+    model, prompts = tiny_gpt(), some_tokens(4, 5)
+    options = {"temperature": temperature, "return_distributions": True}
+    assert generate(model, prompts, dice(4, 11), **options).entropies is None
+    written = generate(model, prompts, dice(4, 11), return_entropies=True, **options)
+    assert written.distributions is not None
+    assert written.entropies is not None
+    log_p = written.distributions.double()
+    expected = -(log_p.exp() * log_p.clamp_min(-1e9)).sum(-1)
+    torch.testing.assert_close(written.entropies.double(), expected, atol=1e-5, rtol=1e-5)
+    alone = generate(model, prompts, dice(4, 11), temperature=temperature, return_entropies=True)
+    assert alone.distributions is None
+    assert torch.equal(alone.entropies, written.entropies)
+    assert torch.equal(alone.tokens, written.tokens)
+
+
 def test_tokens_follow_the_models_frequencies() -> None:
     """Evenly spread dice for the first new token give each token its share, to one draw."""
     model = tiny_gpt()

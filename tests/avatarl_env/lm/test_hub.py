@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from avatarl_env.lm.generation import generate
-from avatarl_env.lm.hub import HubLM
+from avatarl_env.lm.hub import HubLM, HubTokenizer, is_hub_model, is_hub_tokenizer
 from tests.avatarl_env.surgery.edits import refused
+from tests.foreign import TOKENIZERS
 from tests.zoo import CONTEXT, VOCAB, ZOO, assert_same_writing, plain, shared, tokens
 
 HUB = [name for name in ZOO if name != "gpt"]
@@ -146,3 +150,38 @@ def test_the_model_is_shared_not_copied() -> None:
     assert [id(p) for p in model.parameters()] == [id(p) for p in inner.parameters()]
     assert all(name.startswith("model.") for name in model.state_dict())
     assert model.get_output_embeddings() is inner.get_output_embeddings()
+
+
+def test_logits_beyond_the_vocabulary_are_cut_off() -> None:
+    inner = shared("gpt2").model
+    assert HubLM(inner).vocab_size == VOCAB
+    model, read = HubLM(inner, vocab_size=20), tokens(2, 6)
+    assert model.vocab_size == 20
+    with torch.no_grad():
+        assert torch.equal(model(read), inner(input_ids=read).logits[..., :20])
+
+
+def test_models_and_tokenizers_of_transformers_are_known_by_their_class() -> None:
+    inner, tokenizer = shared("llama").model, TOKENIZERS["bpe"]()
+    assert is_hub_model(inner)
+    assert is_hub_tokenizer(tokenizer)
+    for other in (shared("gpt"), HubLM(inner), HubTokenizer(tokenizer), tokenizer, "llama"):
+        assert not is_hub_model(other)
+    for other in (inner, HubTokenizer(tokenizer), tokenizer.backend_tokenizer, "llama"):
+        assert not is_hub_tokenizer(other)
+
+
+def test_asking_does_not_import_transformers() -> None:
+    program = (
+        "import sys; from avatarl_env.lm.hub import is_hub_model, is_hub_tokenizer; "
+        "assert not is_hub_model(1) and not is_hub_tokenizer(1); "
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_long_text_is_encoded_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    inner = TOKENIZERS["bpe"]()
+    inner.model_max_length = 8
+    assert len(HubTokenizer(inner).encode("aeio " * 40)) > 8
+    assert not caplog.messages

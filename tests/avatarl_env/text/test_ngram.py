@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.text import ngram
+from avatarl_env.text import levels, ngram
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 
@@ -272,3 +273,46 @@ def test_reference_figures_of_tinyshakespeare(order: int, loss: float, accuracy:
     metrics = NGramReference.fit(ids[:counted], 66, order).evaluate(ids[counted:])
     assert metrics.loss == pytest.approx(loss, abs=0.001)
     assert metrics.accuracy == pytest.approx(accuracy, abs=0.001)
+
+
+# --- large vocabularies, and what is kept ready --------------------------------------------------
+
+
+def test_a_vocabulary_as_large_as_gpt2s_takes_little_time_and_memory() -> None:
+    """By hand: 9 and 50,256 in turn, 500 times each, so that p(9 | 50256) is known."""
+    vocab_size = 50_257
+    text = np.tile([9, 50_256], 500)
+    tracemalloc.start()
+    try:
+        model = NGramReference.fit(text, vocab_size, order=2)
+        log_q = model.target_log_probs([[50_256, 9, 7]], first=1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
+    unigram = (500 + 2 / vocab_size) / 1002
+    unseen = 2 / vocab_size / 1002  # 7 was never seen
+    expected = [(499 + unigram) / 500, (0 + unseen) / 501]  # after 50,256 and after 9
+    assert log_q[0] == pytest.approx(np.log(expected), rel=1e-6)
+    whole = model.next_log_probs([[50_256, 9, 7]], first=1)
+    assert whole.shape == (1, 2, vocab_size)
+    assert whole[0, [0, 1], [9, 7]] == pytest.approx(log_q[0], rel=1e-6)
+    assert np.exp(whole.astype(np.float64)).sum(-1) == pytest.approx(np.ones((1, 2)), abs=1e-5)
+    assert model.evaluate(text[:50]).loss == pytest.approx(
+        -float(model.target_log_probs(text[None, :50]).mean()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("kept", [1, 12, 13 * 12, 80 * 12, 10**7])
+def test_what_is_kept_ready_changes_no_bit(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    text = rng.integers(0, 12, 3000) * rng.integers(0, 2, 3000)
+    rows = rng.integers(0, 12, (5, 20))
+    rows[:3] = text[2000:2060].reshape(3, 20)
+    monkeypatch.setattr(levels, "_CELLS_KEPT", 0)
+    bare = NGramReference.fit(text[:2000], 12)
+    monkeypatch.setattr(levels, "_CELLS_KEPT", kept)
+    model = NGramReference.fit(text[:2000], 12)
+    assert len(model._first_ready) == {1: 1, 12: 1, 13 * 12: 2, 80 * 12: 2}.get(kept, 5)
+    for first in (0, 1, 2, 3, 4, 5, 19):
+        assert np.array_equal(model.next_log_probs(rows, first), bare.next_log_probs(rows, first))

@@ -1,0 +1,171 @@
+"""Is a record true: an operation performed again, and its return computed in a second way."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from avatarl_env.episode import Episode
+from avatarl_env.lm.generation import generate
+from avatarl_env.lm.reading import eval_mode
+from avatarl_env.material import as_writing
+from avatarl_env.observation import Vitals
+from avatarl_env.patient import Evaluation, Patient, Prompts
+from avatarl_env.scoring import measure_terms
+from avatarl_env.surgery import Operator, SurgicalTheater
+from avatarl_env.task import SurgeryTask
+
+TOLERANCE = 1e-3
+"""Of returns, in the score's unit: above float32's rounding, and below what is worth a claim."""
+_NO_VITALS = Vitals(*np.zeros((3, 0), dtype=np.float32))
+
+
+class Validation(NamedTuple):
+    """What became of a record."""
+
+    total: float
+    """Return of the operation performed again."""
+    recomputed: float
+    """The same without a hook or an overlay, the weights edited in place, and without a cache:
+    every window read anew for every token. (In half precision with one: other texts come out
+    without it.)"""
+    agrees: bool
+    """Whether the two agree, and with the claim, if there was one."""
+    reason: str
+    """Why not, or nothing."""
+
+
+def validate(
+    task: SurgeryTask,
+    actions: ArrayLike,
+    seed: int,
+    total: float | None = None,
+    tolerance: float = TOLERANCE,
+) -> Validation:
+    """Perform the operation of a seed and some actions again; see what it returns.
+
+    On another processor, or as a row beside others, numbers differ by rounding, and a die that
+    falls on the boundary between two tokens can then change a text: a claim that is off by little
+    more than the tolerance deserves a second look.
+
+    Args:
+        task: with the patient as it was when the claim was made; its model is left as it is.
+        actions: (n, A) of one whole operation.
+        seed: what ``reset`` was given.
+        total: the return that is claimed; None to learn it.
+        tolerance: most that returns may differ, >= 0.
+
+    Raises:
+        ValueError: if the actions are not those of one whole operation, the seed is not an integer,
+            or the tolerance is negative.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    moves = _as_moves(actions, task)
+    with task.patient.uncounted():
+        episode = _perform(task, moves, _as_seed(seed))
+        recomputed = _recompute(task, episode)
+    reason = _disagreement(episode.total_reward, recomputed, total, tolerance)
+    return Validation(episode.total_reward, recomputed, not reason, reason)
+
+
+def _as_seed(seed: int) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        raise ValueError(f"seed must be the integer reset() was given, got {seed!r}") from error
+
+
+def _as_moves(actions: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
+    most, width = task.config.n_incisions, len(task.operator.labels)
+    moves = np.asarray(actions, dtype=np.float64)
+    if moves.ndim != 2 or moves.shape[1] != width or not 1 <= len(moves) <= most:
+        raise ValueError(
+            f"actions must be the at most {most} of one operation, of {width} numbers each, "
+            f"got shape {moves.shape}"
+        )
+    return moves
+
+
+def _perform(task: SurgeryTask, moves: NDArray[np.float64], seed: int) -> Episode:
+    """Do what an environment does on ``reset(seed=seed)`` and one ``step`` after the other."""
+    rng, _ = seeding.np_random(seed)
+    (episode,) = task.begin([task.draw(rng)])
+    for n_done, move in enumerate(moves):
+        if episode.is_over:
+            raise ValueError(
+                f"actions must end with the operation, after {n_done} (flatline: "
+                f"{episode.flatline}), got {len(moves)}"
+            )
+        task.incise([episode], move[None])
+    if not episode.is_over:
+        raise ValueError(
+            f"actions must be all {task.config.n_incisions} of the operation, which did not end "
+            f"before, got {len(moves)}"
+        )
+    return episode
+
+
+def _recompute(task: SurgeryTask, done: Episode) -> float:
+    """Go from the baseline to where the operation ended at once; return what that pays."""
+    patient, knife, prompts = task.patient, task.operator, done.prompts
+    baseline = _read_slowly(patient, knife, done.injury, prompts)
+    healthy = baseline
+    if task.config.injures:
+        healthy = _read_slowly(patient, knife, np.zeros_like(done.injury), prompts)
+    again = Episode.begin(task.config, prompts, done.injury, baseline, healthy.terms, task.score)
+    final = _read_slowly(patient, knife, done.injury + done.coefficients, prompts)
+    return again.conclude(done.coefficients, final, task.score).reward
+
+
+@torch.no_grad()
+def _read_slowly(
+    patient: Patient, knife: Operator, coefficients: NDArray[np.float64], prompts: Prompts
+) -> Evaluation:
+    """Evaluate an operation with as little machinery as there can be."""
+    model, whole = patient.model, patient.keeps_distributions
+    like = next(model.parameters())
+    half, device = like.dtype.itemsize < 4, like.device  # half precision
+    tokens = torch.from_numpy(prompts.tokens).to(device)
+    uniforms = torch.from_numpy(prompts.uniforms).to(device)
+    with eval_mode(model), SurgicalTheater(model, [knife]) as theater:
+        knife.apply(theater, coefficients)
+        written = generate(
+            model,
+            tokens,
+            uniforms,
+            return_distributions=whole,
+            return_entropies=not whole,
+            use_cache=half,
+        )
+        # One text at a time: the logits of all would be large where the vocabulary is.
+        losses = torch.cat([_losses(model(row[None])[0], row)[None] for row in tokens])
+    writing = as_writing(patient.tokenizer, written, losses, 1)
+    return Evaluation(writing, _NO_VITALS, measure_terms(writing, patient.reference))
+
+
+def _losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the loss of every token (P,) but the first, (P - 1,), nats."""
+    return cross_entropy(logits[:-1].float(), tokens[1:], reduction="none")
+
+
+def _disagreement(total: float, recomputed: float, claim: float | None, tolerance: float) -> str:
+    if not math.isclose(total, recomputed, rel_tol=0, abs_tol=tolerance):
+        return (
+            f"the operation returns {total:.6f}, but {recomputed:.6f} when that is computed in "
+            f"another way, more than {tolerance:g} apart"
+        )
+    if claim is not None and not math.isclose(total, claim, rel_tol=0, abs_tol=tolerance):
+        return (
+            f"the operation returns {total:.6f}, more than {tolerance:g} from the {claim:.6f} that "
+            "is claimed"
+        )
+    return ""

@@ -1,0 +1,150 @@
+"""How well a model predicts a text, read off at its output head during its first forward.
+
+A large vocabulary makes the logits of a whole text the largest thing in memory by far. So above
+``MOST_TOKENS_WHOLE`` tokens the head is asked for a few positions at a time, and makes logits for
+the last position alone: memory stays in proportion to rows times vocabulary.
+
+Shapes: B rows, T tokens, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+MOST_TOKENS_WHOLE = 256
+"""Vocabulary up to which the logits of all positions are made and kept."""
+
+_CELLS_AT_ONCE = 2**24  # logits asked for together (64 MiB), at least one position's
+
+
+class HeadReader:
+    """Context manager that reads the first forward inside its body off at the model's output head.
+
+    Forward hooks, so it is the model as it stands that is read, under an overlay too. In the frugal
+    way of large vocabularies what the model returns are the logits of the last position, (B, 1, V).
+    """
+
+    def __init__(self, model: nn.Module, targets: Tensor | None = None) -> None:
+        """Choose the model; the hooks are set on entry and removed on exit.
+
+        Args:
+            model: a :class:`~avatarl_env.lm.interface.CausalLM`.
+            targets: (B, K) the tokens after its first K positions, for :meth:`losses`; K <= T.
+        """
+        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+        self._targets = targets
+        self._vocab_size = int(model.vocab_size)  # type: ignore[arg-type]
+        self._handles: list[RemovableHandle] = []
+        self._hidden: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._losses: Tensor | None = None
+        self._is_asking = False
+
+    def __enter__(self) -> Self:
+        """Set the hooks."""
+        self._handles.append(self._head.register_forward_hook(self._read))
+        if self._targets is not None and self._vocab_size > MOST_TOKENS_WHOLE:
+            # Before an overlay's, which is to act once on each position and not first on all.
+            self._handles.append(self._head.register_forward_pre_hook(self._ask, prepend=True))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def hidden(self) -> Tensor:
+        """(B, C) final hidden state at the last position."""
+        assert self._hidden is not None, "the model's output head was never called"
+        return self._hidden
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, V) logits, of the last position alone in the frugal way."""
+        assert self._logits is not None, "the model's output head was never called"
+        return self._logits
+
+    def losses(self) -> Tensor:
+        """Return the loss of every target, (B, K), nats."""
+        assert self._targets is not None, "the targets were not given"
+        if self._losses is None:
+            n_targets = self._targets.size(1)
+            log_probs = torch.log_softmax(self.logits[:, :n_targets].float(), dim=-1)
+            self._losses = -log_probs.gather(2, self._targets[:, :, None])[:, :, 0]
+        return self._losses
+
+    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
+        if self._logits is None and not self._is_asking:
+            self._hidden = inputs[0].detach()[:, -1]
+            self._logits = made.detach()[..., : self._vocab_size]
+
+    def _ask(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        """Take the losses with a few positions' logits at a time; let the last position go on."""
+        if self._losses is not None or self._is_asking:
+            return None
+        assert self._targets is not None
+        hidden, targets = inputs[0].detach(), self._targets
+        n_rows, n_targets = targets.shape
+        step = max(1, _CELLS_AT_ONCE // (n_rows * self._vocab_size))
+        losses = targets.new_empty(n_rows, n_targets, dtype=torch.float32)
+        self._is_asking = True
+        try:
+            with torch.no_grad():
+                for start in range(0, n_targets, step):
+                    part = slice(start, min(start + step, n_targets))
+                    logits = module(hidden[:, part])[..., : self._vocab_size].float()
+                    losses[:, part] = F.cross_entropy(logits.mT, targets[:, part], reduction="none")
+        finally:
+            self._is_asking = False
+        self._losses = losses
+        return (inputs[0][:, -1:], *inputs[1:])
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch every module to eval mode, and each back to what it was."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.inference_mode()
+def hidden_width(model: Any) -> int:
+    """Return the width of a model's final hidden state, C, found by letting it read one token.
+
+    Raises:
+        ValueError: if its logits are not those of its output head alone, which is where its losses
+            are read.
+    """
+    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    with eval_mode(model), HeadReader(model) as head:
+        logits = model(token)
+    expected = head.logits
+    same = logits.shape == expected.shape == (1, 1, model.vocab_size) and torch.equal(
+        logits.float().nan_to_num(), expected.float().nan_to_num()
+    )
+    if not same:
+        raise ValueError(
+            f"model must return what its output head makes, (1, 1, {model.vocab_size}) logits of "
+            f"one token, got {tuple(logits.shape)} of {type(model).__name__}"
+        )
+    return head.hidden.size(-1)

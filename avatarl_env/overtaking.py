@@ -1,0 +1,71 @@
+"""A warning when a model has overtaken the reference that its texts are held against.
+
+``kl_ref`` is highest for a model that equals its reference. One that predicts real text better is
+pulled back by it, so it should be scored by its held-out loss then.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_ERRORS = 5.0
+"""Standard errors that the lead must exceed, since the comparison is made again and again."""
+MIN_TEXTS = 32
+
+
+class OvertakenWarning(UserWarning):
+    """The model predicts real text better than the reference of its score."""
+
+
+class Race:
+    """The model's loss on real text against the reference's, text by text.
+
+    Evidence adds up until the model changes. The comparison is on the prompts that are drawn
+    anyway, in which both have the same short history.
+    """
+
+    def __init__(self) -> None:
+        """Begin without evidence."""
+        self.has_warned = False
+        self._n_changes = 0
+        self._n, self._sum, self._squares = 0, 0.0, 0.0  # of leads
+
+    def watch(
+        self, model_loss: NDArray[np.float64], reference_loss: NDArray[np.float64], n_changes: int
+    ) -> None:
+        """Take note of losses on the same texts; warn, once, if the model is surely ahead.
+
+        The mean lead must be above :data:`N_ERRORS` of its standard errors, over at least
+        :data:`MIN_TEXTS` texts.
+
+        Args:
+            model_loss: (B,) nats per character.
+            reference_loss: (B,) the same of the reference.
+            n_changes: how often the model has changed; evidence from before is dropped.
+        """
+        if self.has_warned:
+            return
+        if n_changes != self._n_changes:
+            self._n_changes = n_changes
+            self._n, self._sum, self._squares = 0, 0.0, 0.0
+        leads = reference_loss - model_loss
+        self._n += len(leads)
+        self._sum += float(leads.sum())
+        self._squares += float(np.square(leads).sum())
+        if self._n < MIN_TEXTS:
+            return
+        mean = self._sum / self._n
+        variance = (self._squares - self._n * mean**2) / (self._n - 1)
+        if mean > N_ERRORS * math.sqrt(max(variance, 0.0) / self._n):  # never, if it is no number
+            self.has_warned = True
+            warnings.warn(
+                f"the model predicts real text better than its n-gram reference, by {mean:.3f} "
+                f"nats per character on {self._n} prompts: kl_ref would make it worse; score it "
+                "by its loss, score={'heldout_loss': 1.0}",
+                OvertakenWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,268 @@
+"""Whole operations on models and tokenizers of other makes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.lm.hub import HubLM, HubTokenizer
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.patient import Patient
+from avatarl_env.scoring import kl_ref, measure_terms
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+from tests.avatarl_env.surgery.edits import refused
+from tests.fakes import fingerprint
+from tests.foreign import TOKENIZERS, Homemade, Pairs, character_tokenizer, hub_model
+from tests.patients import actions, global_random_states, tiny_corpus, tiny_patient, tiny_text
+
+SIZES: dict[str, Any] = {"n_prompts": 6, "prompt_length": 8, "n_new": 6, "n_incisions": 2}
+KINDS = ("gpt2", "llama")
+
+
+def foreign(kind: str, name: str) -> tuple[nn.Module, Any]:
+    tokenizer = TOKENIZERS[name]()
+    return hub_model(kind, len(tokenizer)), tokenizer
+
+
+def operation(env: AttentionSurgeryEnv, seed: int = 0) -> list[Any]:
+    """Perform one operation; return all that was seen."""
+    observation, info = env.reset(seed=seed)
+    seen: list[Any] = [observation.tolist(), info["score_terms"]]
+    for action in 0.3 * actions(2, len(env.operator.labels)):
+        observation, reward, _, _, info = env.step(action)
+        assert observation in env.observation_space
+        assert all(math.isfinite(value) for value in info["score_terms"].values())
+        seen += [observation.tolist(), reward, info["score_terms"]]
+    assert "flatline" not in info
+    return seen
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_operation_and_a_commit(kind: str, name: str) -> None:
+    model, tokenizer = foreign(kind, name)
+    env = AttentionSurgeryEnv.from_model(model, tokenizer, tiny_corpus(), **SIZES)
+    assert isinstance(env.patient.model, HubLM)
+    assert isinstance(env.patient.tokenizer, HubTokenizer)
+    assert env.patient.width == 16
+    before, states = fingerprint(model), global_random_states()
+    first = operation(env)
+    assert any(abs(reward) > 1e-4 for reward in (first[3], first[6]))
+    assert operation(env) == first
+    assert fingerprint(model) == before
+    assert global_random_states() == states
+    env.commit()
+    assert fingerprint(model) != before
+    with pytest.raises(RuntimeError):
+        env.step(actions(1, len(env.operator.labels))[0])
+    committed = env.reset(seed=0)[1]["score_terms"]
+    assert committed["kl_ref"] == pytest.approx(first[-1]["kl_ref"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_vector_and_single_environments_agree(kind: str, name: str) -> None:
+    patient = Patient(*foreign(kind, name), tiny_corpus())
+    env = AttentionSurgeryVectorEnv(3, patient, **SIZES)
+    observations, _ = env.reset(seed=0)
+    moves = 0.3 * actions(3, len(env.operator.labels))
+    after, rewards, *_ = env.step(moves)
+    for row in range(3):
+        single = AttentionSurgeryEnv(patient, **SIZES)
+        expected, _ = single.reset(seed=row)
+        assert observations[row] == pytest.approx(expected, abs=1e-3)
+        expected, reward, *_ = single.step(moves[row])
+        assert after[row] == pytest.approx(expected, abs=1e-3)
+        assert rewards[row] == pytest.approx(reward, abs=1e-4)
+        texts = (env._episodes[row].present.writing, single._episode.present.writing)
+        assert texts[0].tokens.tolist() == texts[1].tokens.tolist()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_one_is_made_by_its_folder(kind: str, name: str, tmp_path: Path) -> None:
+    model, tokenizer = foreign(kind, name)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text(), encoding="utf-8")
+    states = global_random_states()
+    env = gymnasium.make(
+        "AttentionSurgery-v0",
+        lm=str(tmp_path / "model"),
+        corpus=str(tmp_path / "text.txt"),
+        **SIZES,
+    ).unwrapped
+    assert global_random_states() == states
+    assert not env.patient.model.training
+    live = AttentionSurgeryEnv.from_model(model, tokenizer, tiny_corpus(), **SIZES)
+    assert operation(env) == operation(live)
+
+
+def test_a_saved_one_does_not_say_what_it_learned(tmp_path: Path) -> None:
+    model, tokenizer = foreign("gpt2", "characters")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    message = f"corpus must be given, {str(tmp_path)!r} does not say what it learned"
+    with refused(ValueError, message):
+        Patient.load(str(tmp_path))
+
+
+def test_characters_of_transformers_are_scored_as_our_own() -> None:
+    """To the last bit: one token is one character in both."""
+    ours = tiny_patient()
+    theirs = Patient(ours.model, character_tokenizer(), tiny_corpus())
+    assert isinstance(ours.tokenizer, CharTokenizer)
+    for name, tokens in ours.splits.items():
+        assert theirs.splits[name].tolist() == tokens.tolist()
+    prompts = ours.prompts("surgeon", 6, 8, 12, np.random.default_rng(0))
+    assert theirs.evaluate(prompts).terms == ours.evaluate(prompts).terms
+    windows = ours.windows("surgeon", 6, 9, np.random.default_rng(0)).reshape(2, 3, 9)
+    assert theirs.losses(windows).tolist() == ours.losses(windows).tolist()
+
+
+def test_homemade_model_and_tokenizer_are_taken_as_they_are() -> None:
+    tokenizer = Pairs()
+    model = Homemade(tokenizer.vocab_size)
+    env = AttentionSurgeryEnv.from_model(model, tokenizer, tiny_corpus(), **SIZES)
+    assert env.patient.model is model
+    assert env.patient.tokenizer is tokenizer
+    assert env.patient.width == 32
+    operation(env)
+
+
+@pytest.mark.parametrize("most_whole", [256, 10])
+def test_nats_are_per_decoded_character(most_whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token of two characters: half of what they are per token, term for term."""
+    monkeypatch.setattr("avatarl_env.lm.reading.MOST_TOKENS_WHOLE", most_whole)
+    monkeypatch.setattr("avatarl_env.patient.MOST_TOKENS_WHOLE", most_whole)
+    tokenizer = Pairs()
+    patient = Patient(Homemade(tokenizer.vocab_size), tokenizer, tiny_corpus())
+    prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(0))
+    writing, _, terms = patient.evaluate(prompts)
+    with torch.no_grad():
+        logits = patient.model(torch.from_numpy(writing.tokens))
+    by_token = torch.log_softmax(logits, -1).double()
+    drawn = by_token[:, :-1].gather(2, torch.from_numpy(writing.tokens)[:, 1:, None])[..., 0]
+    assert terms["heldout_loss"] == pytest.approx(-float(drawn[:, :7].mean()) / 2, abs=1e-5)
+    p = by_token[:, 7:-1]
+    assert terms["entropy"] == pytest.approx(-float((p.exp() * p).sum(-1).mean()) / 2, abs=1e-5)
+    log_q = patient.reference.ngram.target_log_probs(writing.tokens, 8)
+    assert terms["ref_loglik"] == pytest.approx(log_q.mean() / 2, abs=1e-6)
+    if most_whole < tokenizer.vocab_size:
+        expected = float((torch.from_numpy(log_q) - drawn[:, 7:]).mean()) / 2
+        assert writing.distributions is None
+    else:
+        q = torch.from_numpy(patient.reference.ngram.next_log_probs(writing.tokens, 8)).double()
+        expected = float((p.exp() * (q - p)).sum(-1).mean()) / 2
+    assert terms["kl_ref"] == pytest.approx(expected, abs=1e-5)
+    windows = patient.windows("surgeon", 4, 9, np.random.default_rng(1)).reshape(2, 2, 9)
+    with torch.no_grad():
+        logits = patient.model(torch.from_numpy(windows.reshape(4, 9))[:, :-1]).mT
+    loss = nn.functional.cross_entropy(
+        logits, torch.from_numpy(windows.reshape(4, 9))[:, 1:], reduction="none"
+    )
+    assert patient.losses(windows) == pytest.approx(loss.mean(1).view(2, 2).numpy() / 2, abs=1e-5)
+
+
+def test_a_vocabulary_over_256_keeps_no_distributions() -> None:
+    patient = Patient(*foreign("gpt2", "bytes"), tiny_corpus())
+    assert patient.tokenizer.vocab_size > 256
+    assert not patient.keeps_distributions
+    prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(0))
+    seen: list[tuple[int, ...]] = []
+    patient.model.register_forward_hook(lambda module, args, made: seen.append(tuple(made.shape)))
+    writing, _, terms = patient.evaluate(prompts)
+    assert seen[0] == (6, 1, patient.tokenizer.vocab_size)  # not (6, 8, V)
+    assert writing.distributions is None
+    assert writing.log_probs.shape == writing.entropies.shape == (6, 12)
+    sizes = [value.size for value in vars(writing).values() if isinstance(value, np.ndarray)]
+    assert max(sizes) == 6 * 20
+    assert writing.is_finite
+    assert terms["kl_ref"] == pytest.approx(kl_ref(writing, patient.reference).mean())
+    assert measure_terms(writing, patient.reference) == terms
+
+
+def test_the_two_ways_of_reading_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole logits, and a few positions at a time: also under an operation on rows of a batch."""
+    patient = Patient(*foreign("llama", "bpe"), tiny_corpus())
+    env = AttentionSurgeryEnv(patient, operator="output_temperature", **SIZES)
+    prompts = [patient.prompts("surgeon", 3, 8, 6, np.random.default_rng(i)) for i in range(2)]
+    windows = patient.windows("surgeon", 6, 20, np.random.default_rng(2)).reshape(2, 3, 20)
+    coefficients = 0.5 * actions(2, len(env.operator.labels))
+    arguments = (env.operator, coefficients)
+    whole = patient.evaluate_many(prompts, *arguments), patient.losses(windows, *arguments)
+    monkeypatch.setattr("avatarl_env.lm.reading.MOST_TOKENS_WHOLE", 10)
+    monkeypatch.setattr("avatarl_env.patient.MOST_TOKENS_WHOLE", 10)
+    monkeypatch.setattr("avatarl_env.lm.reading._CELLS_AT_ONCE", 1000)  # two positions
+    monkeypatch.setattr("avatarl_env.patient.TOKENS_PER_FORWARD", 80)  # two windows of each
+    frugal = patient.evaluate_many(prompts, *arguments), patient.losses(windows, *arguments)
+    assert frugal[1] == pytest.approx(whole[1], abs=1e-5)
+    for one, other in zip(frugal[0], whole[0], strict=True):
+        assert one.writing.tokens.tolist() == other.writing.tokens.tolist()
+        assert one.writing.distributions is None
+        for name in ("heldout_loss", "entropy", "ref_loglik", "distinct", "collision_l2"):
+            assert one.terms[name] == pytest.approx(other.terms[name], abs=1e-5)
+        for reading, expected in zip(one.vitals, other.vitals, strict=True):
+            assert reading == pytest.approx(expected, abs=1e-5)
+    assert whole[0][0].terms["heldout_loss"] != pytest.approx(
+        patient.evaluate(prompts[0]).terms["heldout_loss"], abs=1e-3
+    )
+
+
+def test_a_padded_vocabulary_is_cut_to_the_tokenizers() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    model = hub_model("llama", 20)
+    patient = Patient(model, tokenizer, tiny_corpus())
+    assert patient.model.vocab_size == 14
+    prompts = patient.prompts("surgeon", 8, 8, 20, np.random.default_rng(0))
+    writing = patient.evaluate(prompts).writing
+    assert writing.tokens.max() < 14
+    with torch.no_grad():
+        logits = model(torch.from_numpy(writing.tokens)).logits[:, 7:-1, :14]
+    expected = torch.log_softmax(logits, -1).numpy()
+    assert writing.distributions == pytest.approx(expected, abs=1e-4)
+    assert np.exp(writing.distributions).sum(-1) == pytest.approx(np.ones((8, 20)), abs=1e-5)
+
+
+@pytest.mark.parametrize("n_logits", [13, 129])
+def test_other_vocabularies_are_refused(n_logits: int) -> None:
+    """14 tokens may be padded to 128, and fewer logits than tokens will not do."""
+    with refused(ValueError, f"tokenizer must have the model's {n_logits} tokens, got 14"):
+        Patient(hub_model("gpt2", n_logits), TOKENIZERS["characters"](), tiny_corpus())
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    hub_model("gpt2", 14).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^lm must have a tokenizer beside its weights .* none$"):
+        Patient.load(str(tmp_path))
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    """Transformers would draw them at random."""
+    model, tokenizer = foreign("llama", "characters")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^lm must hold all weights .* lacks: .*layers\.2\."):
+        Patient.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", '{"model_type": "nonsense"}', "{}"])
+def test_a_damaged_folder_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    model, tokenizer = foreign("gpt2", "characters")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^lm must be a stored model, .* is damaged: [^\n]+$"):
+        Patient.load(str(tmp_path))

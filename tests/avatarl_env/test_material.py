@@ -1,0 +1,109 @@
+"""Tests of avatarl_env/material.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from avatarl_env.lm.generation import Generation
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.material import as_writing, encode_corpus, pooled_characters
+from tests.foreign import Pairs
+from tests.patients import tiny_corpus
+
+
+class Words:
+    """Token i decodes to i letters."""
+
+    vocab_size = 10
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.zeros(len(text), dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> str:
+        return "".join("x" * int(i) for i in ids)
+
+
+def test_characters_are_pooled_over_each_operation() -> None:
+    tokens = np.array([[1, 2], [3, 4], [0, 0], [5, 0]])
+    assert pooled_characters(Words(), tokens, 2).tolist() == [5.0, 5.0, 2.5, 2.5]
+    assert pooled_characters(Words(), tokens, 1).tolist() == [3.75] * 4
+    assert pooled_characters(Words(), tokens, 4).tolist() == [3.0, 7.0, 1.0, 5.0]  # 1, not 0
+
+
+def test_texts_of_no_characters_count_as_one_together() -> None:
+    assert pooled_characters(Words(), np.zeros((4, 3), dtype=np.int64), 2).tolist() == [0.5] * 4
+
+
+def test_a_writing_by_hand() -> None:
+    """Two operations of one prompt; prompts 1 2 and 1 4, of which the second token counts."""
+    tokens = torch.tensor([[1, 2, 3, 1], [1, 4, 0, 0]])
+    log_probs = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]])
+    entropies = torch.tensor([[1.0, 1.0], [0.5, 0.0]])
+    generation = Generation(tokens, log_probs, None, entropies)
+    writing = as_writing(Words(), generation, torch.tensor([[3.0], [2.0]]), 2)
+    assert writing.n_prompt == 2
+    assert writing.prompt_loss.tolist() == [1.5, 0.5]
+    assert writing.pooled.tolist() == [4.0, 1.0]
+    assert writing.pooled_prompt.tolist() == [2.0, 4.0]
+    assert writing.per_character(writing.log_probs).tolist() == [-1.0, -4.0]
+    assert writing.per_character(writing.entropies).tolist() == [0.5, 0.5]
+    assert writing.distributions is None
+    first, second = writing.split(2)
+    assert first.new_tokens.tolist() == [[3, 1]]
+    assert second.prompt_loss.tolist() == [0.5]
+    assert second.pooled.tolist() == [1.0]
+    assert second.entropies.tolist() == [[0.5, 0.0]]
+    assert second.n_prompt == 2
+
+
+def test_a_short_text_among_long_ones_does_not_blow_up() -> None:
+    """Total nats over total characters: (4 + 4) / (1 + 15), whatever row they are in."""
+    tokens = torch.tensor([[9, 9, 0, 1], [9, 9, 9, 6]])
+    generation = Generation(tokens, torch.full((2, 2), -2.0), None, torch.ones(2, 2))
+    writing = as_writing(Words(), generation, torch.ones(2, 1))
+    values = writing.per_character(writing.log_probs)
+    assert values.tolist() == [-0.5, -0.5]
+    assert values.mean() == -8 / 16
+
+
+def test_our_own_tokenizers_corpus_is_counted_once_per_process() -> None:
+    corpus = tiny_corpus()
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    splits, reference = encode_corpus(corpus, tokenizer)
+    again = encode_corpus(corpus, CharTokenizer(tokenizer.characters))
+    assert again[0] is splits
+    assert again[1] is reference
+
+
+def test_a_tokenizer_derived_from_ours_is_its_own() -> None:
+    """It may encode in another way and still be equal."""
+
+    class Lazy(CharTokenizer):
+        def encode(self, text: str) -> np.ndarray:
+            return super().encode(text)[::2]
+
+    corpus = tiny_corpus()
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    whole, _ = encode_corpus(corpus, tokenizer)
+    half, _ = encode_corpus(corpus, Lazy(tokenizer.characters))
+    assert half["train"].tolist() == whole["train"][::2].tolist()
+
+
+def test_splits_are_of_the_text_not_of_the_tokens() -> None:
+    corpus = tiny_corpus()
+    tokenizer = Pairs()
+    splits, reference = encode_corpus(corpus, tokenizer)
+    for name, text in corpus.splits.items():
+        assert tokenizer.decode(splits[name]) == text
+    assert reference.vocab_size == tokenizer.vocab_size
+
+
+def test_a_text_of_no_tokens_is_refused() -> None:
+    class Mute(Words):
+        def encode(self, text: str) -> np.ndarray:
+            return np.zeros(0, dtype=np.int64)
+
+    with pytest.raises(ValueError, match="tokens must be at least 5 to count, got 0"):
+        encode_corpus(tiny_corpus(), Mute())
