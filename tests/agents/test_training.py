@@ -79,6 +79,7 @@ def test_the_run_folder_holds_everything(run: RunSummary) -> None:
         "report.html",
         "checkpoints/final/model.json",
         "checkpoints/final/model.safetensors",
+        "checkpoints/final/surgeon.json",
         "checkpoints/final/surgeon.zip",
         "checkpoints/final/surgeon_normalisation.json",
     }
