@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from agents.curriculum import CurriculumConfig
 from agents.grpo.learner import GRPOConfig
@@ -74,8 +76,14 @@ class TrainConfig:
     """Of everything: the same seed, machine and threads give the same run."""
     out: str | None = None
     """Run folder, new or empty; default runs/DATE-TIME-PRESET."""
+    resume: str | None = None
+    """A run folder to go on with, exactly; all other settings are that run's own."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints, which come between rounds; 0 for one after each."""
     track: str | None = None
     """Weights & Biases: off, offline or online; default what WANDB_MODE says, else off."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard too, into the run folder; needs the extra tensorboard."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU if there is one."""
     threads: int = 0
@@ -95,6 +103,10 @@ class TrainConfig:
         check_choice("operator", self.operator, OPERATORS)
         if self.track is not None:
             check_choice("track", self.track, TRACK_CHOICES)
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(
+                f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}"
+            )
         for name in ("seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -111,6 +123,22 @@ class TrainConfig:
                 "split must be 'surgeon' in a run, the others are for training and reporting, "
                 f"got {self.operation.split!r}"
             )
+
+
+def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
+    """Rebuild a configuration from a run's ``config.json``.
+
+    Raises:
+        ValueError: if it is not that of a run of this version.
+    """
+    parts = {"lm": ModelConfig, "grpo": GRPOConfig, "operation": OperationConfig}
+    parts |= {"curriculum": CurriculumConfig}
+    known = {name: value for name, value in settings.items() if name != "corpus_sha256"}
+    try:
+        made = {name: make(**known[name]) for name, make in parts.items()}
+        return TrainConfig(**{**known, **made})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"config.json must be that of a run of this version: {error}") from error
 
 
 def preset(name: str) -> TrainConfig:

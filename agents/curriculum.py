@@ -6,6 +6,7 @@ operations, then, where the phase allows it, an attempt to commit one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 PROBE, IF_BETTER = "probe", "if_better"
+MOST_BAD_UPDATES = 10  # in a row, with nothing learned from any
 FALSE_COMMIT_RATE = 0.05  # chance that a worthless operation passes one of a commit's two bounds
 
 
@@ -92,6 +94,10 @@ def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
     return tuple(p for p in phases if p.steps and (p.updates or p.operations))
 
 
+class DivergedError(RuntimeError):
+    """The model cannot be trained on: what it computes is not finite."""
+
+
 class Commit(NamedTuple):
     """One attempt to keep an operation."""
 
@@ -142,14 +148,34 @@ class Curriculum:
 
     def run(self, phase: Phase, journal: Journal) -> None:
         """Run one phase."""
-        for _ in range(phase.steps):
+        for _ in self.steps(phase, journal):
+            pass
+
+    def steps(self, phase: Phase, journal: Journal, start: int = 0) -> Iterator[int]:
+        """Run one phase; yield after each step how many are done: there it can be left and resumed.
+
+        Args:
+            phase: what to do.
+            journal: is told.
+            start: steps that were done before.
+
+        Raises:
+            DivergedError: if too many updates in a row had a loss or gradient that is not finite.
+        """
+        for step in range(start, phase.steps):
             for _ in range(phase.updates):
                 journal.updated(self.learner.update())
                 self.exam.model_changed()
+                if self.learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
+                    raise DivergedError(
+                        f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not "
+                        f"finite, up to update {self.learner.n_done}"
+                    )
             if phase.operations and self.surgeon is not None:
                 journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
                 if phase.commits:
                     journal.judged(self._consider(self.surgeon))
+            yield step + 1
 
     def _consider(self, surgeon: Surgeon) -> Commit:
         """Try a deterministic operation on every row, and judge the best; keep it if better.

@@ -7,7 +7,7 @@ same ones. The independent unit is the operation, so intervals are over operatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,15 @@ N_PROMPTS = 256  # over all operations
 RANDOM = "random"
 POLICIES = ("surgeon", RANDOM, "zero")
 UNIT = "nats/char"
+SMALLEST = 0.002  # of a difference that a headline names; attention has hundredths to give
+# By what became of the score and of the prediction of real text: better, worse or neither.
+HEADLINES = {
+    (1, 1): "The surgeon helped.",
+    (1, -1): "The surgeon raised its score at the cost of predicting real text worse.",
+    (1, 0): "The surgeon raised its score, without a better prediction of real text.",
+    (0, 1): "The surgeon improved the prediction of real text, without a rise of its score.",
+    (0, 0): f"The surgeon made no difference of {SMALLEST} {UNIT} or more that could be measured.",
+}
 
 
 class Effect(NamedTuple):
@@ -55,6 +64,14 @@ class Effect(NamedTuple):
             "n_prompts": self.n_prompts,
             "n_practised": self.n_practised,
         }
+
+    @classmethod
+    def from_summary(cls, summary: Mapping[str, Any]) -> Effect:
+        """Rebuild one from its record."""
+        parts = dict(summary)
+        for name in ("kl_ref_gain", "heldout_loss_fall"):
+            parts[name] = {policy: Interval(**gain) for policy, gain in parts[name].items()}
+        return cls(**{**parts, "kl_ref_over_random": Interval(**parts["kl_ref_over_random"])})
 
 
 def measure_effect(
@@ -138,8 +155,8 @@ def final_operations(surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int
             ending = Ending(
                 info["coefficients"],
                 float(totals[row]),
-                info.get("lost_score", 0.0),
-                info.get("flatline"),
+                info["lost_score"],
+                info["flatline"] or None,
             )
             endings.setdefault(row, ending)  # a row that ended early has begun another
     return [endings[row] for row in range(env.num_envs)]
@@ -168,15 +185,14 @@ def _headline(effect: Effect) -> str:
     score, loss = effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"]
     if not np.isfinite([*score, *loss]).all():
         return "The surgeon broke the model: what it then wrote could not be scored."
-    if score.high < 0 or loss.high < 0:
-        return "The surgeon did harm."
-    if score.low > 0 and loss.low > 0:
-        return "The surgeon helped."
-    if score.low > 0:
-        return "The surgeon raised its score, without a better prediction of real text."
-    if loss.low > 0:
-        return "The surgeon improved the prediction of real text, without a rise of its score."
-    return "The surgeon made no difference that could be measured."
+    return HEADLINES.get((_sign(score), _sign(loss)), "The surgeon did harm.")
+
+
+def _sign(gain: Interval) -> int:
+    """Return 1 for good, -1 for bad, 0 for what is not sure or too small to be named."""
+    if abs(gain.mean) < SMALLEST or gain.low <= 0 <= gain.high:
+        return 0
+    return 1 if gain.mean > 0 else -1
 
 
 def _sentence(effect: Effect, surgeon: str) -> str:

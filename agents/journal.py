@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -81,18 +82,55 @@ class Journal:
         """Time since the journal was opened."""
         return time.perf_counter() - self._start
 
+    def get_state(self) -> dict[str, Any]:
+        """Return what later rows depend on."""
+        return {
+            "seconds": self.seconds,
+            "phase_seconds": time.perf_counter() - self._phase_start,
+            "first": self._first,
+            "last": self._last,
+            "evaluated": self._evaluated,
+            "n_operations": self.n_operations,
+            "commits": self.commits,
+            "last_coefficients": self._last_coefficients,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; :meth:`resume` opens the phase again."""
+        self._start = time.perf_counter() - state["seconds"]
+        self._phase_start = time.perf_counter() - state["phase_seconds"]
+        self._first, self._last = dict(state["first"]), dict(state["last"])
+        self._evaluated, self.n_operations = state["evaluated"], state["n_operations"]
+        self.commits = [dict(commit) for commit in state["commits"]]
+        last = state["last_coefficients"]
+        self._last_coefficients = None if last is None else np.asarray(last)
+
+    def resume(self, phase: Phase, done: int) -> None:
+        """Open a phase of which so many steps were done before."""
+        self._phase = phase
+        self._show(phase, done)
+        self._last_update = time.perf_counter()
+
     def begin(self, phase: Phase) -> None:
         """Open a phase."""
         self._phase = phase
         self._first, self._last = {}, {}
-        per_step = phase.updates + phase.operations * self._env.num_envs
-        self._bar = tqdm(
-            total=phase.steps * per_step, desc=f"{phase.name:>9}", disable=self._quiet, unit="it"
-        )
+        self._show(phase, 0)
         if phase.updates and self._learner.n_done == 0:  # where it all begins
             self._evaluate()
             self._write_samples()
         self._phase_start = self._last_update = time.perf_counter()
+
+    def _show(self, phase: Phase, done: int) -> None:
+        """Show a progress bar of which so many steps are done."""
+        per_step = phase.updates + phase.operations * self._env.num_envs
+        self._bar = tqdm(
+            total=phase.steps * per_step,
+            initial=done * per_step,
+            desc=f"{phase.name:>9}",
+            disable=self._quiet,
+            unit="it",
+        )
 
     def end(self) -> dict[str, Any]:
         """Close the phase; return its name, steps, seconds, and first and last metrics."""
@@ -127,6 +165,7 @@ class Journal:
         n_done = self._learner.n_done
         if n_done % WRITE_EVERY == 0 or n_done == 1:
             row = {f"grpo/{name}": value for name, value in stats._asdict().items()}
+            row["grpo/skipped"] = float(self._learner.n_skipped)
             row["time/tokens_per_second"] = float(np.median(self._rates))
             self._rates.clear()
             self._write("grpo", row)

@@ -1,17 +1,19 @@
-"""The record of a run: one folder of plain files, and Weights & Biases beside it when asked for.
+"""The record of a run: one folder of plain files, and whoever else is to be told.
 
 `config.json` holds the settings, `metrics.jsonl` one JSON object per line, `samples.txt` text to
 read, `summary.json` the outcome. All of it is strict JSON: a number that is not finite is written
-as null. A run never depends on Weights & Biases: whatever goes wrong there costs one warning.
+as null. Weights & Biases and TensorBoard are told what has been written, and a run never depends on
+them: whatever goes wrong there costs one warning.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,8 +22,22 @@ import numpy as np
 import torch
 
 from agents import wandb_sink
+from agents.metrics import AXES
+from agents.run_folder import RunFolder, refuse_used
+from agents.sinks import Guarded, Sink, sample_text
+from agents.tensorboard_sink import TensorBoardSink, check_installed
 
-KINDS = ("grpo", "evaluation", "operation", "surgeon", "commit", "sample")
+__all__ = [
+    "KINDS",
+    "Clock",
+    "MetricWriter",
+    "RunFolder",
+    "check_tracking",
+    "refuse_used",
+    "to_json",
+]
+
+KINDS = tuple(AXES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,55 +59,16 @@ class Clock:
     seconds: float
 
 
-class RunFolder:
-    """The folder of one run, made on construction; a folder that holds anything is refused.
-
-    Args:
-        path: The folder to make. It may exist if it is empty.
-
-    Attributes:
-        path: The folder.
-        config: `config.json`, the settings of the run.
-        metrics: `metrics.jsonl`, the rows of the run.
-        samples: `samples.txt`, the samples in a form to read.
-        summary: `summary.json`, the outcome; absent until the run has finished.
+def check_tracking(track: str | None, tensorboard: bool) -> None:
+    """Raise what `MetricWriter` would raise for these choices, before there is a run.
 
     Raises:
-        ValueError: If `path` is a file, is not empty, or cannot be written to.
+        ImportError: If TensorBoard is asked for and not installed; says which extra has it.
+        ValueError: If `track` or WANDB_MODE is not one of its choices.
     """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.config = self.path / "config.json"
-        self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.txt"
-        self.summary = self.path / "summary.json"
-        refuse_used(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.metrics.touch(exist_ok=False)
-        except OSError as error:
-            raise ValueError(
-                f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
-            ) from error
-
-
-def refuse_used(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError if ``path`` is a file or a folder that holds anything."""
-    folder = Path(path)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
-        names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    except OSError as error:
-        raise ValueError(
-            f"out must be a folder that can be read, got {str(path)!r}: {error.strerror}"
-        ) from error
-    if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise ValueError(
-            f"out must be an empty or new folder, got {str(path)!r} which holds {shown}"
-        )
+    wandb_sink.is_wanted(track)
+    if tensorboard:
+        check_installed()
 
 
 class MetricWriter:
@@ -102,22 +79,52 @@ class MetricWriter:
         config: The resolved settings: a dataclass or a mapping, nested at will.
         track: `off`, `offline` or `online` for Weights & Biases. None means that nobody chose:
             then the variable WANDB_MODE decides, and without it the answer is `off`.
+        tensorboard: Whether to write event files for TensorBoard too.
+        resume_from: For a run that goes on in a reopened folder: how many bytes of `metrics.jsonl`
+            and `samples.txt` to keep, as `positions` said. `config.json` stays as it is, and
+            Weights & Biases and TensorBoard are told all rows that are kept once more, as of a run
+            of their own: what they had been told may be more than that.
 
     Raises:
-        ValueError: If `track` or WANDB_MODE is not one of its choices.
+        ImportError: If TensorBoard is asked for and not installed; says which extra has it.
+        ValueError: If `track` or WANDB_MODE is not one of its choices, or no line ends where
+            `resume_from` says. Nothing has been changed then.
     """
 
-    def __init__(self, folder: RunFolder, *, config: object, track: str | None = None) -> None:
-        tracked = wandb_sink.is_wanted(track)
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        config: object,
+        track: str | None = None,
+        tensorboard: bool = False,
+        resume_from: tuple[int, int] | None = None,
+    ) -> None:
+        check_tracking(track, tensorboard)
         self.folder = folder
         settings = to_json(config, "config")
-        _write_atomic(folder.config, _dump(settings, indent=2))
-        self._wandb = wandb_sink.start(folder.path, settings, track) if tracked else None
-        self._metrics = folder.metrics.open("a", encoding="utf-8")
-        self._samples = folder.samples.open("a", encoding="utf-8")
+        if resume_from is None:
+            _write_atomic(folder.config, _dump(settings, indent=2))
+        else:
+            folder.cut_back(*resume_from)
+        self._metrics = folder.metrics.open("a", encoding="utf-8", newline="\n")
+        self._samples = folder.samples.open("a", encoding="utf-8", newline="\n")
+        kept = list(folder.rows())
+        self._sinks: list[Guarded] = []
+        if wandb_sink.is_wanted(track):
+            start: Callable[[], Sink] = functools.partial(
+                wandb_sink.start, folder.path, settings, track
+            )
+            self._sinks.append(Guarded("Weights & Biases", start))
+        if tensorboard:
+            seconds = kept[-1]["seconds"] if kept else 0.0
+            start = functools.partial(TensorBoardSink, folder.path, settings, seconds)
+            self._sinks.append(Guarded("TensorBoard", start))
+        for row in kept:
+            self._tell(row)
 
     def write(self, kind: str, clock: Clock, metrics: Mapping[str, object]) -> None:
-        """Append one row to `metrics.jsonl` and pass its numbers on to Weights & Biases.
+        """Append one row to `metrics.jsonl`, then tell Weights & Biases and TensorBoard.
 
         A row of kind `sample` has `prompt`, `text` and `operated_text` (a string or None), and is
         also appended to `samples.txt`.
@@ -139,14 +146,23 @@ class MetricWriter:
             raise ValueError(f"metrics must not be named like a field of the clock, got {taken}")
         row = {**head, **{name: to_json(value, name) for name, value in metrics.items()}}
         line = _dump(row) + "\n"
-        sample = _sample_text(row) if kind == "sample" else ""
+        sample = sample_text(row) if kind == "sample" else ""
         # A run may be killed at any time: a row that was written is on the disk, whole.
         self._metrics.write(line)
         self._metrics.flush()
         self._samples.write(sample)
         self._samples.flush()
-        if self._wandb is not None:
-            self._wandb.log(row)
+        self._tell(row)
+
+    def positions(self) -> tuple[int, int]:
+        """Return the lengths of `metrics.jsonl` and `samples.txt`, bytes, when the disk has them.
+
+        What is written up to here survives a power cut, and `resume_from` goes back to here.
+        """
+        for file in (self._metrics, self._samples):
+            file.flush()
+            os.fsync(file.fileno())
+        return self.folder.metrics.stat().st_size, self.folder.samples.stat().st_size
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` in one piece: a reader finds all of it or nothing.
@@ -156,16 +172,19 @@ class MetricWriter:
         """
         content = to_json(summary, "summary")
         _write_atomic(self.folder.summary, _dump(content, indent=2))
-        if self._wandb is not None:
-            self._wandb.summarise(content)
+        for sink in self._sinks:
+            sink.summarise(content)
 
     def close(self, *, failed: bool = False) -> None:
-        """Close the files and let Weights & Biases finish; a second call does nothing."""
+        """Close the files and let the others finish; a second call does nothing."""
         self._metrics.close()
         self._samples.close()
-        sink, self._wandb = self._wandb, None
-        if sink is not None:
+        for sink in self._sinks:
             sink.finish(failed=failed)
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.log(row)
 
     def __enter__(self) -> Self:
         return self
@@ -229,17 +248,3 @@ def _write_atomic(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
-
-
-def _sample_text(row: Mapping[str, Any]) -> str:
-    """Lay out a row of kind `sample` for a human reader."""
-    lines = [
-        f"=== {row['phase']}, update {row['update']}, operation {row['operation']}",
-        "--- prompt",
-        row["prompt"],
-        "--- text",
-        row["text"],
-    ]
-    if row["operated_text"] is not None:
-        lines += ["--- text of the operated model", row["operated_text"]]
-    return "\n".join(lines) + "\n\n"

@@ -6,38 +6,43 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
 
+from agents.checkpoint import State, locked, read
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import Curriculum, make_phases
-from agents.effect import N_OPERATIONS, Effect, measure_effect, verdict
+from agents.curriculum import Curriculum, DivergedError, make_phases
+from agents.effect import measure_effect, verdict
 from agents.evaluation import evaluate_text
-from agents.grpo.learner import PRECISIONS, GRPOLearner
+from agents.grpo.learner import PRECISIONS
 from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
-from agents.report import write_report
-from agents.surgeons import NONE, Surgeon, make_surgeon, save_surgeon
+from agents.report import LiveReport, write_report
+from agents.resuming import (
+    PACKAGES,
+    Checkpointer,
+    Progress,
+    check,
+    latest,
+    restore,
+    stored_config,
+    threads_of,
+)
+from agents.setup import Setup
+from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter, RunFolder, refuse_used
-from agents.wandb_sink import is_wanted
 from avatarl_env.lm.attention import attention_backend
-from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import save_model
-from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Patient
-from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
-from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
-PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
 
 
 @dataclass(frozen=True)
@@ -53,74 +58,11 @@ class RunSummary:
         return str(self.summary["surgeon_effect"]["verdict"])
 
 
-@dataclass(frozen=True)
-class Generators:
-    """One generator per consumer, all spawned from the run's seed."""
-
-    init: torch.Generator
-    grpo: np.random.Generator
-    commit: np.random.Generator
-    effect: np.random.Generator
-    samples: np.random.Generator
-    surgeon_seed: int
-
-    @classmethod
-    def spawn(cls, seed: int) -> Generators:
-        """Spawn them; adding a consumer at the end changes none of the others."""
-        init, grpo, commit, effect, samples, surgeon = np.random.SeedSequence(seed).spawn(6)
-        return cls(
-            torch.Generator().manual_seed(_seed(init)),
-            np.random.default_rng(grpo),
-            np.random.default_rng(commit),
-            np.random.default_rng(effect),
-            np.random.default_rng(samples),
-            _seed(surgeon),
-        )
-
-
-class Setup:
-    """Everything a run consists of, built and checked before anything is written."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        """Build it.
-
-        Raises:
-            ValueError: if the configuration does not fit the corpus or the machine.
-        """
-        self.device = _device(config.device)
-        is_wanted(config.track)  # refuses a WANDB_MODE that there is not
-        self.corpus = load_corpus(config.corpus)
-        self.corpus.require(config.lm.context, "context")  # windows are one longer than that
-        self.generators = Generators.spawn(config.seed)
-        # Characters that only held-out text has are unknown, as they would be to any user.
-        self.tokenizer = CharTokenizer.from_text(self.corpus.split("train"))
-        sizes = config.lm.with_vocabulary(self.tokenizer.vocab_size)
-        model = GPT(sizes, self.generators.init).to(self.device)
-        self.patient = Patient(model, self.tokenizer, self.corpus)
-        rules = {"operator": config.operator, **asdict(config.operation)}
-        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
-        # Of its own, so that trying operations out disturbs none under way.
-        self.exam = AttentionSurgeryVectorEnv(
-            N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
-        )
-        self.learner = GRPOLearner(
-            model,
-            self.patient.splits["train"],
-            config.grpo,
-            n_updates=config.curriculum.n_updates,
-            rng=self.generators.grpo,
-        )
-        self.surgeon: Surgeon | None = None
-        if config.surgeon != NONE:
-            seed, options = self.generators.surgeon_seed, config.surgeon_options
-            self.surgeon = make_surgeon(config.surgeon, self.env, seed, options)
-
-
 def train(config: TrainConfig, *, quiet: bool = False, command: str | None = None) -> RunSummary:
     """Run the curriculum: build, train and operate, measure, write down.
 
     Args:
-        config: what to do.
+        config: what to do; with ``resume`` what to go on with.
         quiet: show no progress.
         command: how the run was started, for the record.
 
@@ -128,67 +70,159 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         The run's folder and summary.
 
     Raises:
-        BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, or the
-            run folder is not empty. Nothing has been trained or written then.
+        BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, the
+            run folder is not empty, or there is nothing to go on with exactly. Nothing has been
+            trained or written then.
+        DivergedError: if the model cannot be trained on, also not from its last checkpoint.
+        Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
+            checkpoint.
     """
-    start = time.perf_counter()
-    with _threads(config.threads):
+    try:
+        return _attempt(config, quiet=quiet, command=command)
+    except _GoBackError as error:
+        tqdm.write(f"{error.__cause__}: going back to the last checkpoint, once")
+        again = replace(config, resume=str(error.folder))
+        return _attempt(again, quiet=quiet, command=command, may_go_back=False)
+
+
+class _GoBackError(Exception):
+    """The model diverged, and there is a checkpoint to go back to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+
+def _attempt(
+    config: TrainConfig, *, quiet: bool, command: str | None, may_go_back: bool = True
+) -> RunSummary:
+    with ExitStack() as stack:
         try:
-            if config.out:
-                refuse_used(config.out)
-            setup = Setup(config)
-            folder = RunFolder(config.out or _new_folder_name(config.preset))
+            begun = _begin(config, stack)
         except (ImportError, ValueError) as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
+        config, setup, folder, checkpoint = begun
+        stack.enter_context(_report_at_the_end(folder.path))
+        state = None if checkpoint is None else read(checkpoint)
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
-        settings["corpus_sha256"] = setup.corpus.sha256
-        with (
-            _report_at_the_end(folder.path),
-            MetricWriter(folder, config=settings, track=config.track) as writer,
-        ):
-            journal = Journal(
-                writer,
-                setup.learner,
-                setup.env,
-                evaluate_every=config.curriculum.evaluate_every,
-                rng=setup.generators.samples,
-                quiet=quiet,
+        settings |= {"resume": None, "corpus_sha256": setup.corpus.sha256}
+        writer = stack.enter_context(
+            MetricWriter(
+                folder,
+                config=settings,
+                track=config.track,
+                tensorboard=config.tensorboard,
+                resume_from=_positions(config, state),
             )
-            journal.say(_introduction(config, setup, folder))
-            with closing(journal):  # a run that breaks off leaves no half a bar on the line
-                phases, effects = _run_phases(config, setup, journal)
-            summary = _summarise(config, setup, journal, phases, effects)
-            summary |= {"command": command, "seconds": time.perf_counter() - start}
-            _save(config, setup, folder, command)
-            writer.write_summary(summary)
+        )
+        journal = Journal(
+            writer,
+            setup.learner,
+            setup.env,
+            evaluate_every=config.curriculum.evaluate_every,
+            rng=setup.generators.samples,
+            quiet=quiet,
+        )
+        journal.say(_introduction(config, setup, folder))
+        stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
+        progress = Progress()
+        if state is not None and checkpoint is not None:
+            progress = restore(state, checkpoint, setup, journal)
+            journal.say(f"going on from {checkpoint}, {journal.seconds:.0f} s into the run")
+        elif config.resume:
+            journal.say("there is no checkpoint yet: the run begins anew")
+        checkpointer = Checkpointer(config, setup, journal, writer)
+        try:
+            with checkpointer.listening():
+                _run_phases(config, setup, journal, progress, checkpointer)
+        except DivergedError as error:
+            if may_go_back and latest(folder.path) is not None:
+                raise _GoBackError(folder.path) from error
+            raise
+        summary = _summarise(config, setup, journal, progress)
+        summary |= {"command": command, "seconds": journal.seconds}
+        summary["checkpoints"] = {
+            "written": checkpointer.n_written,
+            "seconds": checkpointer.seconds,
+        }
+        _save(config, setup, folder, command)
+        writer.write_summary(summary)
     return RunSummary(folder.path, summary)
 
 
+def _begin(
+    config: TrainConfig, stack: ExitStack
+) -> tuple[TrainConfig, Setup, RunFolder, Path | None]:
+    """Build a run, or build it again; return its configuration, parts, folder and checkpoint.
+
+    Raises:
+        ValueError: if it cannot be done; nothing has been trained or written then.
+    """
+    if config.resume is None:
+        stack.enter_context(_threads(config.threads))
+        if config.out:
+            refuse_used(config.out)
+        setup = Setup(config)
+        folder = RunFolder(config.out or _new_folder_name(config.preset))
+        stack.enter_context(locked(folder.path))
+        return config, setup, folder, None
+    config = stored_config(config)
+    folder = RunFolder.reopen(config.resume or "")
+    stack.enter_context(locked(folder.path))
+    checkpoint = latest(folder.path)
+    n_threads = config.threads if checkpoint is None else threads_of(checkpoint)
+    stack.enter_context(_threads(n_threads))
+    setup = Setup(config)
+    if checkpoint is not None:
+        check(checkpoint, config, setup.corpus.sha256)
+    return config, setup, folder, checkpoint
+
+
+def _positions(config: TrainConfig, state: State | None) -> tuple[int, int] | None:
+    """Return how much of a resumed run's files was written when its checkpoint was."""
+    if config.resume is None:
+        return None
+    if state is None:
+        return 0, 0
+    metrics, samples = state["positions"]
+    return int(metrics), int(samples)
+
+
 def _run_phases(
-    config: TrainConfig, setup: Setup, journal: Journal
-) -> tuple[list[dict[str, Any]], list[Effect]]:
+    config: TrainConfig,
+    setup: Setup,
+    journal: Journal,
+    progress: Progress,
+    checkpointer: Checkpointer,
+) -> None:
     """Run every phase; after each that operates, ask what the surgeon was worth."""
     curriculum = Curriculum(
         setup.learner, setup.exam, setup.surgeon, config.curriculum, setup.generators.commit
     )
-    phases, effects = [], []
-    for phase in make_phases(config.curriculum, config.surgeon):
-        journal.begin(phase)
-        curriculum.run(phase, journal)
-        phases.append(journal.end())
+    phases = make_phases(config.curriculum, config.surgeon)
+    report = LiveReport(checkpointer.folder)
+    for phase in phases[progress.phase :]:
+        if progress.steps:
+            journal.resume(phase, progress.steps)
+        else:
+            journal.begin(phase)
+        for done in curriculum.steps(phase, journal, progress.steps):
+            progress.steps = done
+            report.refresh()
+            checkpointer.stepped(progress)
+        progress.phases.append(journal.end())
         if phase.operations and setup.surgeon is not None:
             journal.say(f"measuring what the surgeon was worth after {phase.name}")
             effect = measure_effect(setup.surgeon, setup.exam, phase.name, setup.generators.effect)
-            effects.append(effect._replace(n_practised=journal.n_operations))
-    return phases, effects
+            progress.effects.append(effect._replace(n_practised=journal.n_operations))
+        progress.phase, progress.steps = progress.phase + 1, 0
 
 
 def _summarise(
     config: TrainConfig,
     setup: Setup,
     journal: Journal,
-    phases: list[dict[str, Any]],
-    effects: list[Effect],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Return what ``summary.json`` says, but for time and command."""
     model, validation = setup.patient.model, setup.patient.splits["validation"]
@@ -196,10 +230,12 @@ def _summarise(
         "preset": config.preset,
         "seed": config.seed,
         "surgeon": config.surgeon,
+        "surgeon_options": config.surgeon_options,
+        "operator": config.operator,
         "corpus": setup.corpus.name,
         "corpus_sha256": setup.corpus.sha256,
         "corpus_nats_per_char": setup.corpus.nats_per_char,
-        "phases": phases,
+        "phases": progress.phases,
         "validation": evaluate_text(model, validation)._asdict(),
         "validation_unknown_characters": setup.tokenizer.n_unknown(
             setup.corpus.split("validation")
@@ -207,9 +243,10 @@ def _summarise(
         "references": _references(setup.patient),
         "commits": journal.commit_summary(config.curriculum.commit),
         "surgeon_effect": {
-            "verdict": verdict(effects, config.surgeon),
-            "measurements": [effect.as_summary() for effect in effects],
+            "verdict": verdict(progress.effects, config.surgeon),
+            "measurements": [effect.as_summary() for effect in progress.effects],
         },
+        "skipped_updates": setup.learner.n_skipped,
         "forward_tokens": journal.forward_tokens,
         "n_parameters": model.n_parameters,
         "environment": _environment(setup.device),
@@ -278,23 +315,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _device(name: str) -> torch.device:
-    """Return the device that ``name`` means.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that torch has, got {name!r}: {reason}") from error
-    return device
-
-
 @contextmanager
 def _report_at_the_end(folder: Path) -> Iterator[None]:
     """Write the report of what there is when the body ends, also if it breaks off."""
@@ -317,7 +337,3 @@ def _threads(count: int) -> Iterator[None]:
 
 def _new_folder_name(preset: str) -> str:
     return time.strftime(f"runs/%Y%m%d-%H%M%S-{preset}")
-
-
-def _seed(sequence: np.random.SeedSequence) -> int:
-    return int(sequence.generate_state(1)[0] >> 1)  # 31 bits: what every library takes

@@ -1,31 +1,35 @@
 """Weights & Biases as an addition to a run's own files, never as their only copy.
 
-Off unless somebody asks for it. Whatever goes wrong there costs a warning and never the run: no
-account, no network at the start, none at the end.
+Off unless somebody asks for it. No account, no network at the start, none at the end: each costs a
+warning and a bounded time.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from agents.metrics import METRICS, numbers
+from agents.sinks import line
 from avatarl_env.choices import check_choice
 
 if TYPE_CHECKING:
     import wandb
 
 TRACK_CHOICES = ("off", "offline", "online")
+INIT_TIMEOUT = 20.0
+"""Longest time to wait for an answer at the start, seconds."""
+FINISH_TIMEOUT = 30.0
+"""Longest time to go on uploading at the end, seconds."""
 
 _WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 # The two clocks of a run, model updates and operations, tick at different rates. Every row has the
 # compute spent so far, so that is the axis; wandb's own step would drop whatever arrives late.
 _STEP_METRIC = "forward_tokens"
-_METRIC_GROUPS = ("grpo", "time", "validation", "surgeon", "score", "baseline", "commit")
-_ALONE = "the run goes on without it"
 
 _logger = logging.getLogger(__name__)
 
@@ -50,59 +54,63 @@ def is_wanted(track: str | None) -> bool:
     return mode != "disabled"
 
 
-def start(folder: Path, config: Any, track: str | None) -> WandbSink | None:
-    """Start a run as asked; where that fails, offline; where that fails too, give None.
+def start(folder: Path, config: Any, track: str | None) -> WandbSink:
+    """Start a run as asked; where that fails, warn and start it offline.
 
     Args:
         folder: Where the `wandb` folder goes.
         config: The settings of the run, in JSON's types.
         track: `offline`, `online`, or None for what WANDB_MODE says.
-    """
-    import wandb
 
+    Raises:
+        Exception: Of any kind, if it does not start offline either.
+    """
     # wandb takes our package `agents` for another of that name, and would advertise a tool for it.
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-    attempts = ["offline"] if track == "offline" else [track, "offline"]
-    for mode in attempts:
+    # Else wandb reports its own errors to its makers, and tries for seconds after a run has ended.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    if track != "offline":
         try:
-            return WandbSink(wandb, _init(wandb, folder, config, mode))
-        except (wandb.Error, OSError) as error:
-            rest = _ALONE if mode == "offline" else "trying offline"
-            _logger.warning("Weights & Biases did not start (%s): %s", _line(error), rest)
-    return None
+            return WandbSink(_init(wandb, folder, config, track))
+        except Exception as error:  # wandb.Error, OSError, and what its parts raise among them
+            _logger.warning("Weights & Biases did not start (%s): trying offline", line(error))
+    return WandbSink(_init(wandb, folder, config, "offline"))
 
 
 class WandbSink:
-    """A run at Weights & Biases that can fail without anybody but the log noticing."""
+    """A run at Weights & Biases."""
 
-    def __init__(self, module: ModuleType, run: wandb.Run) -> None:
-        self._error: type[Exception] = module.Error
-        self._run: wandb.Run | None = run
+    def __init__(self, run: wandb.Run) -> None:
+        """Take a run that has just begun, and say what its curves are drawn against."""
+        self._run = run
         run.define_metric(_STEP_METRIC)
-        for group in _METRIC_GROUPS:
+        names = (name for metric in METRICS for name in metric.names if "/" in name)
+        for group in dict.fromkeys(name.partition("/")[0] for name in names):
             run.define_metric(f"{group}/*", step_metric=_STEP_METRIC)
 
-    def log(self, row: Mapping[str, object]) -> None:
+    def log(self, row: Mapping[str, Any]) -> None:
         """Send the numbers of a row; text, lists and nulls stay in `metrics.jsonl`."""
-        self._attempt(lambda run: run.log(dict(_numbers(row))))
+        self._run.log(dict(numbers(row)))
 
-    def summarise(self, summary: Mapping[str, object]) -> None:
+    def summarise(self, summary: Mapping[str, Any]) -> None:
         """Set the numbers of the summary as those of the run."""
-        self._attempt(lambda run: run.summary.update(dict(_numbers(summary))))
+        self._run.summary.update(dict(numbers(summary)))
 
     def finish(self, *, failed: bool) -> None:
-        """Upload what is left, for no longer than the `finish_timeout` of the run."""
-        self._attempt(lambda run: run.finish(exit_code=int(failed)))
-        self._run = None
+        """Upload what is left, for no longer than `FINISH_TIMEOUT`.
 
-    def _attempt(self, action: Callable[[wandb.Run], object]) -> None:
-        if self._run is None:
-            return
+        Raises:
+            TimeoutError: If there is more; says how to upload it.
+        """
         try:
-            action(self._run)
-        except (self._error, OSError) as error:
-            _logger.warning("Weights & Biases failed (%s): %s", _line(error), _ALONE)
-            self._run = None
+            self._run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            folder = self._run.settings.sync_dir
+            raise TimeoutError(
+                f"no end of the upload in {FINISH_TIMEOUT:g} s, later: wandb sync {folder}"
+            ) from error
 
 
 def _init(module: ModuleType, folder: Path, config: Any, mode: str | None) -> wandb.Run:
@@ -113,8 +121,10 @@ def _init(module: ModuleType, folder: Path, config: Any, mode: str | None) -> wa
         disable_git=True,
         x_disable_stats=True,
         x_disable_machine_info=True,
-        init_timeout=20,
-        finish_timeout=30,
+        x_save_requirements=False,
+        init_timeout=INIT_TIMEOUT,
+        finish_timeout=FINISH_TIMEOUT,
+        finish_timeout_raises=True,
     )
     run = module.init(
         project=os.environ.get("WANDB_PROJECT", "avatarl-env"),
@@ -126,17 +136,3 @@ def _init(module: ModuleType, folder: Path, config: Any, mode: str | None) -> wa
         settings=settings,
     )
     return cast("wandb.Run", run)
-
-
-def _numbers(row: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a row; those of a nested mapping are called `outer/inner`."""
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, bool | int | float):
-            yield f"{prefix}{name}", value
-
-
-def _line(error: Exception) -> str:
-    """Give the first line of an error's message, or its type if it has none."""
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from avatarl_env.audit import TOLERANCE, Validation, validate
+from avatarl_env.choices import check_keywords
 from avatarl_env.episode import Episode, OperationConfig
-from avatarl_env.keywords import check_keywords
 from avatarl_env.patient import Patient
 from avatarl_env.rendering import RENDER_MODES, render
 from avatarl_env.scoring import Score
 from avatarl_env.surgery import Operator
 from avatarl_env.task import SurgeryTask
 from avatarl_env.text.corpus import Corpus, load_corpus
+from avatarl_env.validation import TOLERANCE, Validation, validate
 
 
 class UnknownRenderMode(ValueError, TypeError):
@@ -51,8 +51,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
     ## Rewards
     The rise of the score (default: `kl_ref`, see `avatarl_env.scoring`) since the step before. An
-    episode's return is the operation's total improvement, nats per token; that of an operation that
-    ends in a flatline is `-flatline_penalty`.
+    episode's return is the operation's total improvement, nats per character; that of an operation
+    that ends in a flatline is `-flatline_penalty`.
 
     ## Starting State
     `c = 0`. With an injury every evaluation is at `c_inj + c`, so that the best answer is known,
@@ -66,8 +66,10 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     cause. *Truncation*: never by this environment.
 
     ## Info
-    `score`, `improvement`, `score_terms`, `baseline_terms`, `coefficients`; at the end `is_success`
-    and `lost_score` (what the injury had cost).
+    The same keys from every `reset` and `step`: `score`, `improvement`, `score_terms`,
+    `baseline_terms`, `coefficients`, `flatline` (`""` while the patient lives), `is_success` (False
+    until the operation has ended, with a patient that lives and a better score) and `lost_score`
+    (what the injury had cost, 0.0 without one).
 
     ## Rendering
     `"ansi"`: prompts, texts before and after, score terms, scores and coefficients, as a string.
@@ -133,7 +135,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             ValueError: if an argument is unknown or out of range, or prompt plus new text does not
                 fit the model's context.
         """
-        check_keywords("keyword", unknown, type(self))
+        check_keywords("keyword", unknown, AttentionSurgeryEnv)
         if isinstance(lm, Patient):
             if (corpus, device, dtype) != (None, "cpu", "float32"):
                 raise ValueError(
@@ -273,7 +275,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             actions: (n, A) of one whole operation.
             seed: what `reset` was given.
             total: the return that is claimed; None to learn it.
-            tolerance: as for :func:`avatarl_env.audit.validate`.
+            tolerance: as for :func:`avatarl_env.validation.validate`.
 
         Raises:
             ValueError: if the actions are not those of one whole operation, or there is no seed.

@@ -79,22 +79,23 @@ class OperationConfig:
 
 
 def _as_injury(value: Any) -> float | tuple[float, ...]:
-    """Return a half-width as it is and anything else that holds numbers as a tuple, checked."""
+    """Return a number as a half-width, and a list, tuple or array of them as a tuple, checked."""
     rule = (
         "injury must be a half-width in [0, 1] or a sequence of numbers in [-1, 1], "
-        f"as far as coefficients reach, got {value!r}"
+        f"as far as coefficients reach, got {' '.join(repr(value).split())}"
     )
-    if isinstance(value, Real):
-        if not 0 <= float(value) <= 1:
-            raise ValueError(rule)
-        return value  # type: ignore[return-value]
-    try:
-        numbers = () if isinstance(value, str) else tuple(float(number) for number in value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(rule) from error
-    if not numbers or not all(-1 <= number <= 1 for number in numbers):
+    if not isinstance(value, Real | list | tuple) and not hasattr(value, "__array__"):
         raise ValueError(rule)
-    return numbers
+    try:
+        numbers = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(rule) from error
+    is_row = numbers.dtype.kind in "biuf" and numbers.ndim < 2 and numbers.size
+    least = 0 if numbers.ndim == 0 else -1
+    if not is_row or not ((least <= numbers) & (numbers <= 1)).all():
+        raise ValueError(rule)
+    numbers = numbers.astype(np.float64)
+    return tuple(numbers.tolist()) if numbers.ndim else float(numbers)
 
 
 def incised(
@@ -138,7 +139,7 @@ class Episode:
     scores: tuple[float, ...] = ()
     """Of the baseline, and after each incision."""
     flatline: str = ""
-    """What the patient died of."""
+    """What the patient died of; empty while it lives."""
 
     @classmethod
     def begin(
@@ -191,41 +192,40 @@ class Episode:
             evaluation: of the model at injury plus coefficients.
             score: the environment's.
         """
-        self.coefficients = coefficients
+        # What can fail comes first, or an incision could be half made.
+        previous, present = self.score, score(evaluation.terms)
+        flatline = self._flatline_cause(coefficients, evaluation)
+        self.coefficients, self.present = coefficients, evaluation
         self.n_done += 1
-        previous, self.present = self.score, evaluation
-        self.score = score(evaluation.terms)
-        self.scores = (*self.scores, self.score)
-        self.flatline = self._flatline_cause(evaluation)
+        self.score, self.flatline = present, flatline
+        self.scores = (*self.scores, present)
         if self.flatline:
             reward = -self.config.flatline_penalty - self.total_reward
         else:
-            reward = self.score - previous
+            reward = present - previous
         self.total_reward += reward
         self.is_over = bool(self.flatline) or self.n_done == self.config.n_incisions
         return Outcome(reward, self.is_over, self.info(score))
 
     def info(self, score: Score) -> dict[str, Any]:
-        """Return the step's info, fresh and finite."""
-        improvement = self.score - score(self.baseline.terms)
-        info: dict[str, Any] = {
+        """Return the step's info, fresh and finite, with the same keys at every step."""
+        baseline = score(self.baseline.terms)
+        improvement = self.score - baseline
+        return {
             "score": self.score,
             "improvement": improvement,
             "score_terms": dict(self.present.terms),
             "baseline_terms": dict(self.baseline.terms),
             "coefficients": self.coefficients.copy(),
+            "flatline": self.flatline,
+            "is_success": self.is_over and not self.flatline and improvement > 0,
+            "lost_score": score(self.healthy_terms) - baseline,
         }
-        if self.flatline:
-            info["flatline"] = self.flatline
-        if self.is_over:
-            info["is_success"] = not self.flatline and improvement > 0
-            info["lost_score"] = score(self.healthy_terms) - score(self.baseline.terms)
-        return info
 
-    def _flatline_cause(self, evaluation: Evaluation) -> str:
-        if not self.coefficients.any():
+    def _flatline_cause(self, coefficients: NDArray[np.float64], evaluation: Evaluation) -> str:
+        if not coefficients.any():
             return ""
-        if not evaluation.writing.is_finite:
+        if not evaluation.writing.has_no_nan:
             return "non-finite logits"
         # An operation that heals an injury must not be punished for leaving the injured range.
         references = (self.baseline.terms, self.healthy_terms)

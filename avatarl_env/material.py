@@ -14,7 +14,8 @@ from torch import Tensor
 from avatarl_env.lm.generation import Generation
 from avatarl_env.lm.interface import Tokenizer, count_characters, encode
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.scoring import TextReference, Writing
+from avatarl_env.reference import TextReference
+from avatarl_env.scoring import Writing
 from avatarl_env.text.corpus import Corpus
 
 Array = NDArray[np.float64]
@@ -23,6 +24,8 @@ Splits = dict[str, NDArray[np.int64]]
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextReference]:
     """Return a corpus' splits as tokens, and the reference counted on ``train``.
+
+    The reference knows how many characters a token of ``train`` stands for.
 
     For our own tokenizer that is done once per process: nobody may write into the splits.
 
@@ -35,7 +38,7 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextRef
 
 
 def pooled_characters(tokenizer: Tokenizer, tokens: NDArray[np.int64], n: int) -> Array:
-    """Return how many characters rows of tokens decode to, each operation's rows on average.
+    """Return how many characters rows of real text have, each operation's rows on average.
 
     Args:
         tokenizer: decodes.
@@ -64,20 +67,16 @@ def as_writing(
     """
     tokens = generation.tokens.cpu().numpy()
     n_prompt = prompt_losses.size(1) + 1
-    pooled, pooled_prompt = (
-        pooled_characters(tokenizer, part, n)
-        for part in (tokens[:, n_prompt:], tokens[:, 1:n_prompt])
-    )
+    characters = pooled_characters(tokenizer, tokens[:, 1:n_prompt], n)
     is_whole = generation.distributions is not None
     return Writing(
         tokens,
         n_prompt,
         _numbers(generation.distributions),
-        prompt_losses.double().sum(1).cpu().numpy() / pooled_prompt,
+        prompt_losses.double().sum(1).cpu().numpy() / characters,
         None if is_whole else _numbers(generation.log_probs),
         None if is_whole else _numbers(generation.entropies),
-        pooled,
-        pooled_prompt,
+        characters,
     )
 
 
@@ -92,4 +91,6 @@ def _encode_once(corpus: Corpus, characters: str) -> tuple[Splits, TextReference
 
 def _encode(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextReference]:
     splits = {name: encode(tokenizer, text) for name, text in corpus.splits.items()}
-    return splits, TextReference(splits["train"], tokenizer.vocab_size)
+    train = splits["train"]
+    ratio = len(corpus.splits["train"]) / max(len(train), 1)
+    return splits, TextReference(train, tokenizer.vocab_size, characters_per_token=ratio)

@@ -1,6 +1,6 @@
 """The patient: a language model on the table, with the text it is held against.
 
-Losses and scores are in nats per decoded character, see :mod:`avatarl_env.scoring`.
+Losses and scores are in nats per character, see :mod:`avatarl_env.scoring`.
 
 Shapes: N operations of M prompts each, B = N * M, P prompt tokens, T tokens, V vocabulary,
 A coefficients.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,24 +22,19 @@ from torch import nn
 from avatarl_env.choices import check_choice
 from avatarl_env.lm.generation import generate
 from avatarl_env.lm.interface import Tokenizer, as_causal_lm, as_tokenizer
-from avatarl_env.lm.reading import MOST_TOKENS_WHOLE, HeadReader, eval_mode, hidden_width
+from avatarl_env.lm.reading import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
 from avatarl_env.lm.storage import load_model
 from avatarl_env.material import as_writing, encode_corpus, pooled_characters
 from avatarl_env.observation import Vitals, VitalSigns
 from avatarl_env.overtaking import Race
-from avatarl_env.scoring import Writing, measure_rows, measure_terms, reference_prompt_loss
-from avatarl_env.surgery import (
-    Operator,
-    Overlay,
-    Overlayable,
-    SurgicalTheater,
-    find_targets,
-)
+from avatarl_env.scoring import Term, Writing, measure_many, reference_prompt_loss
+from avatarl_env.surgery import Operator, Overlay, Overlayable, SurgicalTheater, find_targets
 from avatarl_env.text.corpus import Corpus, load_corpus
 
 __all__ = ["Evaluation", "Patient", "Prompts", "eval_mode"]
 
 T = TypeVar("T")
+Terms = Mapping[str, Term] | None
 logger = logging.getLogger(__name__)
 
 ROWS_PER_FORWARD = 256  # more are hardly faster per row, and take more memory
@@ -71,9 +66,11 @@ class Patient:
         """Put a live model on the table; it is shared, not copied.
 
         Args:
-            model: a :class:`~avatarl_env.lm.gpt.GPT`, a causal language model of transformers, or
-                any module that is a :class:`~avatarl_env.lm.interface.CausalLM`. What is no
-                ``CausalLM`` itself is wrapped: ``self.model`` is the wrapper then.
+            model: a :class:`~avatarl_env.lm.gpt.GPT`; a causal language model of transformers,
+                GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3 or Phi-3 (another after one line in
+                :data:`~avatarl_env.surgery.targets.LAYOUTS`); or any module with such attention
+                that is a :class:`~avatarl_env.lm.interface.CausalLM`. What is no ``CausalLM``
+                itself is wrapped: ``self.model`` is the wrapper then.
             tokenizer: its own: a ``CharTokenizer``, one of transformers, or anything that is a
                 :class:`~avatarl_env.lm.interface.Tokenizer`.
             corpus: the text it is held against, from here on in its own tokens.
@@ -95,6 +92,7 @@ class Patient:
         self.n_changes = 0
         """How often the model's parameters are known to have changed."""
         self._race = Race()
+        self._is_counting = True
 
     @classmethod
     def load(
@@ -116,6 +114,8 @@ class Patient:
         stored = load_model(lm)
         try:
             model = stored.model.to(device=device, dtype=DTYPES[dtype])
+        except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
+            raise
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
@@ -134,16 +134,20 @@ class Patient:
     @property
     def keeps_distributions(self) -> bool:
         """Whether texts are scored by whole distributions, not only by the tokens drawn."""
-        return self.tokenizer.vocab_size <= MOST_TOKENS_WHOLE
+        return self.tokenizer.vocab_size <= WHOLE_UP_TO
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leave evaluations in the body out of ``forward_tokens``: they are for a reader."""
-        spent = self.forward_tokens
+        """Leave evaluations in the body out of ``forward_tokens`` and :meth:`compare`.
+
+        They are for a reader.
+        """
+        spent, was_counting = self.forward_tokens, self._is_counting
+        self._is_counting = False
         try:
             yield
         finally:
-            self.forward_tokens = spent
+            self.forward_tokens, self._is_counting = spent, was_counting
 
     def prompts(
         self, split: str, n_prompts: int, prompt_length: int, n_new: int, rng: np.random.Generator
@@ -167,25 +171,28 @@ class Patient:
         starts = rng.integers(0, len(tokens) - length + 1, size=n_windows)
         return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
-    def evaluate(self, prompts: Prompts) -> Evaluation:
-        """Let the model, as it stands, continue the prompts, and measure what it wrote."""
-        return self._evaluate([prompts])[0]
+    def evaluate(self, prompts: Prompts, terms: Terms = None) -> Evaluation:
+        """Let the model, as it stands, continue the prompts, and measure what it wrote.
+
+        Args:
+            prompts: what it continues.
+            terms: what is measured, by name; default :data:`~avatarl_env.scoring.TERMS`.
+        """
+        return self._evaluate([prompts], terms)[0]
 
     def evaluate_operated(
-        self, operator: Operator, coefficients: ArrayLike, prompts: Prompts
+        self, operator: Operator, coefficients: ArrayLike, prompts: Prompts, terms: Terms = None
     ) -> Evaluation:
         """Do the same under an operation, which is undone before this returns."""
         with self._in_place(operator, coefficients):
-            (evaluation,) = self._evaluate([prompts])
-        if not np.any(coefficients):
-            self._compare([evaluation])
-        return evaluation
+            return self._evaluate([prompts], terms)[0]
 
     def evaluate_many(
         self,
         prompts: Sequence[Prompts],
         operator: Operator | None = None,
         coefficients: ArrayLike = (),
+        terms: Terms = None,
     ) -> list[Evaluation]:
         """Evaluate many operations, as many of them in one forward as are fast together.
 
@@ -194,6 +201,7 @@ class Patient:
             operator: None to leave the model as it stands. One that cannot act on the rows of a
                 batch operates N times, one after the other.
             coefficients: (N, A), one operation for each of the prompts.
+            terms: as for :meth:`evaluate`.
 
         Raises:
             ValueError: if the prompts differ in number or length, or the coefficients are not N.
@@ -206,13 +214,10 @@ class Patient:
                 "prompts must be as many and as long for every operation, "
                 f"got tokens and uniforms of shapes {sorted(shapes)}"
             )
-        n_rows = len(prompts[0].tokens)
-        evaluations = self._in_parts(
-            lambda part: self._evaluate(prompts[part]), len(prompts), n_rows, operator, coefficients
+        n, n_rows = len(prompts), len(prompts[0].tokens)
+        return self._in_parts(
+            lambda part: self._evaluate(prompts[part], terms), n, n_rows, operator, coefficients
         )
-        if operator is None or not np.any(coefficients):
-            self._compare(evaluations)
-        return evaluations
 
     def losses(
         self,
@@ -231,6 +236,8 @@ class Patient:
             ValueError: if the coefficients are not N.
         """
         n, n_rows = windows.shape[:2]
+        if n_rows == 0:
+            return np.zeros((n, 0))
         losses = self._in_parts(
             lambda part: self._losses(windows[part]), n, n_rows, operator, coefficients
         )
@@ -296,7 +303,7 @@ class Patient:
         return np.concatenate(nats, axis=1) / characters.reshape(n, n_rows)
 
     @torch.inference_mode()
-    def _evaluate(self, prompts: Sequence[Prompts]) -> list[Evaluation]:
+    def _evaluate(self, prompts: Sequence[Prompts], terms: Terms) -> list[Evaluation]:
         """Evaluate N batches of M prompts in one forward, the first M rows for the first, ..."""
         n = len(prompts)
         device = next(self.model.parameters()).device
@@ -312,20 +319,22 @@ class Patient:
             )
         self.forward_tokens += tokens.numel() + uniforms[:, 1:].numel()  # the last is not read
         writing = as_writing(self.tokenizer, generation, signs.prompt_losses(), n)
-        rows = measure_rows(writing, self.reference)
+        measured = measure_many(writing, self.reference, n, terms)
         return [
-            Evaluation(part, vitals, measure_terms(part, self.reference, known))
-            for part, vitals, known in zip(
-                writing.split(n), signs.read(), _split_values(rows, n), strict=True
-            )
+            Evaluation(part, vitals, values)
+            for (part, values), vitals in zip(measured, signs.read(), strict=True)
         ]
 
-    def _compare(self, evaluations: Iterable[Evaluation]) -> None:
-        """Take readings of the model as it stands: has it overtaken its reference?"""
+    def compare(self, evaluations: Iterable[Evaluation]) -> None:
+        """Take readings of the model as it stands: has it overtaken its reference?
+
+        Warns, once, with an :class:`~avatarl_env.overtaking.OvertakenWarning`.
+        """
         for writing in (evaluation.writing for evaluation in evaluations):
-            if not self._race.has_warned:
+            if self._is_counting and not self._race.has_warned:
+                prompts = writing.tokens[:, : writing.n_prompt]
                 expected = reference_prompt_loss(writing, self.reference)
-                self._race.watch(writing.prompt_loss, expected, self.n_changes)
+                self._race.watch(prompts, writing.prompt_loss, expected, self.n_changes)
 
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
         """Operate for good: same parameters, new values."""
@@ -337,11 +346,3 @@ class Patient:
 @functools.cache
 def _say_once(operator: str) -> None:
     logger.warning("%s has no row_edits: its operations are performed one by one", operator)
-
-
-def _split_values(
-    rows: dict[str, NDArray[np.float64]], n: int
-) -> list[dict[str, NDArray[np.float64]]]:
-    """Divide every array into n equal parts: one dictionary of parts for each."""
-    parts = {name: np.split(values, n) for name, values in rows.items()}
-    return [{name: some[i] for name, some in parts.items()} for i in range(n)]

@@ -1,9 +1,10 @@
 """Scores of what a model wrote: named terms, their weighted sum, paired improvement.
 
-Nats are per decoded character, whatever the tokens: total nats over total characters of an
-operation's texts. Each row's nats are divided by the characters that its operation's rows have on
-average (*pooled*), so that the mean over rows is that ratio, and a text that decodes to few
-characters weighs no more than another. With one token per character, that is the mean over tokens.
+Nats are per character, whatever the tokens. What a model says about real text is divided by the
+characters of that text. What it says about its own is divided by those that as many tokens of the
+training text stand for (*characters_per_token*, a constant of the reference): an operation chooses
+the tokens it writes, and were it paid by the characters of those, it would be paid for long ones.
+With one token per character, both are the mean over tokens.
 
 Shapes: B prompts, P prompt tokens, N new tokens, V vocabulary.
 """
@@ -16,18 +17,13 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from avatarl_env.choices import check_choice
-from avatarl_env.text.ngram import NGramReference
-
-Array = NDArray[np.float64]
+from avatarl_env.reference import Array, TextReference, ngram_codes
 
 BOUND = 1e3
 """Terms are clipped to [-BOUND, BOUND]; what is not a number becomes the bad end."""
-
-MOST_TOKENS = 2**21
-"""Largest vocabulary that texts can be scored in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +35,8 @@ class Writing:
     n_prompt: int
     """P."""
     distributions: Array | None
-    """(B, N, V) all log-probabilities there, nats; None for vocabularies over 256."""
+    """(B, N, V) all log-probabilities there, nats; None for vocabularies of more than
+    :data:`~avatarl_env.lm.reading.WHOLE_UP_TO` tokens."""
     prompt_loss: Array
     """(B,) teacher-forced loss on the prompt's own tokens from the second on, nats per character of
     theirs."""
@@ -47,10 +44,10 @@ class Writing:
     """(B, N) log-probability of each new token, nats, where distributions are not kept."""
     entropies: Array | None = None
     """(B, N) entropies of the distributions, nats, where they are not kept."""
-    pooled: Array | None = None
-    """(B,) characters of each new text, pooled; None for one per token."""
-    pooled_prompt: Array | None = None
-    """(B,) characters of each prompt from its second token on, pooled; None for one per token."""
+    prompt_characters: Array | None = None
+    """(B,) characters of the prompts from their second token on, on average over the prompts of
+    an operation, so that one that decodes to few weighs no more than another; None for one per
+    token."""
 
     @property
     def new_tokens(self) -> NDArray[np.int64]:
@@ -58,15 +55,10 @@ class Writing:
         return self.tokens[:, self.n_prompt :]
 
     @property
-    def is_finite(self) -> bool:
-        """Whether every probability and loss is a number."""
+    def has_no_nan(self) -> bool:
+        """Whether every probability and loss is a number (an infinite loss is one)."""
         kept = (self.distributions, self.log_probs, self.entropies, self.prompt_loss)
         return not any(np.isnan(array).any() for array in kept if array is not None)
-
-    def per_character(self, nats: NDArray[np.floating]) -> Array:
-        """Return nats per character of new text, (B,), from those of every new token (B, N)."""
-        total = nats.sum(-1, dtype=np.float64)
-        return np.asarray(total / (nats.shape[-1] if self.pooled is None else self.pooled))
 
     def split(self, n: int) -> list[Writing]:
         """Return the writings of n operations with as many rows each; they share memory."""
@@ -77,49 +69,6 @@ class Writing:
         return [Writing(*values) for values in zip(*columns, strict=True)]
 
 
-class TextReference:
-    """What honest text looks like: an n-gram model and trigram frequencies of the training text."""
-
-    def __init__(self, tokens: NDArray[np.int64], vocab_size: int, order: int = 5) -> None:
-        """Count.
-
-        Args:
-            tokens: (T,) the training text, T >= max(order, 4).
-            vocab_size: V, at most 2**21, so that a trigram's number fits 63 bits.
-            order: of the n-gram model.
-
-        Raises:
-            ValueError: if the vocabulary is larger, or the text shorter.
-        """
-        if vocab_size > MOST_TOKENS:
-            raise ValueError(f"vocab_size must be at most {MOST_TOKENS}, got {vocab_size}")
-        if len(tokens) < max(order, 4):
-            raise ValueError(f"tokens must be at least {max(order, 4)} to count, got {len(tokens)}")
-        self.ngram = NGramReference.fit(tokens, vocab_size, order)
-        self.vocab_size = vocab_size
-        self._codes, counts = np.unique(_codes(tokens[None], 3, vocab_size), return_counts=True)
-        self._frequencies = counts / counts.sum()
-        self._self_collision = float((self._frequencies**2).sum())
-
-    def trigram_distance(self, tokens: NDArray[np.int64]) -> float:
-        """Return 1000 times the unbiased squared L2 distance of trigram frequencies.
-
-        ``sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2``, a U-statistic:
-        0 on average for text like the reference whatever its length, about 100 for a loop of ten
-        trigrams.
-
-        Args:
-            tokens: (B, N) rows; trigrams do not cross rows. N >= 3, at least two trigrams.
-        """
-        codes, counts = np.unique(_codes(tokens, 3, self.vocab_size), return_counts=True)
-        n = counts.sum()
-        place = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-        expected = np.where(self._codes[place] == codes, self._frequencies[place], 0.0)
-        collisions = (counts * (counts - 1)).sum() / (n * (n - 1))
-        cross = (counts * expected).sum() / n
-        return float(1e3 * (collisions - 2 * cross + self._self_collision))
-
-
 def kl_ref(writing: Writing, reference: TextReference) -> Array:
     """Return minus the KL divergence from the reference on the model's own text, (B,), nats/char.
 
@@ -128,27 +77,27 @@ def kl_ref(writing: Writing, reference: TextReference) -> Array:
     gibberish lower it. Sharpening lowers it for a model as sharp as the reference, but raises it
     for one that is flatter, so look at the held-out loss too.
 
-    For vocabularies over 256, ``log q - log p`` of the tokens drawn: the same on average, and above
-    0 by chance.
+    Where distributions are not kept, ``log q - log p`` of the tokens drawn: the same on average,
+    and above 0 by chance.
     """
     if writing.distributions is None:
         assert writing.log_probs is not None
         log_q = reference.ngram.target_log_probs(writing.tokens, writing.n_prompt)
-        return writing.per_character(log_q - writing.log_probs)
+        return reference.per_character(log_q - writing.log_probs)
     log_q = reference.ngram.next_log_probs(writing.tokens, writing.n_prompt)
     log_p = writing.distributions
     p = np.exp(log_p)
     # Nothing where p = 0; "p > 0" would take what is not a number for nothing too.
     gap = p * (log_q - np.where(p == 0, 0.0, log_p))
-    return writing.per_character(gap.sum(-1))
+    return reference.per_character(gap.sum(-1))
 
 
 def reference_prompt_loss(writing: Writing, reference: TextReference) -> Array:
     """Return the reference's own loss on the prompts, comparable to ``prompt_loss``: (B,)."""
     prompts = writing.tokens[:, : writing.n_prompt]
     nats = -reference.ngram.target_log_probs(prompts, 1).sum(-1, dtype=np.float64)
-    characters = writing.n_prompt - 1 if writing.pooled_prompt is None else writing.pooled_prompt
-    return np.asarray(nats / characters)
+    given = writing.prompt_characters
+    return np.asarray(nats / (writing.n_prompt - 1 if given is None else given))
 
 
 def heldout_loss(writing: Writing, reference: TextReference) -> Array:
@@ -162,22 +111,23 @@ def ref_loglik(writing: Writing, reference: TextReference) -> Array:
     Hackable: loops of common words score above real text. For comparison only.
     """
     log_q = reference.ngram.target_log_probs(writing.tokens, writing.n_prompt)
-    return writing.per_character(log_q)
+    return reference.per_character(log_q)
 
 
 def entropy(writing: Writing, reference: TextReference) -> Array:
     """Return the mean entropy of the model's own distributions: (B,), nats/char."""
     if writing.distributions is None:
         assert writing.entropies is not None
-        return writing.per_character(writing.entropies)
+        return reference.per_character(writing.entropies)
     log_p = writing.distributions
     p = np.exp(log_p)
-    return writing.per_character(-(p * np.where(p == 0, 0.0, log_p)).sum(-1))
+    return reference.per_character(-(p * np.where(p == 0, 0.0, log_p)).sum(-1))
 
 
 def distinct(writing: Writing, reference: TextReference) -> Array:
     """Return the share of distinct 4-grams among all 4-grams written, (1,), in (0, 1]."""
-    codes = _codes(writing.new_tokens, min(4, writing.new_tokens.shape[1]), reference.vocab_size)
+    new = writing.new_tokens
+    codes = ngram_codes(new, min(4, new.shape[1]), reference.vocab_size)
     return np.array([np.unique(codes).size / codes.size])
 
 
@@ -189,7 +139,7 @@ def collision_l2(writing: Writing, reference: TextReference) -> Array:
 class Term(NamedTuple):
     """A named property of a batch of texts."""
 
-    measure: Callable[[Writing, TextReference], Array]
+    measure: Callable[[Writing, TextReference], ArrayLike]
     """Per prompt (B,) or for the whole batch (1,); the term is the mean."""
     sign: float
     """+1 if more is better, -1 if less is: a positive weight always rewards the better."""
@@ -206,7 +156,10 @@ TERMS: dict[str, Term] = {
     "ref_loglik": Term(ref_loglik, 1.0, by_row=True),
     "entropy": Term(entropy, 1.0, by_row=True),
 }
-"""Score terms by name; add one with ``TERMS["mine"] = Term(measure, sign)``."""
+"""Score terms by name; add one with ``TERMS["mine"] = Term(measure, sign)``.
+
+An environment knows those that there are when it is made.
+"""
 
 DEFAULT_WEIGHTS: Mapping[str, float] = {"kl_ref": 1.0}
 
@@ -215,7 +168,7 @@ GRID = 2.0**32
 
 
 class Score:
-    """A weighted sum of terms, fixed for life."""
+    """A weighted sum of terms, fixed for life: whatever becomes of :data:`TERMS` later."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         """Choose the weights.
@@ -234,40 +187,75 @@ class Score:
             if not math.isfinite(weight):
                 raise ValueError(f"score weights must be finite, got {name}={weight}")
         self.weights = {name: float(weight) for name, weight in chosen.items()}
+        self._signed = {name: w * TERMS[name].sign for name, w in self.weights.items()}
 
     def __call__(self, terms: Mapping[str, float]) -> float:
         """Return the weighted sum; more is better."""
-        total = sum(w * TERMS[name].sign * terms[name] for name, w in self.weights.items())
+        total = sum(weight * terms[name] for name, weight in self._signed.items())
         return round(total * GRID) / GRID
 
 
 def measure_terms(
-    writing: Writing, reference: TextReference, known: Mapping[str, Array] | None = None
+    writing: Writing, reference: TextReference, terms: Mapping[str, Term] | None = None
 ) -> dict[str, float]:
-    """Return every term of :data:`TERMS`, finite whatever the model did.
+    """Measure the texts of one operation, as :func:`measure_many` does."""
+    ((_, values),) = measure_many(writing, reference, 1, terms)
+    return values
+
+
+def measure_many(
+    writing: Writing, reference: TextReference, n: int, terms: Mapping[str, Term] | None = None
+) -> list[tuple[Writing, dict[str, float]]]:
+    """Measure the texts of n operations: each one's writing, and its terms.
+
+    The terms are finite whatever the model did, and those of each operation alone to the last bit.
 
     Args:
-        writing: the texts of one operation.
+        writing: as many texts of each operation, one after the other.
         reference: what they are held against.
-        known: values of terms that were measured before, by name, as :func:`measure_rows` does.
+        n: operations.
+        terms: what to measure, by name; default :data:`TERMS`.
+
+    Raises:
+        ValueError: if a term's measure returns something of another shape than it should.
     """
-    known = known or {}
-    terms = {}
+    terms = TERMS if terms is None else terms
+    measured = []
     with np.errstate(invalid="ignore", over="ignore"):
-        for name, term in TERMS.items():
-            values = known[name] if name in known else term.measure(writing, reference)
-            value = float(np.mean(values))
-            bad = -term.sign * BOUND
-            terms[name] = bad if math.isnan(value) else min(max(value, -BOUND), BOUND)
-    return terms
-
-
-def measure_rows(writing: Writing, reference: TextReference) -> dict[str, Array]:
-    """Measure the terms that go row by row, for the texts of many operations: (B,) each."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return {
-            name: term.measure(writing, reference) for name, term in TERMS.items() if term.by_row
+        # What goes row by row is faster for all rows at once.
+        rows = {
+            name: np.split(_values(name, term, writing, reference), n)
+            for name, term in terms.items()
+            if term.by_row
         }
+        for i, part in enumerate(writing.split(n)):
+            values = {
+                name: rows[name][i] if term.by_row else _values(name, term, part, reference)
+                for name, term in terms.items()
+            }
+            measured.append((part, {name: _mean(terms[name], values[name]) for name in terms}))
+    return measured
+
+
+def _values(name: str, term: Term, writing: Writing, reference: TextReference) -> Array:
+    """Let a term measure, and check what it returns: (B,), or (1,) if it does not go by row."""
+    n_rows = len(writing.tokens)
+    shapes = [(n_rows,)] if term.by_row else [(n_rows,), (1,)]
+    rule = f"score term {name!r} must return numbers of shape {' or '.join(map(str, shapes))}"
+    found = term.measure(writing, reference)
+    try:
+        values = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule}, got {type(found).__name__}: {error}") from error
+    if values.shape not in shapes:
+        raise ValueError(f"{rule}, got {type(found).__name__} of shape {values.shape}")
+    return values
+
+
+def _mean(term: Term, values: Array) -> float:
+    """Return a term's mean, clipped; if it is not a number, the bad end."""
+    mean = float(np.mean(values))
+    return -term.sign * BOUND if math.isnan(mean) else min(max(mean, -BOUND), BOUND)
 
 
 class Interval(NamedTuple):
@@ -302,21 +290,3 @@ def interval(differences: NDArray[np.floating]) -> Interval:
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
     two_sided, one_sided = (float(stdtrit(n - 1, level)) * error for level in (0.975, 0.95))
     return Interval(mean, mean - two_sided, mean + two_sided, mean - one_sided, n)
-
-
-def _codes(tokens: NDArray[np.int64], n: int, vocab_size: int) -> NDArray[np.int64]:
-    """Number every n-gram of every row: (B * (N - n + 1),).
-
-    Equal n-grams have equal numbers; in other calls too, if the vocabulary is at most
-    ``2**(63 // n)``.
-    """
-    width = tokens.shape[1] - n + 1
-    codes = np.zeros((tokens.shape[0], width), dtype=np.int64)
-    n_codes = 1
-    for offset in range(n):
-        if n_codes * vocab_size > 2**63:  # too long to be read as the digits of one number
-            seen, places = np.unique(codes, return_inverse=True)
-            codes, n_codes = places.reshape(codes.shape), len(seen)
-        codes = codes * vocab_size + tokens[:, offset : offset + width]
-        n_codes *= vocab_size
-    return codes.ravel()

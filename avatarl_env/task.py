@@ -13,8 +13,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from avatarl_env.choices import check_keywords, takes_any_keyword
 from avatarl_env.episode import Episode, OperationConfig, Outcome
-from avatarl_env.keywords import check_keywords, takes_any_keyword
 from avatarl_env.observation import Observation
 from avatarl_env.patient import Evaluation, Patient, Prompts
 from avatarl_env.scoring import TERMS, Score
@@ -70,6 +70,8 @@ class SurgeryTask:
         self.patient = patient
         self.config = config
         self.score = Score(score)
+        self.terms = dict(TERMS)
+        """What is measured, for life: later ones are not of this task."""
         targets = patient.targets if layers is None else find_targets(patient.model, layers)
         self.operator = _make_operator(operator, targets, dict(operator_options or {}))
         self._n_coefficients = len(self.operator.labels)
@@ -80,7 +82,7 @@ class SurgeryTask:
                 f"got {len(given)}: {[*given]}"
             )
         self._observation = Observation(
-            patient.targets, patient.width, tuple(TERMS), self._n_coefficients
+            patient.targets, patient.width, tuple(self.terms), self._n_coefficients
         )
 
     def observation_space(self) -> Box[np.float32]:
@@ -108,10 +110,13 @@ class SurgeryTask:
     def begin(self, draws: Sequence[Draw]) -> list[Episode]:
         """Begin operations at c = 0."""
         prompts = [draw.prompts for draw in draws]
-        healthy = self.patient.evaluate_many(prompts) if self.config.injures else []
+        injures = self.config.injures
+        healthy = self.patient.evaluate_many(prompts, terms=self.terms) if injures else []
         # Also without an injury they go the way that incisions go, rounding and all.
         injuries = [draw.injury for draw in draws]
         baselines = self._evaluate(injuries, prompts, in_place=len(draws) == 1)
+        if "kl_ref" in self.score.weights:  # the only term that pulls a model to the reference
+            self.patient.compare(healthy or baselines)
         return [
             Episode.begin(self.config, *draw, baseline, sound.terms, self.score)
             for draw, baseline, sound in zip(draws, baselines, healthy or baselines, strict=True)
@@ -167,8 +172,10 @@ class SurgeryTask:
         if not prompts:
             return []
         if in_place:
-            return [self.patient.evaluate_operated(self.operator, coefficients[0], prompts[0])]
-        return self.patient.evaluate_many(prompts, self.operator, np.array(coefficients))
+            (rows,), (first,) = coefficients, prompts
+            return [self.patient.evaluate_operated(self.operator, rows, first, self.terms)]
+        rows = np.array(coefficients)
+        return self.patient.evaluate_many(prompts, self.operator, rows, self.terms)
 
 
 def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | None:

@@ -19,10 +19,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import nn
 
-from avatarl_env.choices import check_choice
+from avatarl_env.choices import check_choice, check_keywords
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import Episode, Outcome
-from avatarl_env.keywords import check_keywords
 from avatarl_env.patient import Patient
 from avatarl_env.rendering import RENDER_MODES, render
 from avatarl_env.text.corpus import Corpus, load_corpus
@@ -46,8 +45,9 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
     The default autoreset mode is SAME_STEP, which Stable-Baselines3 expects: when a row ends, the
     observation returned is the first of its next operation, the last one is in
-    ``infos["final_obs"]`` and its info in ``infos["final_info"]``. NEXT_STEP, Gymnasium's own,
-    begins the next operation at the next step, whose action is ignored; DISABLED leaves it to
+    ``infos["final_obs"]`` and its info in ``infos["final_info"]``: how it ended is told there only,
+    all else in ``infos`` is of the next. NEXT_STEP, Gymnasium's own, begins the next operation at
+    the next step, whose action is ignored; DISABLED leaves it to
     ``reset(options={"reset_mask": ...})``, which is what TorchRL does by itself.
     """
 
@@ -80,7 +80,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         Raises:
             ValueError: if an argument is unknown or out of range.
         """
-        check_keywords("keyword", keywords, type(self), AttentionSurgeryEnv)
+        check_keywords("keyword", keywords, AttentionSurgeryVectorEnv, AttentionSurgeryEnv)
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -207,8 +207,11 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         ``final_info``.
 
         Raises:
+            ValueError: if there is no such row.
             RuntimeError: if no incision has been made, or the model changed since ``reset``.
         """
+        if not 0 <= row < self.num_envs:
+            raise ValueError(f"row must be one of 0 to {self.num_envs - 1}, got {row}")
         episode = self._episodes[row]
         if episode is None or not episode.n_done or self._is_stale(row):
             raise RuntimeError(

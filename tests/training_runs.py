@@ -155,7 +155,7 @@ class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
         self.truncates = truncates
         self.n_done = 0
         self.n_resets = 0
-        self.flatline: str | None = None
+        self.flatline = ""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -173,11 +173,9 @@ class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
             "coefficients": np.full(2, self.n_done / 10),
             "score_terms": {"kl_ref": -1.0 + self.n_done},
             "baseline_terms": {"kl_ref": -1.0},
+            "flatline": self.flatline if is_over else "",
+            "lost_score": 0.25,
         }
-        if is_over:
-            info["lost_score"] = 0.25
-            if self.flatline is not None:
-                info["flatline"] = self.flatline
         observation = np.full(3, self.n_done, np.float32)
         return observation, reward, is_over and not self.truncates, is_over and self.truncates, info
 

@@ -6,8 +6,9 @@ Shapes: B windows, T characters, N = B * T positions, K actions each, V vocabula
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -106,6 +107,11 @@ class GRPOLearner:
         self.model = model
         self.config = config
         self.n_done = 0
+        """Updates so far."""
+        self.n_skipped = 0
+        """Of these, updates whose loss or gradient was not finite: no step was made."""
+        self.n_bad_in_a_row = 0
+        """Of these, the latest without a good one since."""
         self._tokens = tokens
         self._n_updates = n_updates
         self._rng = rng
@@ -147,9 +153,42 @@ class GRPOLearner:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        stats = _stats(loss, log_probs.detach(), targets, norm, rate)
+        # A step along what is no number would leave no number anywhere.
+        if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
+            self.optimizer.step()
+            self.n_bad_in_a_row = 0
+        else:
+            self.n_skipped += 1
+            self.n_bad_in_a_row += 1
         self.n_done += 1
-        return _stats(loss, log_probs.detach(), targets, norm, rate)
+        return stats
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the optimizer's state, the counters and the dice; the weights are the model's."""
+        moments = {
+            name: dict(self.optimizer.state[p])
+            for name, p in self.model.named_parameters()
+            if p in self.optimizer.state
+        }
+        return {
+            "n_done": self.n_done,
+            "n_skipped": self.n_skipped,
+            "n_bad_in_a_row": self.n_bad_in_a_row,
+            "rng": dict(self._rng.bit_generator.state),
+            "optimizer": moments,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly from what ``get_state`` returned."""
+        self.n_done, self.n_skipped = state["n_done"], state["n_skipped"]
+        self.n_bad_in_a_row = state["n_bad_in_a_row"]
+        self._rng.bit_generator.state = state["rng"]
+        self.optimizer.state.clear()
+        for name, p in self.model.named_parameters():
+            if name in state["optimizer"]:
+                moments = state["optimizer"][name]
+                self.optimizer.state[p] = {key: x.to(p.device) for key, x in moments.items()}
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         context = self.model.context

@@ -21,6 +21,7 @@ class Curve:
         reference: Field of the n-gram references to compare with, if any.
         reference_note: What the lines of these references are.
         noisy: Whether to draw faint points under a running mean.
+        overlay_caption: The caption for the curves of several runs; empty for the same.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Curve:
     reference: str | None = None
     reference_note: str = ""
     noisy: bool = False
+    overlay_caption: str = ""
 
     def show(self, value: float) -> str:
         """Write a value with its unit's precision."""
@@ -82,6 +84,8 @@ CURVES = (
         caption="The chance that a character that the language model draws while it trains is the "
         "right one. What it is paid follows from this and from its estimator. Faint points are "
         "single updates, the line is their running mean.",
+        overlay_caption="The chance that a character that the language model draws while it trains "
+        "is the right one: the running mean.",
         noisy=True,
     ),
     Curve(
@@ -93,6 +97,9 @@ CURVES = (
         caption="What the surgeon is paid for one operation: by how much the text of the operated "
         "model scores above that of the same model without it. The line is the running mean. A "
         "cross at the lower edge marks operations that broke the text (flatlines) and were fined.",
+        overlay_caption="What the surgeon is paid for one operation: by how much the text of the "
+        "operated model scores above that of the same model without it. The running mean, with the "
+        "fines for operations that broke the text.",
         colour="--surgeon",
         noisy=True,
     ),

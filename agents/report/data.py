@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+CONTROLS = frozenset({"ce"})  # estimators that are shown the right characters
 
 Row = dict[str, Any]
 
@@ -51,25 +55,62 @@ class RunRecord:
         config: The content of `config.json`.
         rows: The rows of `metrics.jsonl`, in the order of writing.
         summary: The content of `summary.json`; empty for a run that has not finished.
+        torn: How many lines of `metrics.jsonl` are no rows, and were left out.
     """
 
     name: str
     config: dict[str, Any]
     rows: list[Row]
     summary: dict[str, Any]
+    torn: int = 0
 
     @property
     def finished(self) -> bool:
         """Whether the run has written its summary."""
         return bool(self.summary)
 
+    @property
+    def estimator(self) -> str:
+        """Name of the estimator that the language model learned by; empty if unknown."""
+        return str((self.config.get("grpo") or {}).get("estimator") or "")
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the model was shown the right characters: a supervised control, not RL."""
+        return self.estimator in CONTROLS
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took, or has taken so far."""
+        return float(
+            self.fact("seconds") or (self.rows[-1].get("seconds") if self.rows else 0) or 0
+        )
+
     def fact(self, name: str) -> Any:
         """Look a fact up in the summary, else in the settings; None where neither has it."""
         return self.summary.get(name, self.config.get(name))
 
+    def scores(self) -> Row:
+        """Give the final scores on held-out text, else the latest of a fixed slice, else none."""
+        if self.finished:
+            return dict(self.summary.get("validation") or {})
+        latest = (self.of_kind("evaluation") or [{}])[-1]
+        return {
+            name.removeprefix("validation/"): value
+            for name, value in latest.items()
+            if name.startswith("validation/")
+        }
+
     def of_kind(self, kind: str) -> list[Row]:
         """Pick the rows of one kind."""
-        return [row for row in self.rows if row["kind"] == kind]
+        return self._kinds.get(kind, [])
+
+    @cached_property
+    def _kinds(self) -> dict[str, list[Row]]:
+        kinds: defaultdict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            kinds[row["kind"]].append(row)
+        return dict(kinds)
 
     def kept_commits(self) -> list[Row]:
         """Pick the rows of the operations that were kept."""
@@ -96,14 +137,15 @@ class RunRecord:
 
     def phases(self) -> list[PhaseSpan]:
         """Cut the run into phases; each begins where the one before it ended."""
+        return list(self._phases)
+
+    @cached_property
+    def _phases(self) -> list[PhaseSpan]:
         spans: list[PhaseSpan] = []
-        for row in self.rows:
-            name, now = row["phase"], row["forward_tokens"]
-            if spans and spans[-1].name == name:
-                spans[-1] = PhaseSpan(name=name, start=spans[-1].start, end=now)
-            else:
-                start = spans[-1].end if spans else 0
-                spans.append(PhaseSpan(name=name, start=start, end=now))
+        for name, rows in groupby(self.rows, key=lambda row: row["phase"]):
+            *_, last = rows
+            start = spans[-1].end if spans else 0
+            spans.append(PhaseSpan(name=name, start=start, end=last["forward_tokens"]))
         return spans
 
 
@@ -114,18 +156,21 @@ def load_run(folder: Path) -> RunRecord:
         folder: A folder with at least `config.json` and `metrics.jsonl`.
 
     Raises:
-        ValueError: If one of these is missing, or a file does not hold what it should. The last
-            line of the metrics may be half written: then it is left out.
+        ValueError: If one of these is missing, or a file does not hold what it should. Lines of
+            the metrics that are no rows are left out and counted, but for the last one, which may
+            be half written while the run goes on.
     """
     missing = [name for name in ("config.json", "metrics.jsonl") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"run_folder must hold {' and '.join(missing)}, got {str(folder)!r}")
     summary = folder / "summary.json"
+    rows, torn = _read_rows(folder / "metrics.jsonl")
     return RunRecord(
         name=folder.resolve().name,
         config=_read_object(folder / "config.json"),
-        rows=_read_rows(folder / "metrics.jsonl"),
+        rows=rows,
         summary=_read_object(summary) if summary.is_file() else {},
+        torn=torn,
     )
 
 
@@ -174,16 +219,30 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path) -> tuple[list[Row], int]:
+    """Return the rows, and the number of lines that are none."""
     rows: list[Row] = []
+    torn = 0
     # Bytes, because a row that is being written right now may end within a character. What follows
     # the last newline is such a row, or nothing.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(
-                f"run_folder must hold one JSON object per line in {path.name}, "
-                f"line {number} is none: {error}"
-            ) from error
-    return rows
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        row = _read_row(line)
+        if row is None:
+            torn += 1
+            continue
+        # Compute never falls, but where a run went on from an older state: that part came anew.
+        while rows and rows[-1]["forward_tokens"] > row["forward_tokens"]:
+            rows.pop()
+        rows.append(row)
+    return rows, torn
+
+
+def _read_row(line: bytes) -> Row | None:
+    """Read one line; None if a run that was killed left only a piece of it."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if type(row) is not dict or not all(type(row.get(name)) is str for name in ("kind", "phase")):
+        return None
+    return row if _is_number(row.get("forward_tokens")) else None

@@ -7,14 +7,15 @@ that a figure follows the reader's light or dark theme.
 from __future__ import annotations
 
 import html
-from collections import Counter
-from collections.abc import Iterable
 
 from agents.report.curves import Curve
-from agents.report.data import Row, RunRecord, Series, flatlines, running_mean
+from agents.report.data import Row, RunRecord, Series, flatlines
 from agents.report.marks import (
+    CONTROL,
     HEIGHT,
+    KEPT,
     MARGIN,
+    POINTS,
     Figure,
     commit_shapes,
     level_labels,
@@ -23,15 +24,20 @@ from agents.report.marks import (
     phase_shapes,
     reference_levels,
 )
+from agents.report.traces import line, markers, means, part, thin
 
 WHO = ("surgeon", "random", "zero")
 
 _LOSS_HEADROOM = 0.9  # nats above the bigram table, which every model soon leaves behind
-_MOST_POINTS = 1000  # more than a plot of this size can show
 
 
-def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
+def curve_figure(run: RunRecord, curve: Curve, control: RunRecord | None = None) -> Figure | None:
     """Draw one metric against compute, with phases, n-gram lines and kept operations.
+
+    Args:
+        run: The run.
+        curve: What to draw of it.
+        control: A supervised run to draw beside it, where the metric is one of held-out text.
 
     Returns:
         The figure, or None where the run has no such metric.
@@ -40,20 +46,44 @@ def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
     if not series.y:
         return None
     levels = reference_levels(run, curve)
-    low, high = _value_range(run, curve, series, list(levels.values()))
     data = _curve_traces(curve, series)
+    aims = list(levels.values())
+    if control is not None and curve.kind == "evaluation":
+        beside = control.series(curve.kind, curve.metric)
+        data += _control_traces(curve, beside)
+        aims += beside.y[-1:]
+    low, high = value_range(run, curve, series, aims)
     if curve.key == "return":
         data += _flatline_traces(run, low + 0.03 * (high - low))
     commits = run.kept_commits()
     if commits and curve.kind == "evaluation":
         data.append(_commit_trace(commits, series))
-    layout = {
+    end = max(row["forward_tokens"] for row in run.rows)
+    layout = curve_layout(curve, end, low, high)
+    layout["shapes"] = phase_shapes(run) + level_shapes(levels) + commit_shapes(commits)
+    layout["annotations"] = phase_labels(run) + level_labels(levels, low, high)
+    return {"data": data, "layout": layout}
+
+
+def curve_layout(curve: Curve, end: float, low: float, high: float) -> Figure:
+    """Lay out the axes of a curve.
+
+    Args:
+        curve: What is drawn.
+        end: Compute at the right edge, in forward tokens.
+        low: Value at the lower edge.
+        high: Value at the upper edge.
+    """
+    return {
         "height": HEIGHT,
         "margin": MARGIN,
         "showlegend": False,
+        # Along a line one need not hit it; among many points one has to.
+        **({} if curve.noisy else {"hovermode": "x", "hoverdistance": -1}),
         "xaxis": {
             "title": {"text": "compute, in forward tokens"},
-            "range": [0, max(row["forward_tokens"] for row in run.rows) or 1],
+            "hoverformat": ".3~s",
+            "range": [0, end or 1],
             "exponentformat": "SI",
         },
         "yaxis": {
@@ -61,19 +91,19 @@ def curve_figure(run: RunRecord, curve: Curve) -> Figure | None:
             "range": [low, high],
             "tickformat": ".0%" if curve.percent else "",
         },
-        "shapes": phase_shapes(run) + level_shapes(levels) + commit_shapes(commits),
-        "annotations": phase_labels(run) + level_labels(levels, low, high),
     }
-    return {"data": data, "layout": layout}
 
 
-def effect_figure(measurements: list[Row], quantity: str, unit: str) -> Figure:
+def effect_figure(
+    measurements: list[Row], quantity: str, unit: str, labels: list[str] | None = None
+) -> Figure:
     """Draw what the surgeon, random and zero operations gained, with their intervals.
 
     Args:
         measurements: The measurements of the summary, in order.
         quantity: Which gain to draw, `kl_ref_gain` or `heldout_loss_fall`.
         unit: Its unit, in words.
+        labels: What to call the measurements; default by the phases that they follow.
     """
     data: list[Figure] = []
     for place, who in enumerate(WHO):
@@ -99,16 +129,24 @@ def effect_figure(measurements: list[Row], quantity: str, unit: str) -> Figure:
                 "hovertemplate": f"{who}: %{{x:.4f}}<extra></extra>",
             }
         )
-    after = [html.escape(str(measurement["after"])) for measurement in measurements]
+    names = labels or [f"after {measurement['after']}" for measurement in measurements]
+    longest = max(map(len, names), default=0)
     layout = {
-        "height": 110 + 90 * len(after),
-        "margin": {"l": 90, "r": 16, "t": 34, "b": 44},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "height": 110 + 90 * len(names),
+        "margin": {"l": min(max(90, 24 + 7 * longest), 190), "r": 16, "t": 34, "b": 44},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xref": "container",
+            "y": 1,
+            "yanchor": "bottom",
+            "font": {"size": 11},
+        },
         "xaxis": {"title": {"text": unit}, "zeroline": True, "zerolinewidth": 2},
         "yaxis": {
-            "tickvals": [-index for index in range(len(after))],
-            "ticktext": [f"after {name}" for name in after],
-            "range": [0.6 - len(after), 0.6],
+            "tickvals": [-index for index in range(len(names))],
+            "ticktext": [html.escape(name) for name in names],
+            "range": [0.6 - len(names), 0.6],
             "showgrid": False,
             "zeroline": False,
         },
@@ -116,63 +154,28 @@ def effect_figure(measurements: list[Row], quantity: str, unit: str) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _curve_traces(curve: Curve, series: Series) -> list[Figure]:
+def hover_text(curve: Curve, where: str = " at %{x:.3~s} tokens") -> str:
+    """Write what to show at a point of a curve, as Plotly's template."""
     number = "%{y:.1%}" if curve.percent else "%{y:.4~g}"
-    hover = f"{number} at %{{x:.3~s}} tokens<extra></extra>"
+    return f"{number}{where}<extra></extra>"
+
+
+def _control_traces(curve: Curve, series: Series) -> list[Figure]:
+    hover = f"supervised control: {hover_text(curve)}"
+    return [line(series, "var(--good)", hover, layer=CONTROL, dash="dash")] if series.y else []
+
+
+def _curve_traces(curve: Curve, series: Series) -> list[Figure]:
+    hover = hover_text(curve)
     colour = f"var({curve.colour})"
     if not curve.noisy:
-        return [_line(series, colour, hover)]
-    means = _thin(_means(series))
-    series = _thin(series)
-    points = _markers(series.x, series.y, {"color": colour, "size": 4, "opacity": 0.35}, hover)
-    phases = dict.fromkeys(means.phase)
-    return [points, *(_line(_part(means, name), colour, f"mean {hover}") for name in phases)]
-
-
-def _means(series: Series) -> Series:
-    """Average a tenth of the values, up to 50, and never less than one round of operations."""
-    largest_round = max(Counter(series.x).values())
-    return running_mean(series, max(3, min(50, len(series.y) // 10), largest_round))
-
-
-def _thin(series: Series) -> Series:
-    """Keep every n-th point, the last among them, so that at most `_MOST_POINTS` are left."""
-    stride = -(-len(series.x) // _MOST_POINTS)
-    kept = range((len(series.x) - 1) % stride, len(series.x), stride)
-    return _pick(series, kept)
-
-
-def _part(series: Series, phase: str) -> Series:
-    """Cut out one phase, so that no line is drawn across the phases in between."""
-    return _pick(series, [i for i, name in enumerate(series.phase) if name == phase])
-
-
-def _pick(series: Series, places: Iterable[int]) -> Series:
-    rows = [(series.x[i], series.y[i], series.phase[i]) for i in places]
-    return Series([x for x, _, _ in rows], [y for _, y, _ in rows], [name for _, _, name in rows])
-
-
-def _line(series: Series, colour: str, hover: str) -> Figure:
-    return {
-        "type": "scatter",
-        "mode": "lines" if len(series.x) > 1 else "markers",
-        "x": series.x,
-        "y": _rounded(series.y),
-        "line": {"color": colour, "width": 2.5},
-        "marker": {"color": colour, "size": 7},
-        "hovertemplate": hover,
-    }
-
-
-def _markers(x: list[int], y: list[float], marker: Figure, hover: str) -> Figure:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": x,
-        "y": _rounded(y),
-        "marker": marker,
-        "hovertemplate": hover,
-    }
+        return [line(series, colour, hover)]
+    average = thin(means(series))
+    series = thin(series)
+    faint = {"color": colour, "size": 4, "opacity": 0.35}
+    points = markers(series.x, series.y, faint, hover, POINTS)
+    phases = dict.fromkeys(average.phase)
+    return [points, *(line(part(average, name), colour, f"mean {hover}") for name in phases)]
 
 
 def _flatline_traces(run: RunRecord, bottom: float) -> list[Figure]:
@@ -188,7 +191,7 @@ def _flatline_traces(run: RunRecord, bottom: float) -> list[Figure]:
         return []
     marker = {"color": "var(--bad)", "size": 7, "symbol": "x"}
     places = [bottom] * len(rounds)
-    trace = _markers([*rounds], places, marker, "flatlines: %{text}<extra></extra>")
+    trace = markers([*rounds], places, marker, "flatlines: %{text}<extra></extra>", POINTS)
     counts = [flatlines(rows) for rows in rounds.values()]
     texts = [", ".join(f"{n} {html.escape(cause)}" for cause, n in c.items()) for c in counts]
     return [{**trace, "text": texts}]
@@ -204,7 +207,7 @@ def _commit_trace(commits: list[Row], series: Series) -> Figure:
         "line": {"color": "var(--paper)", "width": 1.5},
     }
     heights = [_interpolate(place, series.x, series.y) for place in places]
-    return _markers(places, heights, marker, "an operation was kept here<extra></extra>")
+    return markers(places, heights, marker, "an operation was kept here<extra></extra>", KEPT)
 
 
 def _interpolate(place: float, x: list[int], y: list[float]) -> float:
@@ -216,7 +219,7 @@ def _interpolate(place: float, x: list[int], y: list[float]) -> float:
     return y[before] + share * (y[after] - y[before])
 
 
-def _value_range(
+def value_range(
     run: RunRecord, curve: Curve, series: Series, levels: list[float]
 ) -> tuple[float, float]:
     """Choose what part of the vertical axis to show."""
@@ -225,17 +228,12 @@ def _value_range(
         # The fine of a flatline is far below all else: it counts in the mean, and is shown apart.
         rows = [row for row in run.of_kind(curve.kind) if not row.get("surgeon/flatline")]
         lasting = [row[curve.metric] for row in rows if row.get(curve.metric) is not None]
-        values = lasting + _means(series).y
+        values = lasting + means(series).y
     low, high = min(values + levels), max(values + levels)
     if curve.key == "loss" and levels:
         high = min(high, max(*levels, series.y[-1]) + _LOSS_HEADROOM)
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
     return low - pad, high + pad
-
-
-def _rounded(values: list[float]) -> list[float]:
-    """Keep six significant digits, which is more than a screen can show."""
-    return [float(f"{value:.6g}") for value in values]
 
 
 def _distance(low: float | None, high: float | None) -> float | None:

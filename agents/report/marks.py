@@ -15,6 +15,9 @@ LIMIT = "limit"  # name of the line at the true entropy of the text
 HEIGHT = 300  # pixels, of a plot in the page
 MARGIN = {"l": 56, "r": 62, "t": 26, "b": 44}
 
+# Layers, which the reader may hide: how they are called in the figures and in the page.
+PHASES, REFERENCES, POINTS, KEPT, CONTROL = "phases", "references", "points", "kept", "control"
+
 _LABEL_GAP = 13  # pixels between the centres of two labels
 
 
@@ -22,6 +25,7 @@ def phase_shapes(run: RunRecord) -> list[Figure]:
     """Tint the stretches of the phases."""
     return [
         {
+            "name": PHASES,
             "type": "rect",
             "xref": "x",
             "yref": "paper",
@@ -43,6 +47,7 @@ def phase_labels(run: RunRecord) -> list[Figure]:
     total = spans[-1].end or 1
     return [
         {
+            "name": PHASES,
             "text": html.escape(span.name),
             "xref": "x",
             "yref": "paper",
@@ -73,6 +78,7 @@ def level_shapes(levels: dict[str, float]) -> list[Figure]:
     """Draw the horizontal lines of the references."""
     return [
         {
+            "name": REFERENCES,
             "type": "line",
             "xref": "paper",
             "yref": "y",
@@ -103,6 +109,7 @@ def level_labels(levels: dict[str, float], low: float, high: float) -> list[Figu
     wanted = [levels[name] * scale for name in names]
     return [
         {
+            "name": REFERENCES,
             "text": html.escape(name),
             "xref": "paper",
             "yref": "y",
@@ -122,6 +129,7 @@ def commit_shapes(commits: list[Row]) -> list[Figure]:
     """Draw a vertical line through each kept operation."""
     return [
         {
+            "name": KEPT,
             "type": "line",
             "xref": "x",
             "yref": "paper",

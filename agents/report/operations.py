@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agents.report.data import Row, RunRecord, flatlines
 from agents.report.figures import WHO, effect_figure
+from agents.report.heat import coefficient_cells, coefficient_figure
 from agents.report.marks import Figure
 from agents.report.parts import (
     DASH,
@@ -18,7 +19,7 @@ from agents.report.parts import (
     table,
 )
 
-_EFFECTS = (
+EFFECTS = (
     (
         "kl_ref_gain",
         "Gain in score",
@@ -51,12 +52,31 @@ def operations_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
     if operations:
         parts.append(_operation_table(run, operations))
     parts.append(_commits(run))
+    parts.append(_coefficients(run, figures))
     return join(parts)
+
+
+def _coefficients(run: RunRecord, figures: dict[str, Figure]) -> Html:
+    drawn = coefficient_figure(run)
+    if drawn is None:
+        return Html("")
+    figures["coefficients"] = drawn
+    (trace,) = drawn["data"]
+    spoken = "Mean coefficients of the last round: " + ", ".join(
+        number(line[-1], 2) for line in trace["z"]
+    )
+    caption = (
+        "Each column is one round of operations, each row one coefficient, averaged over it. "
+        "Zero leaves the model as it is. Even colours along a row mean that the surgeon has made "
+        "up its mind about it."
+    )
+    frame = figure("coefficients", "What the surgeon did to the weights", caption, spoken)
+    return Html(f'<div class="figures">{frame}</div>')
 
 
 def _effect(measurements: list[Row], figures: dict[str, Figure]) -> Html:
     frames = []
-    for quantity, title, unit, caption in _EFFECTS:
+    for quantity, title, unit, caption in EFFECTS:
         key = f"effect-{quantity}"
         figures[key] = effect_figure(measurements, quantity, unit)
         spoken = "; ".join(
@@ -69,7 +89,7 @@ def _effect(measurements: list[Row], figures: dict[str, Figure]) -> Html:
         (
             f"after {measurement['after']}",
             who,
-            *(interval(measurement[quantity][who]) for quantity, *_ in _EFFECTS),
+            *(interval(measurement[quantity][who]) for quantity, *_ in EFFECTS),
             measurement["n_prompts"],
             measurement["n_operations"],
         )
@@ -79,7 +99,7 @@ def _effect(measurements: list[Row], figures: dict[str, Figure]) -> Html:
     head = (
         "Measured",
         "Who operated",
-        *(title for _, title, *_ in _EFFECTS),
+        *(title for _, title, *_ in EFFECTS),
         "Prompts",
         "Operations",
     )
@@ -152,7 +172,6 @@ def _commits(run: RunRecord) -> Html:
 
 
 def _commit_row(index: int, row: Row) -> tuple[object, ...]:
-    coefficients = [number(value, 2) for value in row.get("commit/coefficients") or []]
     return (
         index,
         row["phase"],
@@ -160,7 +179,7 @@ def _commit_row(index: int, row: Row) -> tuple[object, ...]:
         Html('<span class="yes">kept</span>') if row.get("commit/kept") else "undone",
         interval(row["commit/kl_ref_gain"]),
         interval(row["commit/heldout_loss_fall"]),
-        Html(f'<span class="wide">{", ".join(coefficients)}</span>'),
+        coefficient_cells(row.get("commit/coefficients") or []),
     )
 
 

@@ -1,9 +1,7 @@
-"""The page as a whole: the template, filled in."""
+"""The report of one run: its page, filled in."""
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 from pathlib import Path
 from string import Template
 
@@ -11,18 +9,17 @@ from agents.report.data import RunRecord, load_run
 from agents.report.marks import Figure
 from agents.report.operations import operations_section
 from agents.report.parts import Html, duration, escape, join, paragraph, settings
-from agents.report.sections import (
-    curves_section,
-    phase_key,
-    phases_section,
-    result_section,
-    samples_section,
-)
+from agents.report.result import result_section
+from agents.report.samples import samples_section
+from agents.report.sections import curves_section, phases_section
+from agents.report.shell import part, write_page
 
 _LEAD_LENGTH = 300  # characters; a longer verdict is set smaller
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(
+    run_folder: Path, *, control: Path | None = None, reload_seconds: int | None = None
+) -> Path:
     """Write `report.html` into a run folder.
 
     The page needs no network and no other file. A run that has not finished gets a report of what
@@ -30,63 +27,49 @@ def write_report(run_folder: Path) -> Path:
 
     Args:
         run_folder: A folder with `config.json`, `metrics.jsonl` and, once finished, `summary.json`.
+        control: The folder of a run of supervised training on the same text, to compare with.
+        reload_seconds: For a run that is still going on: after how long a browser that shows the
+            page is to load it anew. Nothing of the kind stands in the report of a finished run.
 
     Returns:
         Path of the page.
 
     Raises:
-        ValueError: If the folder is not that of a run.
+        ValueError: If a folder is not that of a run.
     """
     run = load_run(run_folder)
+    beside = None if control is None else load_run(control)
+    reload_seconds = None if run.finished else reload_seconds
     figures: dict[str, Figure] = {}
-    page = Template(
-        importlib.resources.files("agents.report")
-        .joinpath("template.html")
-        .read_text(encoding="utf-8")
-    ).substitute(
-        title=escape(f"What the surgeon was worth \u00b7 {run.name}"),
+    body = Template(part("run.html")).substitute(
         name=escape(run.name),
-        verdict=_verdict(run),
+        verdict=_verdict(run, reload_seconds),
         facts=escape(_facts(run)),
         about=escape(_about(run)),
-        result=result_section(run),
-        key=phase_key(run),
-        curves=curves_section(run, figures),
+        result=result_section(run, beside),
+        curves=curves_section(run, figures, beside),
         operations=operations_section(run, figures),
         samples=samples_section(run),
         phases=phases_section(run),
         repeat=_repeat(run),
-        figures=_script_json(figures),
-        plotly=_plotly(),
     )
-    path = run_folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page(
+        run_folder / "report.html",
+        title=escape(f"What the surgeon was worth \u00b7 {run.name}"),
+        body=body,
+        figures=figures,
+        reload_seconds=reload_seconds,
+    )
 
 
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
-def _script_json(value: object) -> str:
-    """Write JSON that cannot end the script element that it stands in.
-
-    Only `<` can begin what a parser of HTML reacts to inside a script, and in JSON it stands only
-    inside strings, where it may be written as an escape.
-    """
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
-
-
-def _verdict(run: RunRecord) -> Html:
+def _verdict(run: RunRecord, reload_seconds: int | None) -> Html:
     effect = run.summary.get("surgeon_effect")
     if not run.finished:
         text = (
             "This run has not finished: it is still going on, or it was stopped. What the surgeon "
             "is worth is measured at the end; below is how far the run has come."
         )
-        return paragraph(text, "verdict banner")
+        return join([paragraph(text, "verdict banner"), paragraph(_state(run, reload_seconds))])
     if effect is None:
         text = "No surgeon took part in this run, so there is nothing to be judged."
         return paragraph(text, "verdict")
@@ -94,15 +77,26 @@ def _verdict(run: RunRecord) -> Html:
     return paragraph(text, "verdict" if len(text) <= _LEAD_LENGTH else "verdict long")
 
 
+def _state(run: RunRecord, reload_seconds: int | None) -> str:
+    """Say how far a run has come, and when the page will know more."""
+    last = run.rows[-1] if run.rows else {"phase": "start"}
+    text = (
+        f"This page is of phase {last['phase']}, update {last.get('update', 0)}, operation "
+        f"{last.get('operation', 0)}, {duration(run.seconds)} after the start."
+    )
+    if reload_seconds is not None:
+        text += f" While the run goes on it loads itself anew every {reload_seconds} seconds."
+    return text
+
+
 def _facts(run: RunRecord) -> str:
     facts = [f"{name} {run.fact(name)}" for name in ("corpus", "preset", "surgeon", "seed")]
-    seconds = run.fact("seconds") or (run.rows[-1]["seconds"] if run.rows else 0.0)
-    return " \u00b7 ".join([*facts, duration(seconds)])
+    return " \u00b7 ".join([*facts, duration(run.seconds)])
 
 
 def _about(run: RunRecord) -> str:
     grpo = run.config.get("grpo") or {}
-    if grpo.get("estimator") == "ce":
+    if run.is_control:
         learner = (
             "A small language model that began with random weights learned to continue text, one "
             "character at a time. Its estimator was ce, the supervised control: it was shown the "
@@ -146,6 +140,12 @@ def _repeat(run: RunRecord) -> Html:
             Html(
                 f"<p>The text was {escape(run.fact('corpus'))}; the sha256 of its bytes is "
                 f"<code>{escape(checksum)}</code>.</p>"
+            )
+        )
+    if run.torn:
+        parts.append(
+            paragraph(
+                f"Lines of metrics.jsonl that were torn, and are left out here: {run.torn}.", "note"
             )
         )
     parts.append(settings("Settings", run.config))

@@ -85,7 +85,7 @@ def settings(title: str, values: Mapping[str, Any], *, is_open: bool = False) ->
     """Write nested names and values as a list that folds."""
     rows = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in _flat(values)
+        for name, value in flat(values)
     )
     return Html(
         f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>\n"
@@ -139,13 +139,36 @@ def figure(key: str, title: str, caption: str, spoken: str) -> Html:
     )
 
 
+def toggles(title: str, choices: Sequence[tuple[str, str, str]]) -> Html:
+    """Write boxes that show and hide layers in all figures of the page.
+
+    Args:
+        title: What they are for.
+        choices: Key of the layer, what it is called, and its colour or nothing, for each box.
+    """
+    if not choices:
+        return Html("")
+    boxes = "".join(
+        f'<label><input type="checkbox" checked data-layer="{escape(key)}">'
+        + (f'<i style="background:{escape(colour)}"></i>' if colour else "")
+        + f"{escape(name)}</label>"
+        for key, name, colour in choices
+    )
+    return Html(
+        f'<fieldset class="toggles"><legend>{escape(title)}</legend>{boxes}</fieldset>\n'
+        '<p class="note zoom">Point at a curve to read it, drag over it to zoom in, double-click '
+        "to see all of it again.</p>"
+    )
+
+
 def _css(name: str) -> str:
     return f' class="{name}"' if name else ""
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Give the names, with dots, and values of nested settings."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", DASH if value is None else value

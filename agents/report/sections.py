@@ -1,4 +1,4 @@
-"""Sections of the report: the result, the curves, the samples and the phases."""
+"""Sections of the report: the curves and the phases."""
 
 from __future__ import annotations
 
@@ -7,66 +7,37 @@ from collections.abc import Iterable
 from agents.report.curves import CURVES, Curve
 from agents.report.data import Row, RunRecord
 from agents.report.figures import curve_figure
-from agents.report.marks import LIMIT, N_PHASE_TINTS, Figure, reference_levels
+from agents.report.marks import (
+    CONTROL,
+    KEPT,
+    LIMIT,
+    N_PHASE_TINTS,
+    PHASES,
+    POINTS,
+    REFERENCES,
+    Figure,
+    reference_levels,
+)
 from agents.report.parts import (
     DASH,
     Html,
-    bars,
     duration,
     escape,
     figure,
     join,
-    number,
     paragraph,
-    percent,
     table,
-    tile,
+    toggles,
 )
 
-_SAMPLES_PER_PHASE = 2
+_LAYERS = {
+    PHASES: "phases",
+    REFERENCES: "n-gram tables",
+    CONTROL: "supervised control",
+    POINTS: "single points",
+    KEPT: "kept operations",
+}
 _OTHER_KINDS = ("grpo", "operation", "surgeon")
-
-
-def result_section(run: RunRecord) -> Html:
-    """Write the headline numbers, beside those of the n-gram tables."""
-    scores = _validation(run)
-    if not scores:
-        return paragraph("Nothing has been measured yet.")
-    references = run.summary.get("references") or []
-    where = "all of the held-out text" if run.finished else "a fixed slice of the held-out text"
-    tiles = [
-        tile(
-            "Next-character accuracy",
-            percent(scores.get("accuracy")),
-            "",
-            "Share of characters guessed right. Higher is better.",
-        ),
-        tile(
-            "Loss",
-            number(scores.get("loss")),
-            "nats per character",
-            "How surprised the model is by the text. Lower is better.",
-        ),
-        tile(
-            "Compression",
-            number(scores.get("bits_per_char")),
-            "bits per character",
-            "The same loss in bits. Lower is better.",
-        ),
-        tile(
-            "Entropy",
-            number(scores.get("entropy")),
-            "nats per character",
-            "How undecided the model is. Near zero it would repeat itself.",
-        ),
-    ]
-    parts = [
-        paragraph(f"Measured on {where}. {_standing(scores.get('accuracy'), references)}"),
-        Html('<dl class="tiles">' + join(tiles) + "</dl>"),
-    ]
-    if references:
-        parts.append(_reference_bars(run, scores, references))
-    return join(parts)
 
 
 def phase_key(run: RunRecord) -> Html:
@@ -83,14 +54,17 @@ def phase_key(run: RunRecord) -> Html:
     return Html('<ul class="key" aria-label="Phases of the run">' + "".join(items) + "</ul>")
 
 
-def curves_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
-    """Write the frames of all curves that the run has.
+def curves_section(
+    run: RunRecord, figures: dict[str, Figure], control: RunRecord | None = None
+) -> Html:
+    """Write the frames of all curves that the run has, and what can be shown and hidden in them.
 
     Args:
         run: The run.
         figures: The page's figures by key; the curves are added.
+        control: A supervised run on the same text, to compare with.
     """
-    frames = _frames(run, CURVES, figures)
+    frames = _frames(run, CURVES, figures, control)
     if not frames:
         return paragraph("Nothing has been measured yet.")
     drawn = {curve.metric for curve in CURVES}
@@ -101,7 +75,10 @@ def curves_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
         if name not in drawn
     ]
     more = _frames(run, others, figures)
-    parts = [Html(f'<div class="figures">{join(frames)}</div>')]
+    used = {layer for drawn in figures.values() for layer in layers(drawn)}
+    choices = [(key, name, "") for key, name in _LAYERS.items() if key in used]
+    parts = [phase_key(run), toggles("Show in the curves", choices)]
+    parts.append(Html(f'<div class="figures">{join(frames)}</div>'))
     if more:
         parts.append(
             Html(
@@ -112,11 +89,23 @@ def curves_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
     return join(parts)
 
 
-def _frames(run: RunRecord, curves: Iterable[Curve], figures: dict[str, Figure]) -> list[Html]:
+def layers(drawn: Figure) -> set[str]:
+    """Collect the names of what can be shown and hidden in a figure."""
+    marks = [*drawn["layout"].get("shapes", []), *drawn["layout"].get("annotations", [])]
+    names = [trace.get("meta") for trace in drawn["data"]] + [mark.get("name") for mark in marks]
+    return {name for name in names if name is not None}
+
+
+def _frames(
+    run: RunRecord,
+    curves: Iterable[Curve],
+    figures: dict[str, Figure],
+    control: RunRecord | None = None,
+) -> list[Html]:
     """Draw the curves that the run has, and give a frame for each."""
     frames = []
     for curve in curves:
-        drawn = curve_figure(run, curve)
+        drawn = curve_figure(run, curve, control)
         if drawn is None:
             continue
         figures[curve.key] = drawn
@@ -142,23 +131,6 @@ def _lines_note(run: RunRecord, curve: Curve) -> str:
     return note.strip()
 
 
-def samples_section(run: RunRecord) -> Html:
-    """Write texts of every phase, operated ones beside unoperated ones."""
-    rows = run.of_kind("sample")
-    if not rows:
-        return paragraph("No text has been sampled yet.")
-    parts = [paragraph("The prompt is in bold; all that follows it was written by the model.")]
-    for name in dict.fromkeys(row["phase"] for row in rows):
-        mine = [row for row in rows if row["phase"] == name]
-        # The last ones show where the phase led to; the first one of all, where it began.
-        chosen = mine[-_SAMPLES_PER_PHASE:]
-        if mine[0] is rows[0] and mine[0] not in chosen:
-            chosen = [mine[0], *chosen]
-        parts.append(Html(f"<h3>{escape(name)}</h3>"))
-        parts += [_sample(row) for row in chosen]
-    return join(parts)
-
-
 def phases_section(run: RunRecord) -> Html:
     """Write what each phase took and where it led."""
     phases = run.summary.get("phases")
@@ -181,74 +153,6 @@ def phases_section(run: RunRecord) -> Html:
     ]
     titles = [curve.title for curve in curves]
     return table("First and last value in each phase", ("Phase", "Steps", "Time", *titles), rows)
-
-
-def _validation(run: RunRecord) -> Row:
-    """Give the final scores, or the latest ones of a run that has not finished."""
-    if run.finished:
-        return dict(run.summary["validation"])
-    latest = (run.of_kind("evaluation") or [{}])[-1]
-    return {
-        name.removeprefix("validation/"): value
-        for name, value in latest.items()
-        if name.startswith("validation/")
-    }
-
-
-def _standing(accuracy: float | None, references: list[Row]) -> str:
-    """Say in words between which n-gram tables the model stands."""
-    if accuracy is None or not references:
-        return ""
-    ranked = sorted(references, key=lambda row: float(row["accuracy"]))
-    below = [row for row in ranked if row["accuracy"] < accuracy]
-    above = [row for row in ranked if row["accuracy"] >= accuracy]
-    named = [
-        f"the {row['name']} table ({percent(row['accuracy'])})" for row in below[-1:] + above[:1]
-    ]
-    if below and above:
-        return f"The model guesses better than {named[0]} and not better than {named[1]}."
-    return f"The model guesses {'better' if below else 'no better'} than {named[0]}."
-
-
-def _reference_bars(run: RunRecord, scores: Row, references: list[Row]) -> Html:
-    own = "this model"
-    accuracies = [(row["name"], row["accuracy"]) for row in references]
-    accuracies.append((own, scores["accuracy"]))
-    losses = [(row["name"], row["loss"]) for row in references]
-    losses.append((own, scores["loss"]))
-    floor = run.fact("corpus_nats_per_char")
-    if floor is not None:
-        losses.append(("true entropy of the text", floor))
-    return Html(
-        '<div class="figures">'
-        + bars(
-            "Accuracy (longer is better)",
-            [(name, value or 0.0, percent(value)) for name, value in accuracies],
-            own,
-        )
-        + bars(
-            "Loss, nats per character (shorter is better)",
-            [(name, value or 0.0, number(value)) for name, value in losses],
-            own,
-        )
-        + "</div>"
-    )
-
-
-def _sample(row: Row) -> Html:
-    where = f"after {row['update']} updates and {row['operation']} operations"
-    texts = [("without an operation", row["text"])]
-    if row.get("operated_text") is not None:
-        texts.append(("with the surgeon's operation", row["operated_text"]))
-    sides = [
-        f"<div>{f'<h4>{title}</h4>' if len(texts) > 1 else ''}"
-        f'<div class="text"><strong>{escape(row["prompt"])}</strong>{escape(text)}</div></div>'
-        for title, text in texts
-    ]
-    return Html(
-        f'<div class="sample"><p class="note">{escape(where)}</p>'
-        f'<div class="sides">{"".join(sides)}</div></div>'
-    )
 
 
 def _change(curve: Curve, first: Row, last: Row) -> str:

@@ -68,6 +68,15 @@ class Surgeon(Protocol):
     def load(self, folder: Path) -> None:
         """Take over what a surgeon of the same name, seed and options wrote."""
 
+    def get_state(self) -> dict[str, Any]:
+        """Return what ``save`` leaves out and going on exactly needs: a tree of plain data.
+
+        Asked for between two rounds: no operation is under way.
+        """
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly from there, after ``load``; tuples may have become lists."""
+
 
 class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     """Keeps a record of each operation that ends."""
@@ -121,15 +130,35 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
             len(self._efforts[row]),
             float(np.mean(self._efforts[row])),
             info["coefficients"],
-            info.get("flatline"),
+            info["flatline"] or None,
             info["score_terms"],
             info["baseline_terms"],
-            info.get("lost_score", 0.0),
+            info["lost_score"],
         )
 
     def _forget(self, row: int) -> None:
         self._totals[row] = 0.0
         self._efforts[row] = []
+
+
+def get_dice(env: AttentionSurgeryVectorEnv) -> list[dict[str, Any] | None]:
+    """Return where each row's generator stands; None where there is none yet."""
+    rngs = env.get_state()["rngs"]
+    return [None if rng is None else dict(rng.bit_generator.state) for rng in rngs]
+
+
+def set_dice(env: AttentionSurgeryVectorEnv, dice: Sequence[Mapping[str, Any] | None]) -> None:
+    """Put each row's generator where it was; operations under way are forgotten."""
+    rngs: list[np.random.Generator | None] = []
+    for state in dice:
+        rng = None
+        if state is not None:
+            rng = np.random.default_rng()
+            rng.bit_generator.state = state
+        rngs.append(rng)
+    n = env.num_envs
+    nothing = {"episodes": [None] * n, "is_done": np.zeros(n, np.bool_), "n_changes": [None] * n}
+    env.set_state({"rngs": rngs, **nothing})
 
 
 def prompt_seed(seed: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
+    get_dice,
     prompt_seed,
+    set_dice,
 )
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -22,6 +25,7 @@ class ZeroSurgeon:
 
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
         """Take the environment; ``seed`` decides the prompts."""
+        self._vector = env
         self._env = OperationRecorder(env)
         self._seed: int | None = prompt_seed(seed)
         self._n_incisions = env.config.n_incisions
@@ -52,6 +56,15 @@ class ZeroSurgeon:
     def load(self, folder: Path) -> None:
         """Read nothing."""
 
+    def get_state(self) -> dict[str, Any]:
+        """Return where the prompts' dice stand."""
+        return {"seed": self._seed, "dice": get_dice(self._vector)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._seed = state["seed"]
+        set_dice(self._vector, state["dice"])
+
 
 class RandomSurgeon(ZeroSurgeon):
     """Draws every action uniformly from [-1, 1]."""
@@ -65,3 +78,12 @@ class RandomSurgeon(ZeroSurgeon):
         """Return new draws, whatever the observations."""
         shape = (len(observations), self._n_coefficients)
         return self._rng.uniform(-1.0, 1.0, shape).astype(np.float32)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the dice stand, those of the actions too."""
+        return {**super().get_state(), "actions": dict(self._rng.bit_generator.state)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        super().set_state(state)
+        self._rng.bit_generator.state = state["actions"]

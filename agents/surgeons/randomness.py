@@ -8,7 +8,7 @@ hold the surgeon's own state; outside they hold what they held before.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -35,6 +35,25 @@ class PrivateRandomness:
             random.Random(seed).getstate(),
             np.random.RandomState(seed % 2**32).get_state(),
             torch.Generator().manual_seed(seed).get_state(),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the generators stand; all but CUDA's, which no surgeon draws from."""
+        _, keys, *rest = self._states.numpy
+        return {
+            "python": self._states.python,
+            "numpy": {"keys": keys, "rest": rest},
+            "torch": self._states.torch,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``get_state`` returned, also if its tuples have become lists."""
+        version, numbers, gauss = state["python"]
+        keys = np.asarray(state["numpy"]["keys"], dtype=np.uint32)
+        self._states = GlobalStates(
+            (version, tuple(numbers), gauss),
+            ("MT19937", keys, *state["numpy"]["rest"]),
+            state["torch"],
         )
 
     @contextmanager

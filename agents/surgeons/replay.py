@@ -5,6 +5,9 @@ Shapes: N rows, A coefficients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,6 +47,17 @@ class ReplaySurgeon(ZeroSurgeon):
         now, self._order = np.split(self._order, [len(observations)])
         actions: FloatArray = self._actions[now]
         return actions
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the dice stand, and what is left of the shuffled actions."""
+        order = {"left": self._order, "shuffling": dict(self._rng.bit_generator.state)}
+        return {**super().get_state(), **order, "actions": self._actions}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        super().set_state(state)
+        self._order, self._actions = np.asarray(state["left"]), np.asarray(state["actions"])
+        self._rng.bit_generator.state = state["shuffling"]
 
     def _watch(self, source: Surgeon, n_operations: int) -> FloatArray:
         """Return the actions of so many operations on every row, (n, A)."""

@@ -17,7 +17,9 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
+    get_dice,
     prompt_seed,
+    set_dice,
 )
 from agents.surgeons.randomness import PrivateRandomness
 from avatarl_env.choices import check_choice
@@ -25,6 +27,7 @@ from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.noise import ActionNoise
     from stable_baselines3.common.running_mean_std import RunningMeanStd
 
@@ -65,7 +68,7 @@ _OFF_POLICY = {
 # Rewards are scaled to a spread of one; SB3's first coefficient, 1, drowns them.
 _ENTROPY = {"ent_coef": "auto_0.1"}
 # A deterministic policy has to be told to explore: the spread of a normal distribution.
-_NOISE = {"action_noise": 0.5, "gradient_steps": 32}
+_NOISE = {"action_noise": 0.5, "gradient_steps": 64, "learning_starts": 512}
 # A spread of exp(-1) at first; of 1, SB3's, most actions would be clipped to -1 or 1.
 _GAUSSIAN = {**_NETS, "log_std_init": -1.0}
 _ON_POLICY = {
@@ -137,8 +140,10 @@ class SB3Surgeon:
         make = _class_of(algorithm)
         for option in options:
             check_choice(f"{name} option", option, set(signature(make).parameters) - FIXED)
+        self._vector = env
         self._recorder = OperationRecorder(env)
         self._steps_per_operation = env.num_envs * env.config.n_incisions
+        self._seed = seed
         self._states: Any = None  # of a recurrent policy, between calls of act()
         self._randomness = PrivateRandomness(seed)
         # The libraries add to what they are given: copies, so that it stays as it is.
@@ -207,6 +212,7 @@ class SB3Surgeon:
         content = json.loads((folder / NORMALISATION).read_text(encoding="utf-8"))
         with self._randomness.use():
             self.model = type(self.model).load(folder / ZIP, env=self._env, device=DEVICE)
+            self._env.seed(prompt_seed(self._seed))  # loading has seeded the rows in its own way
         observations, returns = self._normalisations()
         observations.mean = np.array(content["mean"])
         observations.var = np.array(content["var"])
@@ -215,6 +221,29 @@ class SB3Surgeon:
         returns.var = np.array(content["return_var"])
         returns.count = content["return_count"]
         self._silence()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the replay buffer, as far as it is filled, and where all dice stand."""
+        buffer = getattr(self.model, "replay_buffer", None)
+        return {
+            "generators": self._randomness.get_state(),
+            "actions": dict(self.model.action_space.np_random.bit_generator.state),
+            "rows": get_dice(self._vector),
+            "buffer": None if buffer is None else _filled(buffer),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._randomness.set_state(state["generators"])
+        self.model.action_space.np_random.bit_generator.state = state["actions"]
+        set_dice(self._vector, state["rows"])
+        if state["rows"][0] is not None:  # the rows have been seeded
+            self._env.unwrapped._reset_seeds()
+        if state["buffer"] is not None:
+            buffer = self.model.replay_buffer  # type: ignore[attr-defined]
+            buffer.pos, buffer.full = state["buffer"]["pos"], state["buffer"]["full"]
+            for name, rows in state["buffer"]["arrays"].items():
+                getattr(buffer, name)[: len(rows)] = np.asarray(rows)
 
     def _normalisations(self) -> tuple[RunningMeanStd, RunningMeanStd]:
         """Return the running statistics of observations and of returns."""
@@ -228,6 +257,14 @@ class SB3Surgeon:
         from stable_baselines3.common.logger import Logger
 
         self.model.set_logger(Logger(folder=None, output_formats=[]))
+
+
+def _filled(buffer: ReplayBuffer) -> dict[str, Any]:
+    """Return what a replay buffer holds."""
+    n = buffer.buffer_size if buffer.full else buffer.pos
+    names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+    arrays = {name: getattr(buffer, name)[:n] for name in names}
+    return {"pos": buffer.pos, "full": buffer.full, "arrays": arrays}
 
 
 def _class_of(algorithm: Algorithm) -> Callable[..., BaseAlgorithm]:

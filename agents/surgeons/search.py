@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
+    get_dice,
     prompt_seed,
+    set_dice,
 )
 from avatarl_env.episode import incised
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -47,6 +50,7 @@ class SearchSurgeon(ABC):
             seed: of prompts and candidates.
             least: candidates that a generation needs.
         """
+        self._vector = env
         self._recorder = OperationRecorder(env)
         self._step_size = env.config.step_size
         self._n_incisions = env.config.n_incisions
@@ -58,6 +62,7 @@ class SearchSurgeon(ABC):
         self._population = self._n_rows * rounds
         self._candidates: Array = np.zeros((0, len(env.operator.labels)))
         self._returns: list[float] = []
+        self._seed = 0  # of a generation's prompts
         self._generations: list[list[float]] = []
         self._reached: Array = np.zeros_like(self._candidates)
 
@@ -123,6 +128,23 @@ class SearchSurgeon(ABC):
             self._tell(self._ask(self._population), np.array(returns))
             self._dice.integers(2**31)
             self._generations.append(returns)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what there is of an unfinished generation, and where the prompts' dice stand."""
+        return {
+            "returns": self._returns,
+            "seed": self._seed,
+            "dice": dict(self._dice.bit_generator.state),
+            "rows": get_dice(self._vector),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: the candidates of an unfinished generation are drawn again."""
+        self._returns, self._seed = list(state["returns"]), state["seed"]
+        if self._returns:
+            self._candidates = self._ask(self._population)
+        self._dice.bit_generator.state = state["dice"]
+        set_dice(self._vector, state["rows"])
 
     def _perform(self, goals: Array) -> list[float]:
         """Operate towards ``goals`` (N, A), each row on the same prompts; return the returns."""

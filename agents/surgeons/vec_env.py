@@ -104,8 +104,11 @@ class SB3VecEnv(VecEnv):
         return [False] * self._count(indices)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Return no images."""
-        return [None] * self.num_envs
+        """Return a picture of each row, or None for each unless the render mode is rgb_array."""
+        if self.render_mode != "rgb_array":
+            return [None] * self.num_envs
+        pictures: Any = self.env.render()
+        return list(pictures)
 
     def _count(self, indices: Any) -> int:
         return len(list(self._get_indices(indices)))

@@ -83,9 +83,12 @@ class HubLM(nn.Module):
         self.model = model
         self.training = model.training
         if context is None:
-            context = getattr(model.config, "max_position_embeddings", None)
+            context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is None:
-            raise ValueError(f"context must be given, {type(model).__name__} does not say its own")
+            raise ValueError(
+                f"context must be given, {type(model).__name__} does not say its own: wrap it, "
+                "HubLM(model, context=...)"
+            )
         if context < 1:
             raise ValueError(f"context must be at least 1, got {context}")
         self._context = int(context)
@@ -123,14 +126,16 @@ class HubLM(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Logits at every position, V."""
-        return int(self.model.config.vocab_size) if self._vocab_size is None else self._vocab_size
+        if self._vocab_size is not None:
+            return self._vocab_size
+        return int(self.model.config.get_text_config().vocab_size)
 
     def new_cache(self, n_rows: int, n_positions: int | None = None) -> HubCache:
         """Return an empty cache; it takes as many rows and positions as come."""
         return HubCache(self.model.config)
 
     def get_output_embeddings(self) -> nn.Module:
-        """Return the module that turns the final hidden state into logits."""
+        """Return the module that turns the final hidden state into logits; None without one."""
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         return head
 

@@ -1,8 +1,8 @@
 """How well a model predicts a text, read off at its output head during its first forward.
 
 A large vocabulary makes the logits of a whole text the largest thing in memory by far. So above
-``MOST_TOKENS_WHOLE`` tokens the head is asked for a few positions at a time, and makes logits for
-the last position alone: memory stays in proportion to rows times vocabulary.
+``WHOLE_UP_TO`` tokens the head is asked for a few positions at a time, and makes logits for the
+last position alone: memory stays in proportion to rows times vocabulary.
 
 Shapes: B rows, T tokens, C width, V vocabulary.
 """
@@ -19,10 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-MOST_TOKENS_WHOLE = 256
+WHOLE_UP_TO = 256
 """Vocabulary up to which the logits of all positions are made and kept."""
 
 _CELLS_AT_ONCE = 2**24  # logits asked for together (64 MiB), at least one position's
+_RULE = (
+    "model must return what its output head makes, also where that is the last position alone, as "
+    "it is for large vocabularies"
+)
 
 
 class HeadReader:
@@ -51,7 +55,7 @@ class HeadReader:
     def __enter__(self) -> Self:
         """Set the hooks."""
         self._handles.append(self._head.register_forward_hook(self._read))
-        if self._targets is not None and self._vocab_size > MOST_TOKENS_WHOLE:
+        if self._targets is not None and self._vocab_size > WHOLE_UP_TO:
             # Before an overlay's, which is to act once on each position and not first on all.
             self._handles.append(self._head.register_forward_pre_hook(self._ask, prepend=True))
         return self
@@ -129,22 +133,53 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def hidden_width(model: Any) -> int:
-    """Return the width of a model's final hidden state, C, found by letting it read one token.
+    """Return the width of a model's final hidden state, C, found by letting it read a little.
 
     Raises:
         ValueError: if its logits are not those of its output head alone, which is where its losses
-            are read.
+            are read, or if it has another use for them than to return them.
     """
-    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    with eval_mode(model), HeadReader(model) as head:
-        logits = model(token)
-    expected = head.logits
-    same = logits.shape == expected.shape == (1, 1, model.vocab_size) and torch.equal(
-        logits.float().nan_to_num(), expected.float().nan_to_num()
-    )
-    if not same:
-        raise ValueError(
-            f"model must return what its output head makes, (1, 1, {model.vocab_size}) logits of "
-            f"one token, got {tuple(logits.shape)} of {type(model).__name__}"
-        )
+    device = next(model.parameters()).device
+    spread = torch.linspace(0, model.vocab_size - 1, 8, device=device).long()
+    tokens = torch.stack([spread, spread.flip(0)], dim=1)  # (8, 2)
+    _check_logits(model, tokens)
+    with eval_mode(model), HeadReader(model, tokens[:, 1:]) as head:
+        try:
+            n_returned = model(tokens).size(1)
+        except (IndexError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{_RULE}, {type(model).__name__} raised: {reason}") from error
+    if n_returned != head.logits.size(1):
+        raise ValueError(f"{_RULE}, {type(model).__name__} returned {n_returned} positions")
     return head.hidden.size(-1)
+
+
+def _check_logits(model: Any, tokens: Tensor) -> None:
+    """Put marks in the place of what the output head makes; they must be what the model returns.
+
+    Its own logits would not do: a cap or a scale leaves zeros as they are, which a head that is not
+    trained yet makes of everything.
+    """
+    marks: list[Tensor] = []
+
+    def mark(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor:
+        values = torch.linspace(-40, 40, made.numel(), device=made.device)
+        marks.append(values.view(made.shape).to(made.dtype))
+        return marks[-1].clone()
+
+    handle = model.get_output_embeddings().register_forward_hook(mark)
+    try:
+        with eval_mode(model):
+            logits = model(tokens)
+    finally:
+        handle.remove()
+    expected = (*tokens.shape, model.vocab_size)
+    if (
+        len(marks) != 1
+        or logits.shape != expected
+        or not torch.equal(logits.float(), marks[0][..., : model.vocab_size].float())
+    ):
+        raise ValueError(
+            f"model must return what its output head makes, {expected} logits of eight texts of "
+            f"two tokens, got {tuple(logits.shape)} of {type(model).__name__}"
+        )

@@ -10,7 +10,7 @@ Goodman 1998, Harvard TR-10-98):
 
 A context that was never followed by anything has ``p_k = p_{k-1}``.
 
-How the counts are kept is told in `avatarl_env.text.levels`.
+How the counts are kept is told in `avatarl_env.text.ngram_counts`.
 
 Shapes: ``B`` rows, ``T`` tokens a row, ``V`` vocabulary.
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from avatarl_env.text.levels import Level, count_level, ready_distributions
+from avatarl_env.text.ngram_counts import Level, count_level, ready_distributions
 
 _IntArray = npt.NDArray[np.int64]
 _FloatArray = npt.NDArray[np.float64]

@@ -20,6 +20,7 @@ VERDICT = (
     "(95 % interval 0.013 to 0.029), more than random ones; no effect on held-out loss larger than "
     "0.004 nats was found."
 )
+SHA256 = "86c4e6aa" * 8
 PLAY = (
     "ROMEO:\nWhat shall I swear the matter of the world,\nAnd be the common hand?\n\n"
     "FRIAR:\nHold, sir; the"
@@ -43,6 +44,7 @@ class MadeUpRun:
             "lm": {"n_layer": 4, "n_head": 4, "width": 128, "context": 128},
             "grpo": {"estimator": "brier", "group_size": 16, "learning_rate": 2e-3},
             "injury": None,
+            "corpus_sha256": SHA256,
         }
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         self.save()
@@ -143,7 +145,7 @@ class MadeUpRun:
             "seed": 0,
             "surgeon": "sac",
             "corpus": "tinyshakespeare",
-            "corpus_sha256": "86c4e6aa" * 8,
+            "corpus_sha256": SHA256,
             "corpus_nats_per_char": None,
             "phases": [self._phase(name) for name in phases],
             "validation": {

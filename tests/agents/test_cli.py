@@ -372,7 +372,7 @@ def test_a_fault_of_ours_keeps_its_traceback(
     def fail(*_: object) -> None:
         raise ValueError("boom")
 
-    monkeypatch.setattr(Curriculum, "run", fail)
+    monkeypatch.setattr(Curriculum, "steps", fail)
     with pytest.raises(ValueError, match=r"^boom$"):
         main(flags(small_config(write_text(workplace), workplace / "out", **QUICK)))
 

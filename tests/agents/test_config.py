@@ -116,6 +116,11 @@ def test_every_choice_of_tracking_is_one_that_the_run_folder_knows() -> None:
         assert TrainConfig(track=track).track == track
 
 
+def test_event_files_for_tensorboard_are_written_on_request_only() -> None:
+    assert not any(preset(name).tensorboard for name in PRESET_NAMES)
+    assert TrainConfig(tensorboard=True).tensorboard
+
+
 def test_a_configuration_cannot_be_changed_only_replaced() -> None:
     config = TrainConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -123,10 +128,10 @@ def test_a_configuration_cannot_be_changed_only_replaced() -> None:
     assert dataclasses.replace(config, seed=3).seed == 3
 
 
-def test_no_part_has_more_than_fourteen_fields() -> None:
+def test_no_part_has_more_than_seventeen_fields() -> None:
     config = TrainConfig()
     for part in (config, config.lm, config.grpo, config.operation, config.curriculum):
-        assert len(dataclasses.fields(part)) <= 14
+        assert len(dataclasses.fields(part)) <= 17
 
 
 def test_bad_input_is_a_value_error() -> None:

@@ -327,7 +327,7 @@ def test_a_loss_in_words() -> None:
 def test_no_effect_in_words_says_how_large_one_could_have_been_missed() -> None:
     effect = made_up(around(0.001, 0.004), around(-0.002, 0.005), around(0.001, 0.002))
     assert verdict([effect], "sac") == (
-        "The surgeon made no difference that could be measured. "
+        "The surgeon made no difference of 0.002 nats/char or more that could be measured. "
         "After joint, sac's operations had no effect on its score (kl_ref) that could be told from "
         "zero (none larger than 0.0050 nats/char) and had no effect on the held-out loss that "
         f"could be told from zero (none larger than 0.0070 nats/char) {HOW}; in score they were "
@@ -344,15 +344,17 @@ GOOD, BAD, UNSURE = around(0.02, 0.005), around(-0.02, 0.005), around(0.001, 0.0
         (GOOD, GOOD, "The surgeon helped."),
         (GOOD, UNSURE, "The surgeon raised its score, without a better prediction of real"),
         (UNSURE, GOOD, "The surgeon improved the prediction of real text, without a rise"),
-        (GOOD, BAD, "The surgeon did harm."),  # sharpening
+        (GOOD, BAD, "The surgeon raised its score at the cost of predicting real text worse."),
         (BAD, GOOD, "The surgeon did harm."),
         (UNSURE, BAD, "The surgeon did harm."),
-        (UNSURE, UNSURE, "The surgeon made no difference that could be measured."),
-        (around(0.0, 0.0), around(0.0, 0.0), "The surgeon made no difference that could be"),
+        (UNSURE, UNSURE, "The surgeon made no difference of 0.002 nats/char or more that"),
+        (around(0.0, 0.0), around(0.0, 0.0), "The surgeon made no difference of 0.002"),
+        (around(0.001, 0.0005), around(-0.001, 0.0005), "The surgeon made no difference of 0.002"),
+        (around(0.001, 0.0005), BAD, "The surgeon did harm."),
         (around(float("nan"), 0.0), GOOD, "The surgeon broke the model"),
     ],
 )
-def test_the_headline_counts_harm_to_either_quantity_as_harm(
+def test_the_headline_weighs_both_quantities_and_names_no_trifle(
     score: Interval, fall: Interval, headline: str
 ) -> None:
     assert verdict([made_up(score, fall, UNSURE)], "sac").startswith(headline)

@@ -4,7 +4,6 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +11,11 @@ import pytest
 
 from agents.report import write_report
 from agents.report.figures import WHO
+from agents.report.sections import layers
 from tests.agents.fake_runs import PLAY, REFERENCES, VERDICT, MadeUpRun, make_run
+from tests.agents.report.pages import NO_ICON, Page
 
 HOSTILE = "</script><script>alert(1)</script><b>bold</b> & \"quoted\" 'too' <!-- "
-
-
-class Page(HTMLParser):
-    """The parts of a page that tests ask for."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.open: list[str] = []
-        self.scripts: list[str] = []
-        self.texts: list[str] = []
-        self.links: list[str] = []
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.open.append(tag)
-        values = dict(attributes)
-        if values.get("id"):
-            self.ids.append(str(values["id"]))
-        self.links += [str(values[name]) for name in ("href", "src") if values.get(name)]
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        elif "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        """What a reader sees, with single spaces."""
-        return " ".join("".join(self.texts).split())
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        return dict(json.loads(self.scripts[0]))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +42,7 @@ def test_the_report_is_one_file_in_the_run_folder(tmp_path: Path) -> None:
 
 
 def test_the_report_loads_nothing_and_may_not(whole: Page) -> None:
-    assert all(link.startswith("#") for link in whole.links)
+    assert all(link.startswith("#") for link in whole.links if link != NO_ICON)
     assert "default-src 'none'" in whole.html
     assert "@import" not in whole.html.partition("</style>")[0]
 
@@ -110,7 +66,7 @@ def test_a_long_verdict_is_set_smaller(tmp_path: Path) -> None:
 
 def test_every_link_within_the_page_leads_somewhere(whole: Page) -> None:
     assert len(whole.ids) == len(set(whole.ids))
-    assert {link.removeprefix("#") for link in whole.links} <= set(whole.ids)
+    assert {link.removeprefix("#") for link in whole.links} - {NO_ICON} <= set(whole.ids)
 
 
 def test_every_figure_has_a_frame_and_every_frame_a_figure(whole: Page) -> None:
@@ -185,6 +141,53 @@ def test_a_run_of_hundreds_of_operations_stays_small_and_readable(tmp_path: Path
     operations = page.html.partition('<section id="operations">')[2].partition("</section>")[0]
     assert len(operations) < 5_000
     assert len(json.dumps(page.figures)) < 200_000
+
+
+def test_the_coefficients_of_the_operations_are_a_heat_map(whole: Page) -> None:
+    operations = whole.html.partition('<section id="operations">')[2].partition("</section>")[0]
+    assert operations.count('<span class="cells" role="img" aria-label="') == 6
+    assert (
+        len(re.findall(r'<i class="(?:plus|minus)" style="--share:\d+%" title="', operations)) == 48
+    )
+    assert whole.figures["coefficients"]["data"][0]["type"] == "heatmap"
+
+
+def test_texts_before_and_after_show_what_changed(whole: Page) -> None:
+    samples = whole.html.partition('<section id="samples">')[2].partition("</section>")[0]
+    assert samples.count("the <del>matter</del> of the world") == 2
+    assert samples.count("the <ins>manner</ins> of the world") == 2
+    # 2 of 19 + 19 words.
+    assert samples.count("; 5 % of the words differ</p>") == 2
+
+
+def test_whatever_can_be_hidden_in_the_figures_has_a_box(whole: Page) -> None:
+    boxes = re.findall(r'<input type="checkbox" checked data-layer="([^"]+)">', whole.html)
+    used = {layer for drawn in whole.figures.values() for layer in layers(drawn)}
+    assert boxes == ["phases", "references", "points", "kept"]
+    assert set(boxes) == used
+
+
+def test_a_supervised_control_stands_beside_the_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "mine")
+    control = make_run(tmp_path / "taught")
+    validation = {"loss": 1.5, "bits_per_char": 2.2, "accuracy": 0.55, "entropy": 1.4}
+    control.finish(validation=validation)
+    page = Page(write_report(tmp_path / "mine", control=tmp_path / "taught"))
+    assert '<th scope="row">supervised control</th>' in page.html
+    assert "55.0\u202f%" in page.html
+    assert "The supervised control is the run taught" in page.text
+    assert "another text" not in page.text
+    for key in ("accuracy", "loss", "entropy"):
+        (line,) = [t for t in page.figures[key]["data"] if t.get("meta") == "control"]
+        assert line["line"]["dash"] == "dash"
+    assert 'data-layer="control"' in page.html
+
+
+def test_a_control_of_another_text_is_said_to_be_none(tmp_path: Path) -> None:
+    make_run(tmp_path / "mine")
+    make_run(tmp_path / "taught").finish(corpus_sha256="0" * 64)
+    page = Page(write_report(tmp_path / "mine", control=tmp_path / "taught"))
+    assert "It read another text, so that the numbers must not be compared." in page.text
 
 
 def test_the_effect_is_also_a_table(whole: Page) -> None:
@@ -319,6 +322,46 @@ def test_a_run_that_goes_on_says_so_and_shows_what_there_is(tmp_path: Path) -> N
     assert "dashed lines" not in page.text
     assert '<span class="yes">kept</span>' in page.html
     assert "corpus tinyshakespeare" in page.text
+
+
+def test_only_the_page_of_a_run_that_goes_on_loads_itself_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    refresh = '<meta http-equiv="refresh"'
+    assert refresh not in write_report(tmp_path, reload_seconds=30).read_text(encoding="utf-8")
+    (tmp_path / "summary.json").unlink()
+    assert refresh not in write_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(write_report(tmp_path, reload_seconds=30))
+    assert f'{refresh} content="30">' in page.html
+    last = f"update {run.update}, operation {run.operation}"
+    assert f"This page is of phase joint, {last}, " in page.text
+    assert "it loads itself anew every 30 seconds" in page.text
+
+
+def test_torn_lines_are_told(tmp_path: Path, whole: Page) -> None:
+    make_run(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "gr\n')
+    told = "Lines of metrics.jsonl that were torn, and are left out here: 1."
+    assert told in Page(write_report(tmp_path)).text
+    assert "torn" not in whole.text
+
+
+def test_a_page_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path)
+    write_report(tmp_path).write_text("old", encoding="utf-8")
+    seen = []
+
+    def replace(source: Path, target: Path) -> None:
+        seen.append((source.stat().st_size > 1_000_000, target.read_text(encoding="utf-8")))
+        raise OSError("no")
+
+    monkeypatch.setattr("agents.report.shell.os.replace", replace)
+    with pytest.raises(OSError, match="no"):
+        write_report(tmp_path)
+    # The new page was whole before the old one went, and leaves nothing behind.
+    assert seen == [(True, "old")]
+    assert [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
+    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*"))
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +197,112 @@ def test_closing_twice_is_closing_once(folder: RunFolder) -> None:
     writer.close()
     with pytest.raises(ValueError, match="closed file"):
         writer.write("grpo", CLOCK, {})
+
+
+def sample(text: str) -> dict[str, str | None]:
+    return {"prompt": "To", "text": text, "operated_text": None}
+
+
+def test_positions_are_the_lengths_of_the_files(folder: RunFolder) -> None:
+    with MetricWriter(folder, config={}) as writer:
+        assert writer.positions() == (0, 0)
+        writer.write("grpo", CLOCK, {"grpo/loss": 0.25})
+        writer.write("sample", CLOCK, sample("é\u2028"))  # characters of two and three bytes
+        assert writer.positions() == (
+            len(folder.metrics.read_bytes()),
+            len(folder.samples.read_bytes()),
+        )
+    assert len(folder.samples.read_bytes()) == len(folder.samples.read_text(encoding="utf-8")) + 3
+
+
+def test_positions_are_on_the_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    with MetricWriter(folder, config={}) as writer:
+        names = {writer._metrics.fileno(): "metrics", writer._samples.fileno(): "samples"}
+        monkeypatch.setattr("os.fsync", lambda number: synced.append(names[number]))
+        writer.positions()
+    assert synced == ["metrics", "samples"]
+
+
+def test_a_run_that_goes_on_is_the_run_that_was_never_broken_off(tmp_path: Path) -> None:
+    def write(writer: MetricWriter, numbers: range) -> None:
+        for number in numbers:
+            writer.write("grpo", CLOCK, {"grpo/loss": float(number)})
+            writer.write("sample", CLOCK, sample(f"é{number}"))
+
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    with MetricWriter(whole, config={"seed": 3}) as writer:
+        write(writer, range(4))
+    with MetricWriter(broken, config={"seed": 3}) as writer:
+        write(writer, range(2))
+        place = writer.positions()
+        write(writer, range(2, 3))
+        writer.write_summary({"seconds": 1.0})
+    with broken.metrics.open("a", encoding="utf-8") as file:
+        file.write('{"kind": "gr')  # killed while it wrote
+    again = RunFolder.reopen(broken.path)
+    with MetricWriter(again, config={"seed": 3}, resume_from=place) as writer:
+        assert not again.summary.exists()
+        assert writer.positions() == place
+        write(writer, range(2, 4))
+    for name in ("config.json", "metrics.jsonl", "samples.txt"):
+        assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_a_run_that_goes_on_keeps_its_configuration(folder: RunFolder) -> None:
+    MetricWriter(folder, config={"seed": 3}).close()
+    MetricWriter(RunFolder.reopen(folder.path), config={"seed": 4}, resume_from=(0, 0)).close()
+    assert json.loads(folder.config.read_text()) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "samples", "message"),
+    [
+        (-1, 0, r"where a line of metrics\.jsonl ends, got byte -1 of \d+$"),
+        (5, 0, r"where a line of metrics\.jsonl ends, got byte 5 of \d+$"),
+        (9999, 0, r"where a line of metrics\.jsonl ends, got byte 9999 of \d+$"),
+        (0, 5, r"where a line of samples\.txt ends, got byte 5 of \d+$"),
+    ],
+)
+def test_a_place_where_no_line_ends_is_refused_and_nothing_is_cut(
+    folder: RunFolder, metrics: int, samples: int, message: str
+) -> None:
+    with MetricWriter(folder, config={}) as writer:
+        writer.write("sample", CLOCK, sample(" be"))
+        writer.write_summary({})
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        MetricWriter(folder, config={}, resume_from=(metrics, samples))
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_a_run_without_samples_yet_can_go_on(folder: RunFolder) -> None:
+    MetricWriter(folder, config={}).close()
+    folder.samples.unlink()
+    with MetricWriter(RunFolder.reopen(folder.path), config={}, resume_from=(0, 0)) as writer:
+        assert writer.positions() == (0, 0)
+    folder.samples.unlink()
+    with pytest.raises(ValueError, match=r"samples\.txt ends, got byte 3 of 0$"):
+        MetricWriter(folder, config={}, resume_from=(0, 3))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl"])
+def test_a_folder_without_a_run_cannot_be_reopened(folder: RunFolder, missing: str) -> None:
+    MetricWriter(folder, config={}).close()
+    (folder.path / missing).unlink()
+    with pytest.raises(ValueError, match=f"folder must hold a run's {missing} to go on with, got"):
+        RunFolder.reopen(folder.path)
+
+
+def test_reopening_changes_nothing(folder: RunFolder) -> None:
+    with MetricWriter(folder, config={"seed": 3}) as writer:
+        writer.write("grpo", CLOCK, {"grpo/loss": 0.25})
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    again = RunFolder.reopen(folder.path)
+    assert list(again.rows()) == rows(folder)
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_importing_the_writer_imports_none_of_the_others_libraries() -> None:
+    code = "import sys, agents.tracking; sys.exit(len({'wandb', 'tensorboard'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,8 +20,9 @@ from agents.config import BadInput, ModelConfig
 from agents.curriculum import Curriculum, CurriculumConfig
 from agents.evaluation import evaluate_text
 from agents.grpo.learner import GRPOConfig
+from agents.setup import Generators, Setup
 from agents.surgeons.sb3 import ALGORITHMS
-from agents.training import Generators, RunSummary, Setup, train
+from agents.training import RunSummary, train
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.storage import load_model
 from avatarl_env.text.ngram import NGramReference
@@ -62,7 +63,7 @@ def quick_train(folder: Path, name: str, **changes: Any) -> RunSummary:
     sac = ALGORITHMS["sac"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ALGORITHMS, "sac", sac._replace(options={**sac.options, **QUICK_SAC}))
-        patch.setattr("agents.training.N_OPERATIONS", 2)
+        patch.setattr("agents.setup.N_OPERATIONS", 2)
         patch.setattr("agents.effect.N_PROMPTS", 8)
         patch.setattr("agents.journal.SAMPLE_CHARACTERS", 24)
         config = dataclasses.replace(small_config(folder / "text.txt", folder / name), **changes)
@@ -72,6 +73,7 @@ def quick_train(folder: Path, name: str, **changes: Any) -> RunSummary:
 def test_the_run_folder_holds_everything(run: RunSummary) -> None:
     names = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
     assert names == {
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "summary.json",
@@ -453,7 +455,7 @@ def test_a_fault_of_ours_is_not_blamed_on_the_input(
     def fail(*_: object) -> None:
         raise ValueError("boom")
 
-    monkeypatch.setattr(Curriculum, "run", fail)
+    monkeypatch.setattr(Curriculum, "steps", fail)
     with pytest.raises(ValueError, match=r"^boom$") as caught:
         quick_train(folder, "fault")
     assert not isinstance(caught.value, BadInput)

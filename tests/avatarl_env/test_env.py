@@ -18,7 +18,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import avatarl_env.patient
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.patient import Evaluation, Patient
-from avatarl_env.scoring import BOUND
+from avatarl_env.scoring import BOUND, TERMS, Term
 from avatarl_env.surgery import OPERATORS, SurgicalTheater
 from tests.fakes import bits, fingerprint
 from tests.patients import (
@@ -305,7 +305,7 @@ def test_rewards_telescope(injury: float, score: dict[str, float] | None) -> Non
         _, start = env.reset(seed=seed)
         steps = operate(env, 0.3 * actions(4, seed=seed))
         *_, info = steps[-1]
-        assert "flatline" not in info
+        assert info["flatline"] == ""
         assert sum(rewards(steps)) == info["improvement"] == info["score"] - start["score"] != 0
         assert info["baseline_terms"] == start["score_terms"]
 
@@ -319,7 +319,7 @@ def test_zero_actions_give_exactly_nothing(injury: float) -> None:
     for seen, *_, info in steps:
         assert info["score_terms"] == start["score_terms"]
         assert seen[:-1].tolist() == observation[:-1].tolist()  # all but the time left
-        assert "flatline" not in info
+        assert info["flatline"] == ""
     assert [step[0][-1] for step in steps] == [0.75, 0.5, 0.25, 0.0]
     assert steps[-1][4]["is_success"] is False
 
@@ -401,15 +401,32 @@ def test_types_are_plain() -> None:
     env = tiny_env()
     observation, info = env.reset(seed=0)
     assert observation.dtype == np.float32
+    infos = [info]
     for observation, reward, terminated, truncated, info in operate(env, 0.3 * actions(4)):
         assert observation.dtype == np.float32
         assert type(reward) is float
         assert type(terminated) is bool
         assert truncated is False
-        numbers = [info["score"], info["improvement"], *info["score_terms"].values()]
-        assert all(type(number) is float for number in numbers)
-    assert type(info["is_success"]) is bool
-    assert type(info["lost_score"]) is float
+        infos.append(info)
+    assert len(infos) == 5
+    for info in infos:
+        numbers = [info[name] for name in ("score", "improvement", "lost_score")]
+        assert all(type(number) is float for number in (*numbers, *info["score_terms"].values()))
+        assert type(info["flatline"]) is str
+        assert type(info["is_success"]) is bool
+
+
+@pytest.mark.parametrize("rules", [{}, {"injury": 0.5}, {"operator_options": {"scale": 300.0}}])
+def test_infos_have_the_same_keys_at_every_step(rules: dict[str, Any]) -> None:
+    """Libraries that stack infos would fill the gaps with what is no number."""
+    env = tiny_env(**rules)
+    _, start = env.reset(seed=0)
+    infos = [start, *(step[4] for step in operate(env, actions(4)))]
+    assert len(infos) >= 2
+    assert all([*info] == [*start] for info in infos)
+    assert len({info["lost_score"] for info in infos}) == 1  # known from the beginning
+    assert not any(info["is_success"] for info in infos[:-1])
+    assert not any(info["flatline"] for info in infos[:-1])
 
 
 # --- flatlines -----------------------------------------------------------------------------------
@@ -447,9 +464,11 @@ def test_bad_terms_flatline(
     env = tiny_env()
     env.reset(seed=0)
     before = rewards(operate(env, 0.2 * actions(n_before)))
-    measure = avatarl_env.patient.measure_terms
+    measure = avatarl_env.patient.measure_many
     monkeypatch.setattr(
-        avatarl_env.patient, "measure_terms", lambda *arguments: measure(*arguments) | terms
+        avatarl_env.patient,
+        "measure_many",
+        lambda *arguments: [(text, found | terms) for text, found in measure(*arguments)],
     )
     step = env.step(0.2 * actions(1, seed=1)[0])
     assert assert_flatline(env, before, step).startswith(cause)
@@ -810,8 +829,44 @@ def test_flatline_bounds_span_the_healthy_and_the_injured_model(
     env = tiny_env(injury=0.5)
     env.reset(seed=0)
     infos = [step[4] for step in operate(env, 0.1 * actions(4))]
-    assert ["flatline" in info for info in infos] == [False, False, True]
-    assert infos[-1]["flatline"] == "entropy 6.010 outside [0.500, 6.000] nats"
+    cause = "entropy 6.010 outside [0.500, 6.000] nats"
+    assert [info["flatline"] for info in infos] == ["", "", cause]
+
+
+# --- terms ---------------------------------------------------------------------------------------
+
+
+def test_terms_are_those_there_were_when_the_environment_was_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else an operation under way, or its picture, could be of other terms than it began with."""
+    monkeypatch.setitem(TERMS, "mine", Term(lambda writing, reference: [1.0], 1.0))
+    weights = {"kl_ref": 1.0, "mine": 1.0}
+    env, twin = (tiny_env(score=weights, render_mode="ansi") for _ in range(2))
+    start = env.reset(seed=0)[1]
+    expected = [twin.reset(seed=0), *operate(twin, 0.3 * actions(4))]
+    monkeypatch.setitem(TERMS, "kl_ref", Term(lambda writing, reference: [7.0], -1.0))
+    monkeypatch.setitem(TERMS, "later", Term(lambda writing, reference: [2.0], 1.0))
+    monkeypatch.delitem(TERMS, "mine")
+    assert equal([*operate(env, 0.3 * actions(4))], expected[1:])
+    assert env._episode.present.terms.keys() == start["score_terms"].keys()
+    assert "mine" in env.render()
+    assert equal(env.reset(seed=0), expected[0])
+    assert env.validate(0.3 * actions(4), 0).agrees
+    with pytest.raises(ValueError, match="got 'mine'"):
+        tiny_env(score=weights)
+
+
+class Subclass(AttentionSurgeryEnv):
+    """An environment with a keyword of its own, which it hands on by mistake."""
+
+    def __init__(self, *arguments: Any, extra: int = 1, **keywords: Any) -> None:
+        super().__init__(*arguments, extra=extra, **keywords)
+
+
+def test_a_subclass_keywords_are_not_the_environments() -> None:
+    with pytest.raises(ValueError, match=r"keyword must be one of \[.*'corpus'.* argument 'extra'"):
+        Subclass(tiny_env().patient, **SIZES)
 
 
 # --- state ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +99,18 @@ def test_every_coefficient_can_be_reached(
     assert episode.coefficients == pytest.approx(np.array(target), abs=1e-12)
 
 
+@pytest.mark.parametrize("lacking", ["kl_ref", "entropy"])
+def test_an_incision_that_cannot_be_paid_for_is_not_made(lacking: str) -> None:
+    episode = begin()
+    incise(episode, [0.5, 0.5], reading())
+    before = dict(vars(episode))
+    evaluation = reading(kl_ref=-0.5)
+    del evaluation.terms[lacking]
+    with pytest.raises(KeyError, match=lacking):
+        incise(episode, [1.0, 1.0], evaluation)
+    assert all(vars(episode)[name] is value for name, value in before.items())
+
+
 def test_time_left_falls_to_zero_in_equal_steps() -> None:
     episode = begin(n_incisions=4)
     seen = [episode.time_left]
@@ -175,7 +188,7 @@ def test_flatlines_are_named_and_cost_exactly_the_penalty(
 )
 def test_the_bounds_themselves_are_survived(evaluation: Evaluation) -> None:
     outcome = incise(begin(), [0.1, 0.1], evaluation)
-    assert "flatline" not in outcome.info
+    assert outcome.info["flatline"] == ""
     assert not outcome.terminated
 
 
@@ -184,12 +197,12 @@ def test_the_bounds_themselves_are_survived(evaluation: Evaluation) -> None:
 )
 def test_zero_coefficients_never_flatline(evaluation: Evaluation) -> None:
     episode = begin()
-    assert "flatline" not in incise(episode, [0, 0], evaluation).info
+    assert incise(episode, [0, 0], evaluation).info["flatline"] == ""
     incise(episode, [1, -1], reading())
     outcome = incise(episode, [-1, 1], evaluation)  # back at zero
     assert episode.coefficients.tolist() == [0, 0]
     assert not outcome.terminated
-    assert "flatline" in incise(episode, [1, 0], evaluation).info
+    assert incise(episode, [1, 0], evaluation).info["flatline"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +225,7 @@ def test_healing_an_injury_is_no_flatline(
     if swap:  # an injury may as well raise what a healthy model has less of
         injured, healthy = healthy, injured
     episode = begin(injured, healthy, np.array([0.1, 0.2]))
-    assert ("flatline" not in incise(episode, [0.1, 0.1], evaluation).info) == survives
+    assert (incise(episode, [0.1, 0.1], evaluation).info["flatline"] == "") == survives
 
 
 # --- info ----------------------------------------------------------------------------------------
@@ -226,14 +239,18 @@ def test_info_by_hand() -> None:
         "score_terms": {"kl_ref": -1.0, "entropy": 2.0, "collision_l2": 3.0},
         "baseline_terms": {"kl_ref": -1.0, "entropy": 2.0, "collision_l2": 3.0},
         "coefficients": pytest.approx(np.zeros(2)),
+        "flatline": "",
+        "is_success": False,
+        "lost_score": 0.75,
     }
-    assert "is_success" not in incise(episode, [1, 0], reading(kl_ref=-0.75)).info
+    assert incise(episode, [1, 0], reading(kl_ref=-0.75)).info["is_success"] is False  # not yet
     assert incise(episode, [0, 0], reading(kl_ref=-0.5)).info == {
         "score": -0.5,
         "improvement": 0.5,
         "score_terms": {"kl_ref": -0.5, "entropy": 2.0, "collision_l2": 3.0},
         "baseline_terms": {"kl_ref": -1.0, "entropy": 2.0, "collision_l2": 3.0},
         "coefficients": pytest.approx(np.array([0.5, 0.0])),
+        "flatline": "",
         "is_success": True,
         "lost_score": 0.75,
     }
@@ -282,6 +299,14 @@ def test_info_shares_nothing_with_the_episode() -> None:
         ({"injury": "11"}, "injury must be .*, got '11'"),
         ({"injury": [[0.5]]}, r"injury must be .*, got \[\[0.5\]\]"),
         ({"injury": None}, "injury must be .*, got None"),
+        ({"injury": b"\x01\x01"}, r"injury must be .*, got b'"),
+        ({"injury": {0.5}}, r"injury must be .*, got \{0.5\}"),
+        ({"injury": {0.5: 1.0}}, r"injury must be .*, got \{0.5: 1.0\}"),
+        ({"injury": ["0.5"]}, r"injury must be .*, got \['0.5'\]"),
+        ({"injury": [0.5, [0.5]]}, r"injury must be .*, got \[0.5, \[0.5\]\]"),
+        ({"injury": [1j]}, r"injury must be .*, got \[1j\]"),
+        ({"injury": np.full((2, 1), 0.5)}, r"injury must be .*, got array\(\[\[0.5\], \[0.5\]\]\)"),
+        ({"injury": np.array(-0.5)}, r"injury must be .*, got array\(-0.5\)"),
         ({"flatline_penalty": -1.0}, "flatline_penalty must be finite and not negative, got -1"),
         ({"flatline_penalty": math.inf}, "flatline_penalty must be finite"),
         ({"split": "trian"}, "split must be one of .* got 'trian', did you mean 'train'?"),
@@ -295,9 +320,13 @@ def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("injury", "kept", "injures"),
     [
-        (0, 0, False),
+        (0, 0.0, False),
         (0.5, 0.5, True),
-        (1, 1, True),
+        (1, 1.0, True),
+        (True, 1.0, True),
+        (np.float32(0.25), 0.25, True),
+        (np.array(0.5), 0.5, True),
+        (torch.tensor([0.5, -0.25]), (0.5, -0.25), True),
         ([0, -1, 0.5], (0.0, -1.0, 0.5), True),
         (np.array([0.25, 0.5]), (0.25, 0.5), True),
         ([0.0, 0.0], (0.0, 0.0), False),

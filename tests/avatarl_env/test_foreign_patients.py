@@ -42,7 +42,7 @@ def operation(env: AttentionSurgeryEnv, seed: int = 0) -> list[Any]:
         assert observation in env.observation_space
         assert all(math.isfinite(value) for value in info["score_terms"].values())
         seen += [observation.tolist(), reward, info["score_terms"]]
-    assert "flatline" not in info
+    assert info["flatline"] == ""
     return seen
 
 
@@ -140,10 +140,10 @@ def test_homemade_model_and_tokenizer_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("most_whole", [256, 10])
-def test_nats_are_per_decoded_character(most_whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nats_are_per_character(most_whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token of two characters: half of what they are per token, term for term."""
-    monkeypatch.setattr("avatarl_env.lm.reading.MOST_TOKENS_WHOLE", most_whole)
-    monkeypatch.setattr("avatarl_env.patient.MOST_TOKENS_WHOLE", most_whole)
+    monkeypatch.setattr("avatarl_env.lm.reading.WHOLE_UP_TO", most_whole)
+    monkeypatch.setattr("avatarl_env.patient.WHOLE_UP_TO", most_whole)
     tokenizer = Pairs()
     patient = Patient(Homemade(tokenizer.vocab_size), tokenizer, tiny_corpus())
     prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(0))
@@ -173,6 +173,23 @@ def test_nats_are_per_decoded_character(most_whole: int, monkeypatch: pytest.Mon
     assert patient.losses(windows) == pytest.approx(loss.mean(1).view(2, 2).numpy() / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bpe", "bytes"])
+def test_an_operation_is_not_paid_for_the_length_of_its_tokens(name: str) -> None:
+    """Nats per token of its own text, in the unit of the training text's characters."""
+    patient = Patient(*foreign("gpt2", name), tiny_corpus())
+    train = patient.splits["train"]
+    ratio = len(tiny_corpus().split("train")) / len(train)
+    assert ratio > 1.5
+    found = []
+    for seed in range(3):
+        prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(seed))
+        writing, _, terms = patient.evaluate(prompts)
+        per_token = patient.reference.ngram.target_log_probs(writing.tokens, 8).mean()
+        assert terms["ref_loglik"] == pytest.approx(per_token / ratio, abs=1e-6)
+        found.append(sum(len(patient.tokenizer.decode(row)) for row in writing.new_tokens))
+    assert len({*found}) > 1  # the texts do differ in length
+
+
 def test_a_vocabulary_over_256_keeps_no_distributions() -> None:
     patient = Patient(*foreign("gpt2", "bytes"), tiny_corpus())
     assert patient.tokenizer.vocab_size > 256
@@ -186,7 +203,7 @@ def test_a_vocabulary_over_256_keeps_no_distributions() -> None:
     assert writing.log_probs.shape == writing.entropies.shape == (6, 12)
     sizes = [value.size for value in vars(writing).values() if isinstance(value, np.ndarray)]
     assert max(sizes) == 6 * 20
-    assert writing.is_finite
+    assert writing.has_no_nan
     assert terms["kl_ref"] == pytest.approx(kl_ref(writing, patient.reference).mean())
     assert measure_terms(writing, patient.reference) == terms
 
@@ -200,8 +217,8 @@ def test_the_two_ways_of_reading_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = 0.5 * actions(2, len(env.operator.labels))
     arguments = (env.operator, coefficients)
     whole = patient.evaluate_many(prompts, *arguments), patient.losses(windows, *arguments)
-    monkeypatch.setattr("avatarl_env.lm.reading.MOST_TOKENS_WHOLE", 10)
-    monkeypatch.setattr("avatarl_env.patient.MOST_TOKENS_WHOLE", 10)
+    monkeypatch.setattr("avatarl_env.lm.reading.WHOLE_UP_TO", 10)
+    monkeypatch.setattr("avatarl_env.patient.WHOLE_UP_TO", 10)
     monkeypatch.setattr("avatarl_env.lm.reading._CELLS_AT_ONCE", 1000)  # two positions
     monkeypatch.setattr("avatarl_env.patient.TOKENS_PER_FORWARD", 80)  # two windows of each
     frugal = patient.evaluate_many(prompts, *arguments), patient.losses(windows, *arguments)
@@ -221,7 +238,7 @@ def test_the_two_ways_of_reading_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_padded_vocabulary_is_cut_to_the_tokenizers() -> None:
     tokenizer = TOKENIZERS["characters"]()
     model = hub_model("llama", 20)
-    patient = Patient(model, tokenizer, tiny_corpus())
+    patient = Patient(HubLM(model, vocab_size=14), tokenizer, tiny_corpus())
     assert patient.model.vocab_size == 14
     prompts = patient.prompts("surgeon", 8, 8, 20, np.random.default_rng(0))
     writing = patient.evaluate(prompts).writing
@@ -233,9 +250,9 @@ def test_a_padded_vocabulary_is_cut_to_the_tokenizers() -> None:
     assert np.exp(writing.distributions).sum(-1) == pytest.approx(np.ones((8, 20)), abs=1e-5)
 
 
-@pytest.mark.parametrize("n_logits", [13, 129])
+@pytest.mark.parametrize("n_logits", [13, 15, 128])
 def test_other_vocabularies_are_refused(n_logits: int) -> None:
-    """14 tokens may be padded to 128, and fewer logits than tokens will not do."""
+    """So few tokens are not padded, and fewer logits than tokens will not do."""
     with refused(ValueError, f"tokenizer must have the model's {n_logits} tokens, got 14"):
         Patient(hub_model("gpt2", n_logits), TOKENIZERS["characters"](), tiny_corpus())
 

@@ -17,7 +17,8 @@ from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.material import encode_corpus
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import Array, Score, TextReference, Writing, measure_terms
+from avatarl_env.reference import Array, TextReference
+from avatarl_env.scoring import Score, Writing, measure_terms
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 

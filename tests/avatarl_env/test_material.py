@@ -9,6 +9,7 @@ import torch
 from avatarl_env.lm.generation import Generation
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.material import as_writing, encode_corpus, pooled_characters
+from avatarl_env.scoring import entropy
 from tests.foreign import Pairs
 from tests.patients import tiny_corpus
 
@@ -45,27 +46,43 @@ def test_a_writing_by_hand() -> None:
     writing = as_writing(Words(), generation, torch.tensor([[3.0], [2.0]]), 2)
     assert writing.n_prompt == 2
     assert writing.prompt_loss.tolist() == [1.5, 0.5]
-    assert writing.pooled.tolist() == [4.0, 1.0]
-    assert writing.pooled_prompt.tolist() == [2.0, 4.0]
-    assert writing.per_character(writing.log_probs).tolist() == [-1.0, -4.0]
-    assert writing.per_character(writing.entropies).tolist() == [0.5, 0.5]
+    assert writing.prompt_characters.tolist() == [2.0, 4.0]
     assert writing.distributions is None
     first, second = writing.split(2)
     assert first.new_tokens.tolist() == [[3, 1]]
     assert second.prompt_loss.tolist() == [0.5]
-    assert second.pooled.tolist() == [1.0]
+    assert second.prompt_characters.tolist() == [4.0]
     assert second.entropies.tolist() == [[0.5, 0.0]]
     assert second.n_prompt == 2
 
 
-def test_a_short_text_among_long_ones_does_not_blow_up() -> None:
+def test_a_short_prompt_among_long_ones_does_not_blow_up() -> None:
     """Total nats over total characters: (4 + 4) / (1 + 15), whatever row they are in."""
-    tokens = torch.tensor([[9, 9, 0, 1], [9, 9, 9, 6]])
-    generation = Generation(tokens, torch.full((2, 2), -2.0), None, torch.ones(2, 2))
-    writing = as_writing(Words(), generation, torch.ones(2, 1))
-    values = writing.per_character(writing.log_probs)
-    assert values.tolist() == [-0.5, -0.5]
-    assert values.mean() == -8 / 16
+    tokens = torch.tensor([[9, 0, 1, 9], [9, 9, 6, 9]])
+    generation = Generation(tokens, torch.ones(2, 1), None, torch.ones(2, 1))
+    writing = as_writing(Words(), generation, torch.full((2, 2), 2.0))
+    assert writing.prompt_loss.tolist() == [0.5, 0.5]
+    assert writing.prompt_loss.mean() == 8 / 16
+
+
+def test_the_tokens_that_are_written_do_not_change_what_nats_are_divided_by() -> None:
+    """Else an operation would be paid for writing long ones."""
+    corpus = tiny_corpus()
+    _, reference = encode_corpus(corpus, Pairs())
+    assert reference.characters_per_token == 2.0
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    assert encode_corpus(corpus, tokenizer)[1].characters_per_token == 1.0
+    words = Words()
+    words.encode = lambda text: np.arange(len(text) // 4) % 10  # type: ignore[method-assign]
+    _, reference = encode_corpus(corpus, words)
+    assert reference.characters_per_token == 4.0
+    found = []
+    for token in (1, 9):
+        tokens = torch.full((2, 4), token)
+        generation = Generation(tokens, torch.full((2, 2), -2.0), None, torch.ones(2, 2))
+        writing = as_writing(words, generation, torch.ones(2, 1))
+        found.append(entropy(writing, reference).tolist())
+    assert found == [[0.25, 0.25]] * 2
 
 
 def test_our_own_tokenizers_corpus_is_counted_once_per_process() -> None:

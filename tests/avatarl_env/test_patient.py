@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import avatarl_env.patient
+from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
 from avatarl_env.scoring import Writing, measure_terms
@@ -399,7 +400,7 @@ def test_an_operation_that_kills_does_not_touch_its_neighbours(patient: Patient)
     coefficients[1] = [0, 0, 1, 1]
     healthy = patient.evaluate_many(prompts)
     found = patient.evaluate_many(prompts, operator, coefficients)
-    assert not found[1].writing.is_finite
+    assert not found[1].writing.has_no_nan
     assert same(found[0], healthy[0])
     assert same(found[2], healthy[2])
 
@@ -558,6 +559,11 @@ def test_many_windows_are_read_a_few_of_each_operation_at_a_time(
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 9), (0, 3, 9)])
+def test_no_windows_have_no_losses(shape: tuple[int, ...], patient: Patient) -> None:
+    assert patient.losses(np.zeros(shape, dtype=np.int64)).shape == shape[:2]
+
+
 def test_losses_of_prompts_are_those_of_an_evaluation(patient: Patient) -> None:
     prompts, operator, coefficients = many(patient, "spectral_bands")
     windows = np.stack([p.tokens for p in prompts])
@@ -621,6 +627,17 @@ def test_what_is_not_there_is_refused_in_one_line(
 def test_an_absent_gpu_is_refused_in_one_line(folder: str) -> None:
     with pytest.raises(ValueError, match=r"device must be one of torch's, got 'cuda': [^\n]+$"):
         Patient.load(folder, device="cuda")
+
+
+def test_running_out_of_memory_is_not_a_wrong_device(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(self: nn.Module, **keywords: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(GPT, "to", too_much)
+    with pytest.raises(torch.OutOfMemoryError, match="20 GiB"):
+        Patient.load(folder)
 
 
 def test_a_model_that_does_not_say_what_it_learned_needs_a_corpus(tmp_path: Path) -> None:

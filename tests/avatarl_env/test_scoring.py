@@ -13,14 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from avatarl_env.episode import COLLISION_MARGIN
+from avatarl_env.reference import LARGEST_VOCABULARY, Array, TextReference
 from avatarl_env.scoring import (
     BOUND,
-    MOST_TOKENS,
     TERMS,
-    Array,
     Score,
     Term,
-    TextReference,
     Writing,
     collision_l2,
     distinct,
@@ -28,7 +26,7 @@ from avatarl_env.scoring import (
     heldout_loss,
     interval,
     kl_ref,
-    measure_rows,
+    measure_many,
     measure_terms,
     ref_loglik,
 )
@@ -302,7 +300,7 @@ def test_terms_are_means_of_every_measure(coin: TextReference) -> None:
         "entropy": pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3)),
     }
     assert all(type(value) is float for value in terms.values())
-    assert text.is_finite
+    assert text.has_no_nan
 
 
 @pytest.mark.parametrize("where", ["everywhere", "once"])
@@ -310,7 +308,7 @@ def test_what_is_not_a_number_takes_the_bad_end(where: str, coin: TextReference)
     log_p = np.full((2, 4, 2), math.nan if where == "everywhere" else HALF)
     log_p[1, 2, 0] = math.nan
     text = writing([[0, 0, 0, 1], [0, 1, 0, 0]], log_p, [math.nan, 1.0])
-    assert not text.is_finite
+    assert not text.has_no_nan
     terms = measure_terms(text, coin)
     assert terms["kl_ref"] == -BOUND
     assert terms["entropy"] == -BOUND
@@ -318,9 +316,9 @@ def test_what_is_not_a_number_takes_the_bad_end(where: str, coin: TextReference)
     assert all(math.isfinite(value) for value in terms.values())
 
 
-def test_a_real_character_held_for_impossible_is_finite(coin: TextReference) -> None:
+def test_a_real_character_held_for_impossible_is_a_number(coin: TextReference) -> None:
     text = writing([[0, 0, 0, 1]], prompt_loss=[math.inf])
-    assert text.is_finite
+    assert text.has_no_nan
     assert measure_terms(text, coin)["heldout_loss"] == BOUND
 
 
@@ -358,37 +356,78 @@ def test_terms_of_many_operations_at_once_are_those_of_each_to_the_last_bit(
     log_p[5, 1, 4] = -math.inf
     new = rng.integers(0, n_words, (12, 7))
     text = writing(new, log_p, rng.random(12), n_words)
-    rows = measure_rows(text, tongue)
-    assert rows.keys() == {"kl_ref", "heldout_loss", "ref_loglik", "entropy"}
-    assert not seen
-    for i, part in enumerate(text.split(3)):
-        known = {name: values[4 * i : 4 * i + 4] for name, values in rows.items()}
-        assert measure_terms(part, tongue, known) == measure_terms(part, tongue)
+    for i, (part, terms) in enumerate(measure_many(text, tongue, 3)):
+        assert part.tokens.tolist() == text.tokens[4 * i : 4 * i + 4].tolist()
+        assert terms == measure_terms(part, tongue)
     assert seen == [4] * 6
 
 
 def test_a_measure_by_row_is_given_all_rows_at_once(
     coin: TextReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen: list[int] = []
+
     def zeros(text: Writing, reference: TextReference) -> Array:
+        seen.append(len(text.tokens))
         return (text.new_tokens == 0).mean(axis=1)
 
     monkeypatch.setitem(TERMS, "zeros", Term(zeros, 1.0, by_row=True))
-    rows = measure_rows(writing([[0, 0, 0, 1], [1, 1, 1, 1]]), coin)
-    assert rows["zeros"].tolist() == [0.75, 0.0]
+    measured = measure_many(writing([[0, 0, 0, 1], [1, 1, 1, 1]]), coin, 2)
+    assert [terms["zeros"] for _, terms in measured] == [0.75, 0.0]
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_measure_may_return_a_list(by_row: bool, coin: TextReference) -> None:
+    term = Term(lambda text, reference: [1, 2], 1.0, by_row=by_row)
+    assert measure_terms(writing([[0, 0, 0, 1]] * 2), coin, {"mine": term}) == {"mine": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        ([1.0], r"list of shape \(1,\)"),
+        ([1.0, 2.0], r"list of shape \(2,\)"),  # one for each operation
+        (np.zeros(0), r"ndarray of shape \(0,\)"),
+        (np.ones((4, 3)), r"ndarray of shape \(4, 3\)"),
+        (None, r"NoneType of shape \(\)"),
+        (1.0, r"float of shape \(\)"),
+        ([[1.0], [1.0, 2.0]], "list: .*"),
+        ("no", "str: .*"),
+    ],
+)
+def test_what_a_measure_by_row_returns_is_checked(
+    returned: object, found: str, coin: TextReference
+) -> None:
+    terms = {"mine": Term(lambda text, reference: returned, 1.0, by_row=True)}
+    text = writing([[0, 0, 0, 1]] * 4)
+    rule = r"^score term 'mine' must return numbers of shape \(4,\), got "
+    for n in (1, 2):
+        with pytest.raises(ValueError, match=f"{rule}{found}$") as caught:
+            measure_many(text, coin, n, terms)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("returned", [[1.0] * 3, [], np.ones((2, 1)), None, 1.0])
+def test_what_a_measure_of_a_batch_returns_is_checked(
+    returned: object, coin: TextReference
+) -> None:
+    terms = {"mine": Term(lambda text, reference: returned, 1.0)}
+    rule = r"^score term 'mine' must return numbers of shape \(2,\) or \(1,\), got "
+    with pytest.raises(ValueError, match=rule):
+        measure_many(writing([[0, 0, 0, 1]] * 4), coin, 2, terms)
 
 
 # --- large vocabularies --------------------------------------------------------------------------
 
 
-def frugal(new: object, log_probs: object, entropies: object, **keywords: object) -> Writing:
+def frugal(new: object, log_probs: object, entropies: object) -> Writing:
     """Return a writing without distributions."""
     return dataclasses.replace(
         writing(new),
         distributions=None,
         log_probs=np.asarray(log_probs, dtype=float),
         entropies=np.asarray(entropies, dtype=float),
-        **keywords,
     )
 
 
@@ -420,25 +459,28 @@ def test_entropy_is_what_was_measured_while_writing(coin: TextReference) -> None
     assert entropy(text, coin).tolist() == [1.5, 0.25]
 
 
-def test_nats_are_divided_by_pooled_characters(coin: TextReference) -> None:
-    text = frugal(
-        [[0, 1], [1, 1]], np.zeros((2, 2)), [[1.0, 2.0], [0.5, 0.0]], pooled=np.array([4.0, 4.0])
-    )
+def test_nats_are_divided_by_the_training_texts_characters_per_token() -> None:
+    """Two characters a token: two tokens are four of them."""
+    coin = TextReference(np.array([0, 0, 0, 1]), 2, order=1, characters_per_token=2.0)
+    text = frugal([[0, 1], [1, 1]], np.zeros((2, 2)), [[1.0, 2.0], [0.5, 0.0]])
     assert entropy(text, coin).tolist() == [0.75, 0.125]
     expected = [math.log(2 / 9) / 4, math.log(1 / 9) / 4]
     for measure in (kl_ref, ref_loglik):
         assert measure(text, coin) == pytest.approx(expected, abs=1e-6)
+    whole = writing([[0, 1]], logs(0.5, 0.5))
+    assert kl_ref(whole, coin) == pytest.approx([0.25 * math.log(8 / 9)], abs=1e-7)
+    assert entropy(whole, coin) == pytest.approx([LN_2 / 2])
 
 
 @pytest.mark.parametrize("field", ["log_probs", "entropies", "prompt_loss"])
 def test_a_single_number_that_is_none_is_noticed(field: str) -> None:
     text = frugal([[0, 1], [1, 1]], np.zeros((2, 2)), np.zeros((2, 2)))
-    assert text.is_finite
+    assert text.has_no_nan
     getattr(text, field)[(1,) * getattr(text, field).ndim] = math.nan
-    assert not text.is_finite
+    assert not text.has_no_nan
 
 
-@pytest.mark.parametrize("vocab_size", [50_257, 55_109, 60_000, 152_064, MOST_TOKENS])
+@pytest.mark.parametrize("vocab_size", [50_257, 55_109, 60_000, 152_064, LARGEST_VOCABULARY])
 def test_ngrams_of_large_vocabularies_are_told_apart(vocab_size: int) -> None:
     """``V ** 4`` is beyond 63 bits from 55,109 tokens on; 2**21 wraps round to zero."""
     reference = TextReference(np.arange(5), vocab_size)
@@ -462,7 +504,7 @@ def test_ngrams_that_agree_modulo_a_power_of_two_are_different() -> None:
 
 def test_a_vocabulary_beyond_all_bounds_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size must be at most 2097152, got 2097153"):
-        TextReference(np.arange(5), MOST_TOKENS + 1)
+        TextReference(np.arange(5), LARGEST_VOCABULARY + 1)
 
 
 # --- Score ---------------------------------------------------------------------------------------
@@ -504,6 +546,14 @@ def test_score_is_fixed_for_life() -> None:
     assert score(SOME_TERMS) == -0.5
     Score(None).weights["kl_ref"] = 7.0
     assert Score(None)(SOME_TERMS) == -0.5
+
+
+def test_score_is_fixed_whatever_becomes_of_the_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TERMS, "mine", Term(distinct, 1.0))
+    score = Score({"kl_ref": 1.0, "mine": 2.0})
+    monkeypatch.setitem(TERMS, "kl_ref", TERMS["kl_ref"]._replace(sign=-1.0))
+    monkeypatch.delitem(TERMS, "mine")
+    assert score({"kl_ref": -0.5, "mine": 0.25}) == 0.0
 
 
 def test_differences_of_scores_add_up_without_rounding() -> None:

@@ -170,9 +170,9 @@ def test_what_is_evaluated_is_injury_plus_coefficients(
     seen: list[np.ndarray] = []
     evaluate = Patient.evaluate_many
 
-    def noted(self: Patient, prompts: Any, operator: Any, coefficients: Any) -> Any:
+    def noted(self: Patient, prompts: Any, operator: Any, coefficients: Any, terms: Any) -> Any:
         seen.append(np.asarray(coefficients))
-        return evaluate(self, prompts, operator, coefficients)
+        return evaluate(self, prompts, operator, coefficients, terms)
 
     monkeypatch.setattr(Patient, "evaluate_many", noted)
     acts = np.array([[1.0, 0, 0, 0], [0, -0.5, 0, 0]])

@@ -312,8 +312,8 @@ def test_rows_that_flatline_end_early_while_others_go_on(
         found, expected = (operate(each, move[None]) for each in (env, other))
         assert_agree(found, expected, 1e-4)
         infos = found[0][4]
-        flatline = infos.get("final_info", infos).get("flatline", np.full(4, None))
-        causes |= {cause for cause in flatline if cause}
+        final = infos.get("final_info", infos)
+        causes |= {cause for cause in final["flatline"] if cause}
         n_ended.append(int((found[0][2] | found[0][3]).sum()))
     assert {0, 1} < {*n_ended}  # they ended one by one
     assert len(causes) > 1
@@ -332,8 +332,10 @@ def test_a_row_that_leaves_float32_ends_alone_and_pays_the_penalty(mode: Autores
         assert terminated.tolist() == [False, True, False]
         assert truncated.tolist() == [False] * 3
         final = infos["final_info"] if mode == SAME_STEP else infos
-        assert final["flatline"].tolist() == [None, "non-finite logits", None]
-        assert final["_flatline"].tolist() == [False, True, False]
+        others = None if mode == SAME_STEP else ""  # have no final info, or live
+        assert final["flatline"].tolist() == [others, "non-finite logits", others]
+        assert final["_flatline"].tolist() == [mode != SAME_STEP, True, mode != SAME_STEP]
+        assert final["flatline"].dtype == object
         assert final["is_success"].tolist() == [False] * 3
     # What the dead patient's readings were is not the same in both, but they are readings.
     last = found[4]["final_obs"][1] if mode == SAME_STEP else found[0][1]
@@ -450,9 +452,11 @@ def test_same_step_shows_the_last_and_the_first_of_rows_that_end() -> None:
     assert infos["_final_obs"].all()
     assert infos["_final_info"].all()
     assert infos["final_info"]["coefficients"] == pytest.approx(0.5 * moves.sum(0), abs=1e-6)
-    assert infos["final_info"]["_is_success"].all()
+    final = infos["final_info"]
+    assert final["is_success"].tolist() == (final["improvement"] > 0).tolist()
+    assert final["_is_success"].all()
     assert not infos["coefficients"].any()
-    assert "is_success" not in infos
+    assert infos["is_success"].tolist() == [False] * 3  # of the operations that have just begun
 
 
 def test_next_step_begins_a_step_later_and_ignores_that_action() -> None:
@@ -464,7 +468,7 @@ def test_next_step_begins_a_step_later_and_ignores_that_action() -> None:
     operate(twin, moves)
     assert terminated.all()
     assert "final_obs" not in infos
-    assert infos["is_success"].dtype == bool
+    assert infos["is_success"].tolist() == (infos["improvement"] > 0).tolist()
     wild = np.full((3, 4), np.nan, dtype=np.float32)
     step = env.step(wild)
     observations, rewards, terminated, truncated, infos = step
@@ -472,7 +476,7 @@ def test_next_step_begins_a_step_later_and_ignores_that_action() -> None:
     assert not terminated.any()
     assert not truncated.any()
     assert (observations[:, -1] == 1).all()
-    assert "is_success" not in infos
+    assert infos["is_success"].tolist() == [False] * 3
     assert agree(step, twin.step(moves[0]))
     assert agree(operate(env, moves), operate(twin, moves))
 
@@ -728,6 +732,27 @@ def test_commit_keeps_one_rows_operation_and_never_its_injury(injury: float) -> 
         baselines, scored = after["baseline_terms"], infos["score_terms"]
         for name in baselines:
             assert baselines[name][1] == pytest.approx(scored[name][1], abs=1e-4)
+
+
+@pytest.mark.parametrize("row", [3, 99, -1])
+def test_commit_of_a_row_that_is_not_there_is_refused(row: int) -> None:
+    env = vector(3)
+    env.reset(seed=0)
+    env.step(choices(1)[0])
+    with pytest.raises(ValueError, match=rf"^row must be one of 0 to 2, got {row}$"):
+        env.commit(row)
+
+
+class Subclass(AttentionSurgeryVectorEnv):
+    """One with a keyword of its own, which it hands on by mistake."""
+
+    def __init__(self, *arguments: Any, extra: int = 1, **keywords: Any) -> None:
+        super().__init__(*arguments, extra=extra, **keywords)
+
+
+def test_a_subclass_keywords_are_not_the_environments() -> None:
+    with pytest.raises(ValueError, match=r"keyword must be one of \[.*'corpus'.* argument 'extra'"):
+        Subclass(2, tiny_patient())
 
 
 def test_a_change_elsewhere_is_noticed() -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from agents.grpo.objectives import ESTIMATORS
 from agents.report.data import (
+    CONTROLS,
     PhaseSpan,
     RunRecord,
     Series,
@@ -31,7 +33,7 @@ def write(folder: Path, metrics: bytes = b"", config: str = "{}") -> Path:
 
 
 def test_a_run_is_read_back(tmp_path: Path) -> None:
-    lines = [{"kind": "sample", "text": "\u2028 one line"}, {"kind": "grpo"}]
+    lines = [row("sample", "a", 1, text="\u2028 one line"), row("grpo", "a", 1)]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     run = load_run(write(tmp_path, content.encode(), config='{"seed": 3}'))
     assert run.rows == lines
@@ -48,13 +50,54 @@ def test_a_summary_means_that_the_run_has_finished(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    whole = row("grpo", "a", 1)
     half = '{"kind": "sample", "text": "é'.encode()[:-1]  # cut within a character
-    assert load_run(write(tmp_path, b'{"kind": "grpo"}\n' + half)).rows == [{"kind": "grpo"}]
+    run = load_run(write(tmp_path, json.dumps(whole).encode() + b"\n" + half))
+    assert (run.rows, run.torn) == ([whole], 0)
 
 
-def test_a_broken_row_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is none"):
-        load_run(write(tmp_path, b"{}\n{oops}\n{}\n"))
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"{oops",
+        b'{"kind": "grpo", "phase": "a"}',
+        b'{"kind": "grpo", "forward_tokens": 3}',
+        b'{"kind": 1, "phase": "a", "forward_tokens": 3}',
+        b'{"kind": "grpo", "phase": "a", "forward_tokens": null}',
+        b"[]",
+        b"",
+        b"\xff\xfe",
+    ],
+)
+def test_what_is_no_row_is_left_out_and_counted(tmp_path: Path, torn: bytes) -> None:
+    whole = row("grpo", "a", 1)
+    line = json.dumps(whole).encode()
+    run = load_run(write(tmp_path, b"\n".join([line, torn, line, b""])))
+    assert (run.rows, run.torn) == ([whole, whole], 1)
+
+
+def test_a_part_that_was_done_again_counts_as_it_came_the_second_time(tmp_path: Path) -> None:
+    first = [row("grpo", "a", tokens, loss=1.0) for tokens in (10, 20, 30)]
+    second = [row("grpo", "a", tokens, loss=2.0) for tokens in (20, 30, 40)]
+    lines = "".join(json.dumps(line) + "\n" for line in first + second)
+    run = load_run(write(tmp_path, lines.encode()))
+    assert run.series("grpo", "loss") == Series(
+        [10, 20, 20, 30, 40], [1.0, 1.0, 2.0, 2.0, 2.0], ["a"] * 5
+    )
+
+
+def test_controls_are_those_that_the_table_of_estimators_calls_so() -> None:
+    assert {name for name, made in ESTIMATORS.items() if made.is_control} == CONTROLS
+    assert record(config={"grpo": {"estimator": "ce"}}).is_control
+    assert not record(config={"grpo": {"estimator": "brier"}}).is_control
+    assert not record(config={"grpo": None}).is_control
+
+
+def test_scores_are_the_final_ones_or_the_latest() -> None:
+    rows = [row("evaluation", "a", n, **{"validation/loss": 3.0 - n}) for n in (0, 1)]
+    assert record(*rows).scores() == {"loss": 2.0}
+    assert record(*rows, summary={"validation": {"loss": 1.5}}).scores() == {"loss": 1.5}
+    assert record().scores() == {}
 
 
 @pytest.mark.parametrize(

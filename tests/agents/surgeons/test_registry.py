@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents import checkpoint
 from agents.surgeons import (
     NONE,
     SURGEONS,
@@ -257,3 +258,31 @@ def test_a_surgeon_of_ones_own_can_be_registered(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(SURGEONS, "mine", SURGEONS["zero"])
     check_surgeon("mine")
     assert make("mine").operate(1)[0].total == 0.0
+
+
+@every_surgeon
+def test_a_surgeon_goes_on_exactly_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    env = small_env(n_rows=3)
+    surgeon = make(name, env, seed=5)
+    for _ in range(4):
+        surgeon.operate(1)
+
+    def save(folder: Path) -> None:
+        save_surgeon(surgeon, folder, name, 5, OPTIONS.get(name))
+
+    written = checkpoint.write(tmp_path, 1, surgeon.get_state(), {}, save)
+    torch.rand(3)
+    expected = [surgeon.operate(1) for _ in range(3)]
+    restored = load_surgeon(written, small_env(n_rows=3))
+    restored.set_state(checkpoint.read(written))
+    found = [restored.operate(1) for _ in range(3)]
+    for left, right in zip(expected, found, strict=True):
+        assert [r.total for r in left] == [r.total for r in right]
+        assert [r.coefficients.tolist() for r in left] == [r.coefficients.tolist() for r in right]
+        assert [r.baseline_terms for r in left] == [r.baseline_terms for r in right]
+    observations = env.reset(seed=0)[0]
+    if name not in LEARN_NOTHING:
+        assert np.array_equal(
+            first_actions(surgeon, observations), first_actions(restored, observations)
+        )
+    assert dict(surgeon.stats()) == dict(restored.stats())

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from transformers import BloomConfig, LlamaConfig, LlavaConfig
 
 from avatarl_env.lm.generation import generate
 from avatarl_env.lm.hub import HubLM, HubTokenizer, is_hub_model, is_hub_tokenizer
@@ -124,13 +125,30 @@ class Silent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = object()
+        self.config = BloomConfig()  # reads as far as one likes
 
 
 def test_an_unknown_context_must_be_given() -> None:
-    with refused(ValueError, "context must be given, Silent does not say its own"):
+    with refused(
+        ValueError,
+        "context must be given, Silent does not say its own: wrap it, HubLM(model, context=...)",
+    ):
         HubLM(Silent())  # type: ignore[arg-type]
     assert HubLM(Silent(), context=7).context == 7  # type: ignore[arg-type]
+
+
+class Seeing(nn.Module):
+    """A model of texts and pictures, whose configuration has one for texts inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        text = LlamaConfig(vocab_size=20, max_position_embeddings=48)
+        self.config = LlavaConfig(text_config=text)
+
+
+def test_sizes_are_those_of_the_text_in_a_model_of_pictures_too() -> None:
+    model = HubLM(Seeing())  # type: ignore[arg-type]
+    assert (model.vocab_size, model.context) == (20, 48)
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -34,11 +34,12 @@ def test_what_transformers_makes_is_wrapped_and_shared() -> None:
 @pytest.mark.parametrize(
     ("n_logits", "n_tokens", "fits"),
     [
-        (128, 14, True),  # the next multiple of 128
-        (129, 14, False),
+        (128, 14, False),  # another tokenizer's
+        (15, 14, False),
         (13, 14, False),
-        (256, 129, True),
-        (257, 129, False),
+        (1024, 1023, False),
+        (1152, 1025, True),  # the next multiple of 128
+        (1153, 1025, False),
         (51_200, 50_295, True),  # within two per cent
         (51_301, 50_295, False),
     ],
@@ -61,6 +62,43 @@ def test_padding_is_cut_off_within_bounds(n_logits: int, n_tokens: int, fits: bo
 def test_only_models_of_transformers_may_be_padded(make: Any) -> None:
     with refused(ValueError, "tokenizer must have the model's 16 tokens, got 15"):
         as_causal_lm(make(vocab_size=16), 15)
+
+
+def test_a_padded_small_vocabulary_may_be_cut_by_hand() -> None:
+    model = HubLM(hub_model("gpt2", 20), vocab_size=14)
+    assert as_causal_lm(model, 14) is model
+
+
+@pytest.mark.parametrize("kind", ["GPT2Model", "GPT2ForSequenceClassification"])
+def test_a_model_without_an_output_head_is_refused(kind: str) -> None:
+    import transformers
+
+    config = hub_model("gpt2", 14).config
+    config.pad_token_id = 0
+    model = getattr(transformers, kind)(config)
+    with refused(ValueError, f"model must have an output head (AutoModelForCausalLM), got {kind}"):
+        as_causal_lm(model, 14)
+
+
+class Broken(Homemade):
+    """A model with a mistake in a property."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        """Ignore it."""
+
+
+def test_a_property_that_fails_is_not_called_missing() -> None:
+    with refused(
+        ValueError,
+        "model must have vocab_size, that of Broken fails: 'Broken' object has no attribute "
+        "'config'",
+    ):
+        as_causal_lm(Broken(), 14)
 
 
 def test_what_is_missing_is_named() -> None:

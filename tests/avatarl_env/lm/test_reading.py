@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from avatarl_env.lm import reading
+from avatarl_env.lm.hub import HubLM
 from avatarl_env.lm.reading import HeadReader, hidden_width
 from tests.avatarl_env.surgery.edits import refused
 from tests.fakes import fingerprint, tiny_gpt
@@ -33,7 +34,7 @@ def test_losses_a_few_positions_at_a_time_are_those_of_whole_logits(
         logits = model(text)
         with HeadReader(model, text[:, 1:]) as whole:
             assert torch.equal(model(text), logits)
-        monkeypatch.setattr(reading, "MOST_TOKENS_WHOLE", VOCAB - 1)
+        monkeypatch.setattr(reading, "WHOLE_UP_TO", VOCAB - 1)
         monkeypatch.setattr(reading, "_CELLS_AT_ONCE", cells)
         with HeadReader(model, text[:, 1:]) as frugal:
             last = model(text)
@@ -53,7 +54,7 @@ def test_targets_may_reach_one_beyond_what_is_read(monkeypatch: pytest.MonkeyPat
     model, text = shared("gpt"), tokens(2, 9)
     expected = naive_losses(model, text[:, :-1], text[:, 1:])
     for most in (VOCAB, VOCAB - 1):
-        monkeypatch.setattr(reading, "MOST_TOKENS_WHOLE", most)
+        monkeypatch.setattr(reading, "WHOLE_UP_TO", most)
         with torch.no_grad(), HeadReader(model, text[:, 1:]) as head:
             model(text[:, :-1])
         torch.testing.assert_close(head.losses(), expected, atol=1e-5, rtol=1e-5)
@@ -66,7 +67,7 @@ def test_the_frugal_way_never_makes_the_logits_of_all_positions(
     sizes: list[int] = []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, made: sizes.append(made.numel()))
-    monkeypatch.setattr(reading, "MOST_TOKENS_WHOLE", VOCAB - 1)
+    monkeypatch.setattr(reading, "WHOLE_UP_TO", VOCAB - 1)
     monkeypatch.setattr(reading, "_CELLS_AT_ONCE", 2 * 3 * VOCAB)
     with torch.no_grad(), HeadReader(model, text[:, 1:]):
         model(text)
@@ -123,6 +124,25 @@ class Capped(Homemade):
         return 3 * torch.tanh(super().forward(tokens, cache) / 3)
 
 
+class Scaled(Homemade):
+    """A model that scales its logits, and whose head makes nothing but zeros yet."""
+
+    def __init__(self, vocab_size: int = 14) -> None:
+        super().__init__(vocab_size)
+        with torch.no_grad():
+            self.get_output_embeddings().weight.zero_()
+
+    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+        return super().forward(tokens, cache) / 8
+
+
+class InPlace(Homemade):
+    """A model that caps its logits where they lie."""
+
+    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+        return super().forward(tokens, cache).tanh_()
+
+
 class Pooled(Homemade):
     """A model that returns no logits for each position."""
 
@@ -130,13 +150,82 @@ class Pooled(Homemade):
         return super().forward(tokens, cache).mean(1)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [(Capped, (1, 1, 14)), (Pooled, (1, 14))])
+class Headless(Homemade):
+    """A model that goes round its output head."""
+
+    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+        return nn.functional.one_hot(tokens, self.vocab_size).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (Capped, (8, 2, 14)),
+        (Scaled, (8, 2, 14)),
+        (InPlace, (8, 2, 14)),
+        (Pooled, (8, 14)),
+        (Headless, (8, 2, 14)),
+    ],
+)
 def test_logits_that_are_not_the_heads_are_refused(
     kind: type[Homemade], shape: tuple[int, ...]
 ) -> None:
     with refused(
         ValueError,
-        "model must return what its output head makes, (1, 1, 14) logits of one token, "
-        f"got {shape} of {kind.__name__}",
+        "model must return what its output head makes, (8, 2, 14) logits of eight texts of two "
+        f"tokens, got {shape} of {kind.__name__}",
     ):
+        hidden_width(kind())
+
+
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
+def test_models_of_transformers_that_change_their_logits_are_refused(name: str) -> None:
+    """Also those whose token 0 is padding, of which zeros come, capped and scaled or not."""
+    import transformers
+
+    kind = {"gemma2": "Gemma2", "cohere": "Cohere", "granite": "Granite"}[name]
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **({"logits_scaling": 8.0} if name == "granite" else {}),
+    )
+    model = HubLM(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
+    with pytest.raises(ValueError, match="^model must return what its output head makes, "):
+        hidden_width(model)
+
+
+class Picky(Homemade):
+    """A model that picks positions of its logits."""
+
+    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+        return super().forward(tokens, cache)[:, torch.arange(tokens.size(1))]
+
+
+class Repeating(Homemade):
+    """A model that returns as many positions as there are tokens, whatever its head makes."""
+
+    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+        return super().forward(tokens, cache).expand(-1, tokens.size(1), -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(Picky, "Picky raised: index 1 is out of bounds"), (Repeating, "Repeating returned 2 pos")],
+)
+def test_a_model_that_needs_all_positions_is_refused_if_its_vocabulary_is_large(
+    kind: type[Homemade], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hidden_width(kind()) == 32
+    monkeypatch.setattr(reading, "WHOLE_UP_TO", 13)
+    assert hidden_width(Homemade()) == 32
+    with pytest.raises(ValueError, match=f"^model must return .* large vocabularies, {found}"):
         hidden_width(kind())

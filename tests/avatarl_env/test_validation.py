@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/audit.py."""
+"""Tests of avatarl_env/validation.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 import avatarl_env.patient
-from avatarl_env.audit import TOLERANCE, validate
+from avatarl_env import validation
 from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.lm import reading
+from avatarl_env.patient import Patient
+from avatarl_env.scoring import Writing
 from avatarl_env.surgery import OPERATORS
+from avatarl_env.validation import TOLERANCE, validate
 from tests.fakes import fingerprint, tiny_gpt
 from tests.patients import (
     SIZES,
@@ -51,6 +55,7 @@ def test_a_true_record_is_confirmed(
     assert found.total == total != 0
     assert found.recomputed == pytest.approx(total, abs=1e-4)
     assert (found.agrees, found.reason) == (True, "")
+    assert found
     assert other.validate(moves.tolist(), np.int64(5)) == found  # the claim is not needed
     json.dumps(found._asdict())
 
@@ -92,6 +97,52 @@ def test_a_record_over_a_large_vocabulary_is_confirmed() -> None:
     assert found.recomputed == pytest.approx(found.total, abs=1e-4)
 
 
+def test_the_logits_of_a_large_vocabulary_are_made_a_few_texts_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twelve tokens of 300 logits each: three texts are 10,800."""
+    model = tiny_gpt(vocab_size=300, context=64, n_heads=2).eval()
+    env = AttentionSurgeryEnv.from_model(model, Ordinals(), tiny_corpus(), **SIZES)
+    moves = 0.1 * actions(4)
+    expected = env.validate(moves, 5)
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, made: sizes.append(made.numel()))
+    monkeypatch.setattr(validation, "_CELLS_AT_ONCE", 10_800)
+    monkeypatch.setattr(reading, "_CELLS_AT_ONCE", 10_800)  # of the first way
+    found = env.validate(moves, 5)
+    assert max(sizes) <= 10_800
+    assert found.recomputed == pytest.approx(expected.recomputed, abs=1e-5)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_one_weight_in_half_precision_is_enough_to_read_with_a_cache(
+    half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with all rows together, of whose prompts the head makes the last logits alone."""
+    model = tiny_gpt(vocab_size=300, context=64, n_heads=2).eval()
+    if half:
+        layer = model.blocks[0].mlp.c_fc.bfloat16()
+        layer.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(),))
+        layer.register_forward_hook(lambda module, args, made: made.float())
+    patient = Patient(model, Ordinals(), tiny_corpus())
+    env = AttentionSurgeryEnv(patient, **{**SIZES, "n_incisions": 2})
+    seen: list[tuple[bool, int]] = []
+    generate = validation.generate
+
+    def noted(model: Any, tokens: Any, *arguments: Any, use_cache: bool, **keywords: Any) -> Any:
+        seen.append((use_cache, len(tokens)))
+        return generate(model, tokens, *arguments, use_cache=use_cache, **keywords)
+
+    monkeypatch.setattr(validation, "generate", noted)
+    monkeypatch.setattr(validation, "_CELLS_AT_ONCE", 16 * 12 * 300)
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, made: sizes.append(made.size(1)))
+    monkeypatch.setattr(reading, "_CELLS_AT_ONCE", 1)
+    assert env.validate(0.3 * actions(2), 5)
+    assert seen == ([(True, 32)] * 2 if half else [(False, 16)] * 4)
+    assert (max(sizes) < 9) is half  # one text's prompt is read whole, to compute its loss
+
+
 def test_a_flatline_is_confirmed() -> None:
     """Also where it ends the operation early."""
     env = tiny_env(operator_options={"scale": 300.0}, flatline_penalty=0.5)
@@ -103,13 +154,14 @@ def test_a_flatline_is_confirmed() -> None:
         env.validate([*moves, [0, 0, 0, 0]], 5)
 
 
-@pytest.mark.parametrize("off", [2 * TOLERANCE, -0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("off", [2 * TOLERANCE, -0.5, float("inf")])
 def test_a_false_claim_is_told_in_words(off: float) -> None:
     env = tiny_env()
     moves = 0.3 * actions(4)
     total = record(env, moves)
     found = env.validate(moves, 5, total + off)
     assert found.total == total
+    assert not found
     assert not found.agrees
     expected = f"the operation returns {total:.6f}, more than 0.001 from the {total + off:.6f} that"
     assert found.reason.startswith(expected)
@@ -129,13 +181,15 @@ def test_what_is_off_by_less_than_the_tolerance_agrees() -> None:
 def test_an_evaluation_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second way shares no cache and no hook with the first."""
     env = tiny_env()
-    measure = avatarl_env.patient.measure_terms
+    measure = avatarl_env.patient.measure_many
 
-    def flattering(*arguments: Any, **keywords: Any) -> dict[str, float]:
-        terms = measure(*arguments, **keywords)
-        return terms | {"kl_ref": 0.9 * terms["kl_ref"]}
+    def flattering(*arguments: Any) -> list[tuple[Writing, dict[str, float]]]:
+        return [
+            (writing, terms | {"kl_ref": 0.9 * terms["kl_ref"]})
+            for writing, terms in measure(*arguments)
+        ]
 
-    monkeypatch.setattr(avatarl_env.patient, "measure_terms", flattering)
+    monkeypatch.setattr(avatarl_env.patient, "measure_many", flattering)
     found = env.validate(0.5 * actions(4), 5)
     assert found.total == pytest.approx(0.9 * found.recomputed, abs=1e-4)
     assert not found.agrees
@@ -186,7 +240,11 @@ def test_a_row_among_others_is_confirmed_too() -> None:
         ((np.zeros((4, 3)), 5), r"of 4 numbers each, got shape \(4, 3\)"),
         ((np.zeros(4), 5), r"got shape \(4,\)"),
         ((np.full((4, 4), np.nan), 5), r"action must be \(4,\) finite numbers"),
-        ((np.zeros((4, 4)), None), r"seed must be the integer reset\(\) was given, got None"),
+        (([[0.0], [0.0, 1.0]], 5), r"actions must be .* of 4 numbers each, got \[\[0.0\], "),
+        (("abc", 5), "actions must be .* of 4 numbers each, got 'abc'"),
+        ((np.zeros((4, 4)), None), r"seed must be the integer .* reset\(\) was given, got None"),
+        ((np.zeros((4, 4)), -1), r"seed must be the integer from 0 on .* given, got -1"),
+        ((np.zeros((4, 4)), 5, float("nan")), "total must be a number, got nan"),
         ((np.zeros((4, 4)), 5, 0.0, -1.0), "tolerance must not be negative, got -1.0"),
     ],
 )

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import NamedTuple
+import reprlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.utils import seeding
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from avatarl_env.episode import Episode
-from avatarl_env.lm.generation import generate
-from avatarl_env.lm.reading import eval_mode
+from avatarl_env.lm.generation import Generation, generate
+from avatarl_env.lm.reading import HeadReader, eval_mode
 from avatarl_env.material import as_writing
 from avatarl_env.observation import Vitals
 from avatarl_env.patient import Evaluation, Patient, Prompts
 from avatarl_env.scoring import measure_terms
-from avatarl_env.surgery import Operator, SurgicalTheater
+from avatarl_env.surgery import SurgicalTheater
 from avatarl_env.task import SurgeryTask
 
 TOLERANCE = 1e-3
 """Of returns, in the score's unit: above float32's rounding, and below what is worth a claim."""
+_CELLS_AT_ONCE = 2**25
+"""Logits made together (128 MiB) where whole windows are read: one row's of them at least."""
 _NO_VITALS = Vitals(*np.zeros((3, 0), dtype=np.float32))
 
 
 class Validation(NamedTuple):
-    """What became of a record."""
+    """What became of a record; true if it agrees."""
 
     total: float
     """Return of the operation performed again."""
@@ -41,6 +45,10 @@ class Validation(NamedTuple):
     """Whether the two agree, and with the claim, if there was one."""
     reason: str
     """Why not, or nothing."""
+
+    def __bool__(self) -> bool:
+        """Whether the record is true."""
+        return self.agrees
 
 
 def validate(
@@ -64,11 +72,13 @@ def validate(
         tolerance: most that returns may differ, >= 0.
 
     Raises:
-        ValueError: if the actions are not those of one whole operation, the seed is not an integer,
-            or the tolerance is negative.
+        ValueError: if the actions are not those of one whole operation, the seed is none that
+            ``reset`` takes, the claim is not a number, or the tolerance is negative.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    if total is not None and math.isnan(total):
+        raise ValueError(f"total must be a number, got {total}")
     moves = _as_moves(actions, task)
     with task.patient.uncounted():
         episode = _perform(task, moves, _as_seed(seed))
@@ -78,20 +88,25 @@ def validate(
 
 
 def _as_seed(seed: int) -> int:
+    rule = f"seed must be the integer from 0 on that reset() was given, got {seed!r}"
     try:
-        return operator.index(seed)
+        number = operator.index(seed)
     except TypeError as error:
-        raise ValueError(f"seed must be the integer reset() was given, got {seed!r}") from error
+        raise ValueError(rule) from error
+    if number < 0:
+        raise ValueError(rule)
+    return number
 
 
 def _as_moves(actions: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
     most, width = task.config.n_incisions, len(task.operator.labels)
-    moves = np.asarray(actions, dtype=np.float64)
+    rule = f"actions must be the at most {most} of one operation, of {width} numbers each"
+    try:
+        moves = np.asarray(actions, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule}, got {' '.join(reprlib.repr(actions).split())}") from error
     if moves.ndim != 2 or moves.shape[1] != width or not 1 <= len(moves) <= most:
-        raise ValueError(
-            f"actions must be the at most {most} of one operation, of {width} numbers each, "
-            f"got shape {moves.shape}"
-        )
+        raise ValueError(f"{rule}, got shape {moves.shape}")
     return moves
 
 
@@ -116,40 +131,68 @@ def _perform(task: SurgeryTask, moves: NDArray[np.float64], seed: int) -> Episod
 
 def _recompute(task: SurgeryTask, done: Episode) -> float:
     """Go from the baseline to where the operation ended at once; return what that pays."""
-    patient, knife, prompts = task.patient, task.operator, done.prompts
-    baseline = _read_slowly(patient, knife, done.injury, prompts)
+    prompts = done.prompts
+    baseline = _read_slowly(task, done.injury, prompts)
     healthy = baseline
     if task.config.injures:
-        healthy = _read_slowly(patient, knife, np.zeros_like(done.injury), prompts)
+        healthy = _read_slowly(task, np.zeros_like(done.injury), prompts)
     again = Episode.begin(task.config, prompts, done.injury, baseline, healthy.terms, task.score)
-    final = _read_slowly(patient, knife, done.injury + done.coefficients, prompts)
+    final = _read_slowly(task, done.injury + done.coefficients, prompts)
     return again.conclude(done.coefficients, final, task.score).reward
 
 
 @torch.no_grad()
 def _read_slowly(
-    patient: Patient, knife: Operator, coefficients: NDArray[np.float64], prompts: Prompts
+    task: SurgeryTask, coefficients: NDArray[np.float64], prompts: Prompts
 ) -> Evaluation:
     """Evaluate an operation with as little machinery as there can be."""
-    model, whole = patient.model, patient.keeps_distributions
-    like = next(model.parameters())
-    half, device = like.dtype.itemsize < 4, like.device  # half precision
+    patient, knife = task.patient, task.operator
+    device = next(patient.model.parameters()).device
     tokens = torch.from_numpy(prompts.tokens).to(device)
     uniforms = torch.from_numpy(prompts.uniforms).to(device)
-    with eval_mode(model), SurgicalTheater(model, [knife]) as theater:
+    with eval_mode(patient.model), SurgicalTheater(patient.model, [knife]) as theater:
         knife.apply(theater, coefficients)
-        written = generate(
-            model,
-            tokens,
-            uniforms,
-            return_distributions=whole,
-            return_entropies=not whole,
-            use_cache=half,
-        )
+        written = _write(patient, tokens, uniforms)
         # One text at a time: the logits of all would be large where the vocabulary is.
-        losses = torch.cat([_losses(model(row[None])[0], row)[None] for row in tokens])
+        losses = torch.cat([_losses(patient.model(row[None])[0], row)[None] for row in tokens])
     writing = as_writing(patient.tokenizer, written, losses, 1)
-    return Evaluation(writing, _NO_VITALS, measure_terms(writing, patient.reference))
+    return Evaluation(writing, _NO_VITALS, measure_terms(writing, patient.reference, task.terms))
+
+
+def _write(patient: Patient, tokens: Tensor, uniforms: Tensor) -> Generation:
+    """Continue prompts (M, P) without a cache, as many rows at a time as fit into memory.
+
+    In half precision other texts come out without a cache, and by rows: all together then, with
+    one, and at first the head makes the logits of the last position alone.
+    """
+    model, whole, half = patient.model, patient.keeps_distributions, _has_half(patient.model)
+    n_texts, n_tokens = len(tokens), tokens.size(1) + uniforms.size(1)
+    at_once = n_texts if half else max(1, _CELLS_AT_ONCE // (n_tokens * model.vocab_size))
+    parts = []
+    for start in range(0, n_texts, at_once):
+        rows = slice(start, start + at_once)
+        reading: AbstractContextManager[object] = nullcontext()
+        if half:
+            reading = HeadReader(model, tokens[rows, 1:])
+        with reading:
+            written = generate(
+                model,
+                tokens[rows],
+                uniforms[rows],
+                return_distributions=whole,
+                return_entropies=not whole,
+                use_cache=half,
+            )
+        parts.append(written)
+    joined: list[Any] = [
+        None if rows[0] is None else torch.cat(rows) for rows in zip(*parts, strict=True)
+    ]
+    return Generation(*joined)
+
+
+def _has_half(model: nn.Module) -> bool:
+    """Whether any of its weights are in half precision."""
+    return any(p.is_floating_point() and p.dtype.itemsize < 4 for p in model.parameters())
 
 
 def _losses(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -1,0 +1,150 @@
+"""`avatarl evaluate`: a stored model, and a saved surgeon, on validation text."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from agents.commands.parsing import Refusal, read_json, read_words, refusing, run_settings
+
+if TYPE_CHECKING:
+    from avatarl_env.patient import Patient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a stored model, and a saved surgeon, on the whole validation text."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """Run folder, model folder, or: bundled."""
+    corpus: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Corpus name or a file; default the text that the model learned."""
+    surgeon: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Run whose surgeon operates, by its rules; trust it, its networks are unpickled."""
+    seed: int = 0
+    """Of the prompts and random operations that the surgeon is measured with."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object, on one line."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+def main(words: Sequence[str], prog: str) -> str:
+    """Measure; return the figures, to be read by people or as JSON.
+
+    Raises:
+        Refusal: if there is no such model, text or surgeon, or they do not fit together.
+    """
+    request = read_words(Evaluate, words, prog)
+    if request is None:
+        return ""
+    # Whatever libraries have to say, stdout is for the figures alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        record = evaluate(request)
+    return json.dumps(record, allow_nan=False) if request.json else _in_words(record)
+
+
+def evaluate(request: Evaluate) -> dict[str, Any]:
+    """Return the figures, JSON-able; a number that is not finite is None.
+
+    Raises:
+        Refusal: if there is no such model, text or surgeon, or they do not fit together.
+    """
+    from agents.evaluation import evaluate_text
+    from agents.tracking import to_json
+    from avatarl_env.lm.storage import ABOUT, model_folder
+    from avatarl_env.patient import Patient
+
+    with refusing(ValueError, lm="run"):
+        if not (model_folder(request.run) / ABOUT).is_file():
+            raise Refusal(
+                "run must be a model of this package, whose tokens are characters, "
+                f"got one of transformers in {request.run!r}"
+            )
+        patient = Patient.load(request.run, request.corpus, request.device)
+    text = patient.corpus.split("validation")
+    metrics = evaluate_text(patient.model, patient.splits["validation"])
+    record: dict[str, Any] = {
+        "model": request.run,
+        "corpus": patient.corpus.name,
+        "corpus_sha256": patient.corpus.sha256,
+        "characters": len(text) - 1,  # the first is not predicted
+        "unknown_characters": patient.tokenizer.n_unknown(text),  # type: ignore[attr-defined]
+        "validation": metrics._asdict(),
+    }
+    if request.surgeon is not None:
+        record["surgeon_effect"] = _effect(request, Path(request.surgeon), patient)
+    return to_json(record, "record")  # type: ignore[no-any-return]
+
+
+def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]:
+    """Return what a saved surgeon is worth on a patient, as a run measures it."""
+    import numpy as np
+    from gymnasium.vector import AutoresetMode
+
+    from agents.effect import N_OPERATIONS, measure_effect, verdict
+    from agents.surgeons import ABOUT, load_surgeon
+    from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+
+    places = (folder, folder / "checkpoints" / "final")
+    home = next((place for place in places if (place / ABOUT).is_file()), None)
+    if home is None:
+        raise Refusal(
+            f"surgeon must be a folder with a saved surgeon's {ABOUT}, got {str(folder)!r}"
+        )
+    settings = run_settings(home) or run_settings(Path(request.run))
+    if settings is None:
+        raise Refusal(
+            "surgeon must be in the folder of its run, whose config.json says how it operates, "
+            f"got {str(folder)!r}"
+        )
+    rules = {"operator": settings["operator"], **settings["operation"]}
+    with refusing(ValueError, ImportError):
+        patient.corpus.require(patient.model.context, "context")
+        # As in training: it was made for so many rows, and is asked about the exam's.
+        env = AttentionSurgeryVectorEnv(settings["curriculum"]["n_rows"], patient, **rules)
+        surgeon = load_surgeon(home, env)
+        exam = AttentionSurgeryVectorEnv(
+            N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
+        )
+    effect = measure_effect(surgeon, exam, "training", np.random.default_rng(request.seed))
+    name = str(read_json(home / ABOUT)["surgeon"])
+    return {
+        "surgeon": name,
+        "folder": str(folder),
+        "verdict": verdict([effect], name),
+        "measurement": effect.as_summary(),
+    }
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    metrics = record["validation"]
+    lines = [
+        f"{record['model']} on {record['characters']:,} characters of {record['corpus']} "
+        "(validation)",
+        f"loss           {_number(metrics['loss'])} nats/char",
+        f"bits per char  {_number(metrics['bits_per_char'])}",
+        f"accuracy       {_number(metrics['accuracy'])}",
+        f"entropy        {_number(metrics['entropy'])} nats/char",
+    ]
+    if record["unknown_characters"]:
+        lines.append(f"{record['unknown_characters']:,} characters are unknown to the model")
+    effect = record.get("surgeon_effect")
+    if effect is not None:
+        lines += ["", effect["verdict"]]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -1,0 +1,144 @@
+"""`avatarl sample`: what a stored model writes, also under an operation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from agents.commands.parsing import Refusal, read_words, refusing, run_settings
+
+if TYPE_CHECKING:
+    from agents.commands.operation import Operation
+    from avatarl_env.lm.interface import Tokenizer
+    from avatarl_env.lm.storage import StoredModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Write text with a stored model; given an operation, without and with it, on the same dice."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """Run folder, model folder, or: bundled."""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """What the text begins with; default a line break."""
+    length: int = 300
+    """New tokens: characters, for a model of ours; may be more than the context."""
+    temperature: float = 1.0
+    """Divides the logits: the lower, the more often the model writes what it is surest of."""
+    seed: int = 0
+    """Of the dice."""
+    n: int = 1
+    """Texts, each with dice of its own."""
+    operation: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON with coefficients, operator, operator_options; or a run's summary.json, metrics.jsonl"""
+    coefficients: tuple[float, ...] = ()
+    """The operation, instead of a file."""
+    operator: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """What coefficients mean; default the run's own operator, else head_gain."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "n"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.prompt == "":
+            raise ValueError("prompt must not be empty, the model continues something")
+        if self.operation is not None and self.coefficients:
+            raise ValueError("operation must not be given beside coefficients, it has its own")
+
+
+def main(words: Sequence[str], prog: str) -> str:
+    """Write; return the texts.
+
+    Raises:
+        Refusal: if there is no such model or operation, or the model does not know the prompt.
+    """
+    request = read_words(Sample, words, prog)
+    return "" if request is None else sample(request)
+
+
+def sample(request: Sample) -> str:
+    """Write what is asked for; the model as it was stored is not changed.
+
+    Raises:
+        Refusal: if there is no such model or operation, or the model does not know the prompt.
+    """
+    from avatarl_env.lm.storage import load_model
+
+    with refusing(ValueError, lm="run"):
+        stored = load_model(request.run)
+    operation = _operation(request)
+    texts = _write(request, stored, None)
+    if operation is not None:
+        operated = _write(request, stored, operation)
+        parts = [
+            f"--- text\n{text}\n--- text of the operated model\n{other}"
+            for text, other in zip(texts, operated, strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+    elif len(texts) == 1:
+        return texts[0]
+    else:
+        parts = texts
+    return "\n\n".join(f"=== {number}\n{part}" for number, part in enumerate(parts, start=1))
+
+
+def _operation(request: Sample) -> Operation | None:
+    from agents.commands.operation import DEFAULT_OPERATOR, Operation, read_operation
+
+    settings = run_settings(Path(request.run)) or {}
+    name = request.operator or settings.get("operator")
+    if request.operation is not None:
+        return read_operation(Path(request.operation), request.operator)
+    if request.coefficients:
+        return Operation(name or DEFAULT_OPERATOR, {}, request.coefficients)
+    if request.operator is not None:
+        raise Refusal("operator must come with coefficients or an operation, got neither")
+    return None
+
+
+def _write(request: Sample, stored: StoredModel, operation: Operation | None) -> list[str]:
+    """Return the texts, prompt and all; the dice depend on the request alone."""
+    import numpy as np
+    import torch
+
+    from avatarl_env.lm.generation import generate
+
+    text = "\n" if request.prompt is None else request.prompt
+    prompt = _encode(stored.tokenizer, text)
+    prompts = torch.tensor(prompt).repeat(request.n, 1)
+    dice = np.random.default_rng(request.seed).random((request.n, request.length), np.float32)
+    uniforms = torch.from_numpy(dice)
+    with contextlib.nullcontext() if operation is None else operation.on(stored.model):
+        generation = generate(stored.model, prompts, uniforms, temperature=request.temperature)
+    return [stored.tokenizer.decode(row) for row in generation.tokens.numpy()]
+
+
+def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the prompt's tokens.
+
+    Raises:
+        Refusal: if the model does not know all of it.
+    """
+    from avatarl_env.lm.hub import HubTokenizer
+    from avatarl_env.lm.tokenizer import CharTokenizer
+
+    tokens = [int(token) for token in tokenizer.encode(prompt)]
+    if isinstance(tokenizer, CharTokenizer):
+        unknown = "".join(sorted({c for c in prompt if c not in tokenizer.characters}))
+    elif isinstance(tokenizer, HubTokenizer) and tokenizer.tokenizer.unk_token_id in tokens:
+        unknown = prompt
+    else:
+        unknown = ""
+    if unknown or not tokens:
+        raise Refusal(f"prompt must be of characters that the model knows, got {unknown!r}")
+    return tokens

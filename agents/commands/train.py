@@ -1,0 +1,81 @@
+"""`avatarl train`, which is also `python train.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agents.commands.parsing import Failure, read_words, refusing
+
+if TYPE_CHECKING:
+    from agents.config import TrainConfig
+
+
+def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "train")) -> str:
+    """Train; return what came out, in words.
+
+    Args:
+        words: the command line; ``--help`` prints and returns nothing more to print.
+        prog: what the command is called in the help.
+        started: the command itself, for the run's record.
+
+    Raises:
+        Refusal: if something in it is unknown, of the wrong kind, or does not fit.
+        Failure: if the model diverged.
+    """
+    config = _read(words, prog)
+    if config is None:
+        return ""
+    from agents.config import BadInput
+    from agents.curriculum import DivergedError
+    from agents.training import train
+
+    try:
+        with refusing(BadInput):
+            run = train(config, command=shlex.join([*started, *words]))
+    except DivergedError as error:
+        raise Failure(str(error)) from error
+    metrics = run.summary["validation"]
+    return (
+        f"\nvalidation: accuracy {metrics['accuracy']:.1%}, loss {metrics['loss']:.3f} nats/char, "
+        f"entropy {metrics['entropy']:.2f} nats; {run.summary['seconds']:.0f} s\n"
+        f"{run.verdict}\nreport: {run.folder / 'report.html'}"
+    )
+
+
+def _read(words: Sequence[str], prog: str) -> TrainConfig | None:
+    import tyro
+
+    from agents.config import TrainConfig, preset
+
+    with refusing(ValueError):
+        base = preset(_preset_name(words))
+    config = read_words(
+        TrainConfig, words, prog, default=base, markers=(tyro.conf.FlagConversionOff,)
+    )
+    if config is None:
+        return None
+    options = {name: _value(value) for name, value in config.surgeon_options.items()}
+    return dataclasses.replace(config, surgeon_options=options)
+
+
+def _value(word: Any) -> Any:
+    """Read an option's value as JSON, and what is none as text."""
+    try:
+        return json.loads(word)
+    except (TypeError, ValueError):
+        return word
+
+
+def _preset_name(words: Sequence[str]) -> str:
+    """Find the preset before everything else: it decides all other defaults."""
+    name = "laptop"
+    for index, word in enumerate(words):
+        if word == "--preset":
+            name = words[index + 1] if index + 1 < len(words) else ""
+        elif word.startswith("--preset="):
+            name = word.removeprefix("--preset=")
+    return name

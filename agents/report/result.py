@@ -1,0 +1,112 @@
+"""The report's section on the result: headline numbers beside the tables they are measured by."""
+
+from __future__ import annotations
+
+from agents.report.data import Row, RunRecord
+from agents.report.parts import Html, bars, join, number, paragraph, percent, tile
+
+_CONTROL_NAME = "supervised control"
+
+
+def result_section(run: RunRecord, control: RunRecord | None = None) -> Html:
+    """Write the headline numbers, beside those of the n-gram tables.
+
+    Args:
+        run: The run.
+        control: A supervised run on the same text, to compare with.
+    """
+    scores = run.scores()
+    if not scores:
+        return paragraph("Nothing has been measured yet.")
+    references = run.summary.get("references") or []
+    where = "all of the held-out text" if run.finished else "a fixed slice of the held-out text"
+    tiles = [
+        tile(
+            "Next-character accuracy",
+            percent(scores.get("accuracy")),
+            "",
+            "Share of characters guessed right. Higher is better.",
+        ),
+        tile(
+            "Loss",
+            number(scores.get("loss")),
+            "nats per character",
+            "How surprised the model is by the text. Lower is better.",
+        ),
+        tile(
+            "Compression",
+            number(scores.get("bits_per_char")),
+            "bits per character",
+            "The same loss in bits. Lower is better.",
+        ),
+        tile(
+            "Entropy",
+            number(scores.get("entropy")),
+            "nats per character",
+            "How undecided the model is. Near zero it would repeat itself.",
+        ),
+    ]
+    parts = [
+        paragraph(f"Measured on {where}. {_standing(scores.get('accuracy'), references)}"),
+        Html('<dl class="tiles">' + join(tiles) + "</dl>"),
+    ]
+    beside = control.scores() if control is not None else {}
+    if "accuracy" in beside and "loss" in beside:
+        references = [*references, {**beside, "name": _CONTROL_NAME}]
+    if references:
+        parts.append(_reference_bars(run, scores, references))
+    if control is not None:
+        parts.append(paragraph(_control_note(run, control), "note"))
+    return join(parts)
+
+
+def _standing(accuracy: float | None, references: list[Row]) -> str:
+    """Say in words between which n-gram tables the model stands."""
+    if accuracy is None or not references:
+        return ""
+    ranked = sorted(references, key=lambda row: float(row["accuracy"]))
+    below = [row for row in ranked if row["accuracy"] < accuracy]
+    above = [row for row in ranked if row["accuracy"] >= accuracy]
+    named = [
+        f"the {row['name']} table ({percent(row['accuracy'])})" for row in below[-1:] + above[:1]
+    ]
+    if below and above:
+        return f"The model guesses better than {named[0]} and not better than {named[1]}."
+    return f"The model guesses {'better' if below else 'no better'} than {named[0]}."
+
+
+def _control_note(run: RunRecord, control: RunRecord) -> str:
+    note = (
+        f"The supervised control is the run {control.name}, whose model was shown the right "
+        "characters (cross-entropy): no reinforcement learning, but how far such training gets."
+    )
+    if not control.finished:
+        note += " It has not finished."
+    if control.fact("corpus_sha256") != run.fact("corpus_sha256"):
+        note += " It read another text, so that the numbers must not be compared."
+    return note
+
+
+def _reference_bars(run: RunRecord, scores: Row, references: list[Row]) -> Html:
+    own = "this model"
+    accuracies = [(row["name"], row["accuracy"]) for row in references]
+    accuracies.append((own, scores["accuracy"]))
+    losses = [(row["name"], row["loss"]) for row in references]
+    losses.append((own, scores["loss"]))
+    floor = run.fact("corpus_nats_per_char")
+    if floor is not None:
+        losses.append(("true entropy of the text", floor))
+    return Html(
+        '<div class="figures">'
+        + bars(
+            "Accuracy (longer is better)",
+            [(name, value or 0.0, percent(value)) for name, value in accuracies],
+            own,
+        )
+        + bars(
+            "Loss, nats per character (shorter is better)",
+            [(name, value or 0.0, number(value)) for name, value in losses],
+            own,
+        )
+        + "</div>"
+    )

@@ -1,0 +1,262 @@
+"""Going on with a run: what its checkpoints hold, and who may go on from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from agents import checkpoint
+from agents.checkpoint import BadCheckpoint
+from agents.config import TrainConfig, from_settings, preset
+from agents.effect import Effect
+from agents.journal import Journal
+from agents.setup import Setup
+from agents.surgeons import save_surgeon
+from agents.tracking import MetricWriter
+
+PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
+OWN = ("resume", "out", "track", "tensorboard")  # settings that a resumed run may have of its own
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the run to stop: it has written a checkpoint and does."""
+
+    def __init__(self, signum: int, folder: Path) -> None:
+        """Remember who asked, and what can be gone on with."""
+        super().__init__(f"stopped; go on with: python train.py --resume {folder}")
+        self.signum = signum
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    phase: int = 0
+    """Number of the phase that is under way."""
+    steps: int = 0
+    """Steps done in it; 0: it has not begun."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """Records of the phases that have ended."""
+    effects: list[Effect] = field(default_factory=list)
+
+
+class Checkpointer:
+    """Writes checkpoints between steps: now and then, and when a signal asks the run to stop."""
+
+    def __init__(
+        self, config: TrainConfig, setup: Setup, journal: Journal, writer: MetricWriter
+    ) -> None:
+        """Remember whose state it is; the first checkpoint is due after the first interval."""
+        self._config = config
+        self._setup = setup
+        self._journal = journal
+        self._writer = writer
+        self.folder: Path = writer.folder.path
+        self._root = checkpoints_of(self.folder)
+        known = checkpoint.checkpoints(self._root)
+        self._number = checkpoint.number_of(known[-1]) if known else 0
+        self._last = time.perf_counter()
+        self.seconds = 0.0
+        """Time spent on checkpoints."""
+        self.n_written = 0
+        self._signum: int | None = None
+
+    def stepped(self, progress: Progress) -> None:
+        """Write a checkpoint if one is due.
+
+        Raises:
+            Stopped: if a signal came meanwhile; after a last checkpoint.
+        """
+        due = time.perf_counter() - self._last >= self._config.checkpoint_seconds
+        # What could not be learned from is not what to go back to.
+        if (due or self._signum is not None) and not self._setup.learner.n_bad_in_a_row:
+            self.write(progress)
+        if self._signum is not None:
+            raise Stopped(self._signum, self.folder)
+
+    def write(self, progress: Progress) -> None:
+        """Write a checkpoint."""
+        start = time.perf_counter()
+        self._number += 1
+        setup, surgeon = self._setup, self._setup.surgeon
+        state = {
+            "progress": {
+                **asdict(progress),
+                "effects": [effect.as_summary() for effect in progress.effects],
+            },
+            "model": dict(setup.learner.model.named_parameters()),
+            "learner": setup.learner.get_state(),
+            "generators": setup.generators.get_state(),
+            "journal": self._journal.get_state(),
+            "positions": list(self._writer.positions()),
+            "forward_tokens": setup.patient.forward_tokens,
+            "surgeon": None if surgeon is None else surgeon.get_state(),
+        }
+        about = describe(self._config, setup.corpus.sha256)
+        checkpoint.write(self._root, self._number, state, about, self._save_surgeon)
+        self.n_written += 1
+        self._last = time.perf_counter()
+        self.seconds += self._last - start
+
+    def _save_surgeon(self, folder: Path) -> None:
+        if self._setup.surgeon is not None:
+            seed = self._setup.generators.surgeon_seed
+            name, options = self._config.surgeon, self._config.surgeon_options
+            save_surgeon(self._setup.surgeon, folder, name, seed, options)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM end the body after the step under way; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signum = number
+            self._journal.say("stopping after this step; once more to stop at once")
+            give_back()
+
+        def give_back() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            give_back()
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Return where a run's checkpoints lie."""
+    return folder / "checkpoints"
+
+
+def describe(config: TrainConfig, corpus_sha256: str) -> dict[str, Any]:
+    """Return what whoever goes on from a checkpoint has to agree with."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    settings = {name: value for name, value in asdict(config).items() if name not in OWN}
+    about = {"settings": settings, "corpus_sha256": corpus_sha256, "versions": versions}
+    # As JSON gives it back.
+    return dict(json.loads(json.dumps({**about, "threads": torch.get_num_threads()})))
+
+
+def stored_config(asked: TrainConfig) -> TrainConfig:
+    """Return the configuration of the run that is to be resumed.
+
+    Args:
+        asked: names the run in ``resume``. Its other settings are the presets' or the run's own.
+
+    Raises:
+        ValueError: if there is no such run, it has finished, or another setting is asked for.
+    """
+    folder = Path(asked.resume or "")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"resume must be a run folder, with its config.json, got {asked.resume!r}")
+    if (folder / "summary.json").is_file():
+        raise ValueError(f"resume must be a run that has not finished, got {asked.resume!r}")
+    try:
+        config = from_settings(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume must be a run with a readable config.json, got {path}") from error
+    usual, own = _flat(preset(asked.preset)), _flat(config)
+    for name, value in _flat(asked).items():
+        if name not in OWN and value != usual[name] and value != own[name]:
+            raise ValueError(
+                f"{name} must be the run's own where it is resumed, {own[name]!r}, got {value!r}"
+            )
+    track = config.track if asked.track is None else asked.track
+    tensorboard = config.tensorboard or asked.tensorboard
+    return dataclasses.replace(
+        config, resume=asked.resume, out=str(folder), track=track, tensorboard=tensorboard
+    )
+
+
+def latest(folder: Path) -> Path | None:
+    """Return a run's newest checkpoint, or None where there is none yet."""
+    known = checkpoint.checkpoints(checkpoints_of(folder))
+    return known[-1] if known else None
+
+
+def threads_of(path: Path) -> int:
+    """Return how many threads computed what is in a checkpoint: others would round otherwise.
+
+    Raises:
+        BadCheckpoint: if the checkpoint is damaged.
+    """
+    return int(checkpoint.read_about(path)["threads"])
+
+
+def check(path: Path, config: TrainConfig, corpus_sha256: str) -> None:
+    """Refuse a checkpoint that is damaged or belongs to something else.
+
+    Raises:
+        BadCheckpoint: (a ValueError) says which, and what to do.
+    """
+    about, here = checkpoint.read_about(path), describe(config, corpus_sha256)
+    for name, what in (("settings", "configuration"), ("corpus_sha256", "corpus")):
+        if about[name] != here[name]:
+            raise BadCheckpoint(f"checkpoint must be of this {what}, got another in {path}")
+    for name, number in about["versions"].items():
+        if here["versions"].get(name) != number:
+            raise BadCheckpoint(
+                f"checkpoint must be of the versions that are installed, got {name} {number} in "
+                f"{path} and {here['versions'].get(name)} here"
+            )
+
+
+def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal) -> Progress:
+    """Put everything where it was when the checkpoint was written.
+
+    Args:
+        state: read from the checkpoint.
+        path: the checkpoint's folder.
+        setup: as freshly built.
+        journal: as freshly opened.
+    """
+    with torch.no_grad():
+        for name, p in setup.learner.model.named_parameters():
+            p.copy_(state["model"][name])
+    setup.patient.n_changes += 1
+    setup.patient.forward_tokens = state["forward_tokens"]
+    setup.learner.set_state(state["learner"])
+    setup.generators.set_state(state["generators"])
+    journal.set_state(state["journal"])
+    if setup.surgeon is not None:
+        setup.surgeon.load(path)
+        setup.surgeon.set_state(state["surgeon"])
+    progress = dict(state["progress"])
+    effects = [Effect.from_summary(summary) for summary in progress.pop("effects")]
+    return Progress(**progress, effects=effects)
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """Return all settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict) and name != "surgeon_options":
+            flat |= {f"{name}.{part}": inner for part, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat

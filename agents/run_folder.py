@@ -1,0 +1,120 @@
+"""The folder of a run: what its files are called, and what may be done to them from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+
+class RunFolder:
+    """The folder of one run, made on construction; a folder that holds anything is refused.
+
+    `RunFolder.reopen(path)` takes one that holds a run already.
+
+    Args:
+        path: The folder to make. It may exist if it is empty.
+
+    Attributes:
+        path: The folder.
+        config: `config.json`, the settings of the run.
+        metrics: `metrics.jsonl`, the rows of the run.
+        samples: `samples.txt`, the samples in a form to read.
+        summary: `summary.json`, the outcome; absent until the run has finished.
+
+    Raises:
+        ValueError: If `path` is a file, is not empty, or cannot be written to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._name_files(path)
+        refuse_used(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.metrics.touch(exist_ok=False)
+        except OSError as error:
+            raise ValueError(
+                f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
+            ) from error
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the folder of a run that was begun before, and change nothing in it.
+
+        Raises:
+            ValueError: If there is no `config.json` or no `metrics.jsonl` in it.
+        """
+        folder = cls.__new__(cls)
+        folder._name_files(path)
+        for file in (folder.config, folder.metrics):
+            if not file.is_file():
+                raise ValueError(
+                    f"folder must hold a run's {file.name} to go on with, got {str(path)!r}"
+                )
+        return folder
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of `metrics.jsonl`."""
+        with self.metrics.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def cut_back(self, n_metrics: int, n_samples: int) -> None:
+        """Shorten `metrics.jsonl` and `samples.txt` and remove `summary.json`.
+
+        Args:
+            n_metrics: Bytes to keep of `metrics.jsonl`, as `MetricWriter.positions` says.
+            n_samples: Bytes to keep of `samples.txt`.
+
+        Raises:
+            ValueError: If a file is shorter, or a line does not end there; nothing is changed then.
+        """
+        lengths = {self.metrics: n_metrics, self.samples: n_samples}
+        for file, length in lengths.items():
+            if not _has_line_end_at(file, length):
+                raise ValueError(
+                    f"resume_from must be where a line of {file.name} ends, got byte {length} of "
+                    f"{file.stat().st_size if file.exists() else 0}"
+                )
+        self.summary.unlink(missing_ok=True)
+        for file, length in lengths.items():
+            if file.exists():
+                os.truncate(file, length)
+
+    def _name_files(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.txt"
+        self.summary = self.path / "summary.json"
+
+
+def refuse_used(path: str | os.PathLike[str]) -> None:
+    """Raise a ValueError if ``path`` is a file or a folder that holds anything."""
+    folder = Path(path)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise ValueError(
+            f"out must be a folder that can be read, got {str(path)!r}: {error.strerror}"
+        ) from error
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ValueError(
+            f"out must be an empty or new folder, got {str(path)!r} which holds {shown}"
+        )
+
+
+def _has_line_end_at(file: Path, length: int) -> bool:
+    """Whether the first ``length`` bytes of a file are whole lines; there may be none."""
+    if length == 0:
+        return True
+    if length < 0 or not file.exists():
+        return False
+    with file.open("rb") as content:
+        content.seek(length - 1)
+        return content.read(1) == b"\n"

@@ -1,0 +1,208 @@
+"""A model of ours as one of transformers: same logits, and no code of ours to load it.
+
+Transformers has an architecture that computes what :class:`~avatarl_env.lm.gpt.GPT` computes. It is
+Arcee's (https://hf.co/arcee-ai/AFM-4.5B): Llama's pre-norm RMSNorm, rotary positions whose pairs
+are the two halves of a head, no biases, and a feed-forward of two layers without a gate, whose
+activation can be chosen. Only the fused projection has to be divided:
+
+==================  ==========================================
+ours                Arcee's
+==================  ==========================================
+``embed``           ``model.embed_tokens``, tied to ``lm_head``
+``norm_1``          ``input_layernorm``
+``attn.c_attn``     ``self_attn.q_proj``, ``k_proj``, ``v_proj``
+``attn.c_proj``     ``self_attn.o_proj``
+``norm_2``          ``post_attention_layernorm``
+``mlp.c_fc``        ``mlp.up_proj``
+``mlp.c_proj``      ``mlp.down_proj``
+``norm``            ``model.norm``
+==================  ==========================================
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from avatarl_env.lm.gpt import GPT, NORM_EPS, ROTARY_BASE, Block
+from avatarl_env.lm.tokenizer import UNKNOWN, CharTokenizer
+
+if TYPE_CHECKING:
+    from transformers import ArceeForCausalLM, PreTrainedTokenizerFast
+
+CARD = "README.md"
+
+
+def export_model(
+    folder: str | os.PathLike[str], model: GPT, tokenizer: CharTokenizer, corpus: str | None = None
+) -> None:
+    """Write a model and its tokenizer into a folder of transformers.
+
+    ::
+
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    Args:
+        folder: new or empty.
+        model: its weights are written in the precision they have.
+        tokenizer: its own.
+        corpus: name of the text it learned, for the reader of the folder.
+
+    Raises:
+        ValueError: if the folder holds anything or cannot be written to, or the model and the
+            tokenizer do not fit together or into transformers.
+    """
+    path = Path(folder)
+    try:
+        _refuse_used(path)
+        exported, characters = to_transformers(model, tokenizer)
+        path.mkdir(parents=True, exist_ok=True)
+        exported.save_pretrained(path)
+        characters.save_pretrained(path)
+        (path / CARD).write_text(_card(model, corpus), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
+        ) from error
+
+
+def to_transformers(
+    model: GPT, tokenizer: CharTokenizer
+) -> tuple[ArceeForCausalLM, PreTrainedTokenizerFast]:
+    """Return a transformers model of the same logits, on the CPU, and its tokenizer.
+
+    Arithmetic is the same, bit for bit, but for the rotary angles, which transformers rounds to
+    single precision before it takes their cosine: logits differ in the fifth decimal.
+
+    Rows of a batch are padded on the left, with the unknown symbol. Left to itself, ``generate``
+    samples from the whole distribution at temperature 1, half a context. (Positions beyond the
+    context raise no error there, but nothing was ever learned about them.)
+
+    Args:
+        model: copied, in its own precision.
+        tokenizer: its own.
+
+    Raises:
+        ValueError: if they do not have the same number of tokens, or one of the characters cannot
+            be written as UTF-8.
+    """
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"tokenizer must have the model's {model.vocab_size} tokens, got {tokenizer.vocab_size}"
+        )
+    characters = _fast_tokenizer(tokenizer, model.context)
+    return _arcee(model, pad_id=tokenizer.unknown_id), characters
+
+
+def _arcee(model: GPT, pad_id: int) -> ArceeForCausalLM:
+    from transformers import ArceeConfig, ArceeForCausalLM, GenerationConfig
+
+    sizes = model.config
+    config = ArceeConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        num_hidden_layers=sizes.n_layers,
+        num_attention_heads=sizes.n_heads,
+        hidden_act="gelu_pytorch_tanh",
+        max_position_embeddings=sizes.context,
+        rms_norm_eps=NORM_EPS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    # It draws weights, which are then replaced; nobody else's dice are to change by it.
+    with torch.random.fork_rng(devices=[]):
+        exported = ArceeForCausalLM(config)
+    # Called by the base class's name: transformers' own have no types.
+    nn.Module.to(exported, model.embed.weight.dtype)
+    exported.load_state_dict(_weights(model))
+    exported.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True, top_k=0, max_new_tokens=max(1, sizes.context // 2), pad_token_id=pad_id
+    )
+    nn.Module.eval(exported)
+    return exported
+
+
+def _weights(model: GPT) -> dict[str, Tensor]:
+    """Return the weights by the names that Arcee has for them."""
+    weights = {
+        "model.embed_tokens.weight": model.embed.weight,
+        "lm_head.weight": model.lm_head.weight,
+        "model.norm.weight": model.norm.weight,
+    }
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        query, key, value = block.attn.c_attn.weight.chunk(3)
+        parts = {
+            "input_layernorm": block.norm_1.weight,
+            "self_attn.q_proj": query,
+            "self_attn.k_proj": key,
+            "self_attn.v_proj": value,
+            "self_attn.o_proj": block.attn.c_proj.weight,
+            "post_attention_layernorm": block.norm_2.weight,
+            "mlp.up_proj": block.mlp.c_fc.weight,
+            "mlp.down_proj": block.mlp.c_proj.weight,
+        }
+        weights |= {f"model.layers.{layer}.{name}.weight": part for name, part in parts.items()}
+    return weights
+
+
+def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the same ids: merges of no characters leave one token for each."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {character: number for number, character in enumerate(tokenizer.characters)}
+    for character in ids:
+        if "\ud800" <= character <= "\udfff":
+            raise ValueError(
+                f"tokenizer must have characters that UTF-8 can hold, got {character!r}"
+            )
+    fast = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN))
+    fast.decoder = decoders.Fuse()  # without one, blanks would stand between the characters
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=fast,
+        unk_token=UNKNOWN,
+        pad_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=context,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be an empty or new folder, got the file {str(folder)!r}")
+    held = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if held:
+        raise ValueError(
+            f"out must be an empty or new folder, got {str(folder)!r} which holds {held[0]}"
+        )
+
+
+def _card(model: GPT, corpus: str | None) -> str:
+    """Return the page that says what is in the folder."""
+    learned = f" It learned {corpus}." if corpus else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+A language model of {model.n_parameters:,} parameters that writes one character at a time and sees
+the last {model.context} of them.{learned} Made with avatarl-env; no code but transformers is
+needed to load it:
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="this/folder")
+print(write("\\n", max_new_tokens={model.context // 2})[0]["generated_text"])
+```
+"""

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agents.report import rebuild
+from tests.agents.fake_runs import make_run
+
+
+def teach(folder: Path) -> Path:
+    """Make a run a supervised one."""
+    make_run(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["grpo"]["estimator"] = "ce"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_one_folder_gets_its_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    assert rebuild([folder]) == [folder / "report.html"]
+
+
+def test_several_folders_get_theirs_and_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [make_run(tmp_path / name).folder for name in "ab"]
+    monkeypatch.chdir(tmp_path)
+    pages = rebuild([*folders, tmp_path / "b" / ".." / "a"])
+    assert pages == [*(folder / "report.html" for folder in folders), Path("comparison.html")]
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert 'href="a/report.html"' in page
+    assert 'href="b/report.html"' in page
+
+
+def test_the_control_among_the_runs_is_shown_beside_the_others(tmp_path: Path) -> None:
+    mine, taught = make_run(tmp_path / "mine").folder, teach(tmp_path / "taught")
+    other = make_run(tmp_path / "other")
+    other.finish(corpus_sha256="0" * 64)
+    pages = rebuild([mine, taught, other.folder], tmp_path / "page.html")
+    shown = ["The supervised control is" in page.read_text(encoding="utf-8") for page in pages]
+    # Beside the run on the same text; not beside itself, and not beside another text.
+    assert shown == [True, False, False, False]
+
+
+def test_nothing_is_written_if_a_folder_is_none_of_a_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    with pytest.raises(ValueError, match="run_folder must hold"):
+        rebuild([folder, tmp_path / "nothing"])
+    assert not (folder / "report.html").exists()
+    with pytest.raises(ValueError, match="at least one folder"):
+        rebuild([])

@@ -1,0 +1,214 @@
+"""Tests of what the commands of `avatarl` have in common."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+
+from agents import cli
+from agents.cli import avatarl
+from agents.commands import COMMANDS
+from agents.config import BadInput, TrainConfig, preset
+from agents.curriculum import DivergedError
+from agents.resuming import Stopped
+from agents.training import RunSummary
+
+ROOT = Path(cli.__file__).parents[1]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return the one line of a refusal, checked."""
+    assert avatarl(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+def fresh(*lines: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_without_a_command_it_lists_them(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert avatarl(words) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("usage: avatarl COMMAND ...\n")
+    for name, purpose in COMMANDS.items():
+        assert f"  {name:<10}{purpose}\n" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert avatarl([name, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"usage: avatarl {name} ")
+    assert importlib.import_module(f"agents.commands.{name}").__doc__.startswith("`avatarl ")
+
+
+def test_help_loads_nothing_that_takes_long() -> None:
+    heavy = "{'torch', 'transformers', 'stable_baselines3', 'wandb', 'plotly', 'scipy'}"
+    done = fresh(
+        "import sys",
+        "from agents.cli import avatarl",
+        "assert avatarl([]) == avatarl(['sample', '--help']) == avatarl(['export', '--help']) == 0",
+        f"print({heavy} & set(sys.modules))",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
+def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(capsys, "sampel")
+    assert line.startswith("avatarl: error: command must be one of ")
+    assert line.endswith("got 'sampel', did you mean 'sample'?")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample"], "arguments must begin with RUN, see --help"),
+        (["export"], "arguments must begin with RUN OUT, see --help"),
+        (["report"], "folders must name at least one run, got none"),
+        (["sample", "bundled", "more"], "arguments must be those that --help lists, got 'more'"),
+        (
+            ["evaluate", "bundled", "--jsn"],
+            "arguments must be those that --help lists, got '--jsn', did you mean '--json'?",
+        ),
+        (["sample", "bundled", "--n", "x"], "--n: must be a whole number, got 'x'"),
+        (["evaluate", "bundled", "--seed", "-1"], "seed must not be negative, got -1"),
+    ],
+)
+def test_bad_input_gets_one_line_and_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert complaint(capsys, *words) == f"avatarl {words[0]}: error: {message}"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "export"])
+def test_a_model_that_is_not_there_is_refused_by_the_name_that_the_command_has_for_it(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [command, str(tmp_path), *(["out"] if command == "export" else [])]
+    line = complaint(capsys, *words)
+    assert line.startswith(f"avatarl {command}: error: run must be 'bundled', ")
+    assert line.endswith(f"got {str(tmp_path)!r}")
+
+
+def test_train_is_train_py(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[TrainConfig, str]] = []
+
+    def train(config: TrainConfig, *, command: str) -> RunSummary:
+        asked.append((config, command))
+        metrics = {"accuracy": 0.5, "loss": 1.25, "entropy": 1.0}
+        summary = {"validation": metrics, "seconds": 3.0, "surgeon_effect": {"verdict": "None."}}
+        return RunSummary(Path("here"), summary)
+
+    monkeypatch.setattr("agents.training.train", train)
+    words = ["--preset", "smoke", "--seed", "3", "--corpus", "two words.txt"]
+    assert avatarl(["train", *words]) == 0
+    first = capsys.readouterr().out
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == first
+    assert "\nvalidation: accuracy 50.0%, loss 1.250 nats/char, entropy 1.00 nats; 3 s\n" in first
+    assert asked[0][0] == asked[1][0]
+    assert (asked[0][0].seed, asked[0][0].lm) == (3, preset("smoke").lm)
+    assert asked[0][1] == "avatarl train --preset smoke --seed 3 --corpus 'two words.txt'"
+    assert asked[1][1] == "python train.py --preset smoke --seed 3 --corpus 'two words.txt'"
+    assert complaint(capsys, "train", "--seed", "x") == (
+        "avatarl train: error: --seed: must be a whole number, got 'x'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [
+        (Stopped(signal.SIGINT, Path("here")), 130, "stopped; go on with: .*--resume here"),
+        (Stopped(signal.SIGTERM, Path("here")), 143, "stopped; go on with: .*--resume here"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (DivergedError("loss is\nnan"), 1, "error: loss is nan"),
+        (BadInput("no such\ntext"), 2, "error: no such text"),
+    ],
+)
+def test_a_run_that_ends_early_says_how_in_one_line(
+    end: BaseException,
+    code: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise end
+
+    monkeypatch.setattr("agents.training.train", train)
+    for prog, run in (("train.py", cli.main), ("avatarl train", lambda _: avatarl(["train"]))):
+        assert run([]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.fullmatch(f"{prog}: {line}\n", err)
+
+
+@pytest.mark.filterwarnings("default")
+def test_interruption_and_warnings_are_one_line_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: str) -> None:
+        warnings.warn("it is late", stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avatarl_env.lm.storage.load_model", interrupted)
+    assert avatarl(["sample", "bundled"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "avatarl sample: warning: it is late\navatarl sample: interrupted\n"
+
+
+def test_a_reader_who_has_read_enough_is_no_error() -> None:
+    """What is printed here is more than a pipe holds, and nobody reads it."""
+    done = fresh(
+        "import os, subprocess, sys",
+        "script = ('import sys; from agents import cli, commands; '",
+        '    \'commands.COMMANDS["x" * 10**6] = "long"; sys.exit(cli.avatarl([]))\')',
+        "writer = subprocess.Popen([sys.executable, '-c', script], stdout=-1, stderr=-1)",
+        "writer.stdout.close()",
+        "print(writer.stderr.read(), writer.wait())",
+    )
+    assert done.stdout == "b'' 141\n", done.stderr
+
+
+def test_what_the_terminal_cannot_show_is_a_question_mark() -> None:
+    done = fresh(
+        "import sys",
+        "from agents import cli, commands",
+        "sys.stdout.reconfigure(encoding='ascii')",
+        "commands.COMMANDS['write'] = 'a caf\\u00e9'",
+        "cli.avatarl([])",
+    )
+    assert "  write     a caf?\n" in done.stdout, done.stderr
+
+
+def test_the_script_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"avatarl": "agents.cli:avatarl"}

@@ -1,0 +1,236 @@
+"""Tests of avatarl_env/lm/export.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avatarl_env.lm.export import export_model, to_transformers
+from avatarl_env.lm.generation import generate
+from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.hub import HubLM, HubTokenizer
+from avatarl_env.lm.storage import load_model
+from avatarl_env.lm.tokenizer import CharTokenizer
+from tests.fakes import tiny_gpt
+from tests.patients import global_random_states
+
+CHARACTERS = "\n !,.?acdehnorstuvwéж😀"
+CONTEXT = 48
+
+
+def tokenizer() -> CharTokenizer:
+    return CharTokenizer.from_text(CHARACTERS)
+
+
+def trained() -> GPT:
+    """A model that is sure of something, with norms that are not all one."""
+    model = tiny_gpt(vocab_size=len(CHARACTERS) + 1, context=CONTEXT, n_layers=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def windows(n_rows: int = 4, length: int = CONTEXT) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(len(CHARACTERS), (n_rows, length), generator=generator)
+
+
+def their_angles(model: GPT, frequencies: torch.Tensor) -> None:
+    """Give a model rotary positions rounded as transformers rounds them."""
+    angle = torch.arange(model.context).float()[:, None] * frequencies
+    angle = torch.cat([angle, angle], dim=1)[:, None, None, :]
+    model.cos, model.sin = angle.cos(), angle.sin()
+
+
+def test_logits_are_ours_up_to_the_rounding_of_the_angles() -> None:
+    model, read = trained(), windows()
+    exported, _ = to_transformers(model, tokenizer())
+    with torch.no_grad():
+        found, expected = exported(read).logits, model(read)
+        assert expected.std() > 1  # there is something to differ
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+        their_angles(model, exported.model.rotary_emb.inv_freq)
+        assert torch.equal(found, model(read))
+
+
+def test_weights_are_copies_and_tied() -> None:
+    model = trained()
+    exported, _ = to_transformers(model, tokenizer())
+    before = exported(windows()).logits
+    with torch.no_grad():
+        model.embed.weight.zero_()
+    assert torch.equal(exported(windows()).logits, before)
+    assert exported.lm_head.weight is exported.model.embed_tokens.weight
+    assert sum(p.numel() for p in exported.parameters()) == model.n_parameters
+    assert not exported.training
+
+
+FRESH = r"""
+import json, sys, warnings
+warnings.simplefilter("error")
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+folder, again, result = sys.argv[1:]
+model, report = AutoModelForCausalLM.from_pretrained(
+    folder, trust_remote_code=True, output_loading_info=True
+)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+greedy = {"max_new_tokens": 12, "do_sample": False}
+
+def write(prompts, **options):
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    return model.generate(**batch, **greedy, **options)[:, -12:].tolist()
+
+prompts = ["and now, ", "ah", "the tree has\n"]
+model.save_pretrained(again)
+tokenizer.save_pretrained(again)
+reloaded = AutoModelForCausalLM.from_pretrained(again)
+read = tokenizer("and now, there was\n", return_tensors="pt")["input_ids"]
+write_text = pipeline("text-generation", model=folder, trust_remote_code=True)
+with torch.no_grad():
+    outcome = {
+        "class": type(model).__name__,
+        "problems": [str(value) for value in report.values() if value],
+        "ours": [name for name in sys.modules if name.split(".")[0] in ("avatarl_env", "agents")],
+        "ids": tokenizer("a\nж x").input_ids,
+        "logits": model(read).logits.tolist(),
+        "tied": model.lm_head.weight is model.model.embed_tokens.weight,
+        "cached": write(prompts[0]),
+        "uncached": write(prompts[0], use_cache=False),
+        "padded": write(prompts),
+        "alone": [write(prompt)[0] for prompt in prompts],
+        "again": torch.equal(reloaded(read).logits, model(read).logits),
+        "ids again": AutoTokenizer.from_pretrained(again)("a\nж x").input_ids,
+        "piped": write_text(prompts[0], **greedy)[0]["generated_text"],
+    }
+outcome["decoded"] = prompts[0] + tokenizer.decode(outcome["cached"][0])
+open(result, "w", encoding="utf-8").write(json.dumps(outcome))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_this_package_loads_it_and_writes_the_same(tmp_path: Path) -> None:
+    model, mine = trained(), tokenizer()
+    folder, result = tmp_path / "out", tmp_path / "result.json"
+    export_model(folder, model, mine, "a made-up text")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    environment.pop("PYTHONPATH", None)
+    words = [sys.executable, "-c", FRESH, str(folder), str(tmp_path / "again"), str(result)]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[transformers]" not in done.stderr  # it has nothing to complain of
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    assert found["class"] == "ArceeForCausalLM"
+    assert found["problems"] == []
+    assert found["ours"] == []
+    assert found["ids"] == found["ids again"] == mine.encode("a\nж x").tolist()
+    assert found["tied"] is True
+    assert found["again"] is True
+    assert found["cached"] == found["uncached"]
+    assert found["padded"] == found["alone"]
+    assert len({tuple(row) for row in found["padded"]}) == 3
+    assert found["piped"] == found["decoded"]
+    read = torch.from_numpy(mine.encode("and now, there was\n"))[None]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(found["logits"]), model(read), atol=5e-5, rtol=0)
+
+
+def test_it_is_a_patient_again(tmp_path: Path) -> None:
+    model = trained()
+    export_model(tmp_path / "out", model, tokenizer())
+    stored = load_model(str(tmp_path / "out"))
+    assert isinstance(stored.model, HubLM)
+    assert isinstance(stored.tokenizer, HubTokenizer)
+    assert (stored.model.context, stored.model.vocab_size) == (CONTEXT, len(CHARACTERS) + 1)
+    assert stored.tokenizer.vocab_size == len(CHARACTERS) + 1
+    prompts, uniforms = windows(3, 5), torch.rand(3, 2 * CONTEXT, generator=torch.Generator())
+    found, expected = (generate(m, prompts, uniforms).tokens for m in (stored.model, model))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "sat down,\n\n  and, \n", "xyz", "ea\u0301", "a\ufffdb", "é😀ж", "<pad>\t", "€" * 9],
+)
+def test_ids_and_text_are_ours(text: str) -> None:
+    mine = tokenizer()
+    _, theirs = to_transformers(trained(), mine)
+    ids = mine.encode(text).tolist()
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.decode(ids) == mine.decode(ids)
+    assert len(theirs) == mine.vocab_size
+    assert theirs.model_max_length == CONTEXT
+
+
+def test_the_unknown_symbol_keeps_its_place_where_the_text_had_it() -> None:
+    mine = CharTokenizer("b\ufffda")
+    _, theirs = to_transformers(tiny_gpt(vocab_size=3), mine)
+    assert theirs("ab\ufffd?")["input_ids"] == mine.encode("ab\ufffd?").tolist() == [2, 0, 1, 1]
+    assert theirs.pad_token_id == 1
+
+
+def test_left_to_itself_it_samples_half_a_context_from_the_whole_distribution() -> None:
+    exported, _ = to_transformers(trained(), tokenizer())
+    with torch.no_grad():  # all tokens alike: whatever is cut off would be missed
+        exported.lm_head.weight.zero_()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        written = exported.generate(torch.zeros(200, 1, dtype=torch.int64))
+    assert written.shape == (200, 1 + CONTEXT // 2)
+    assert set(written.flatten().tolist()) == set(range(len(CHARACTERS) + 1))
+
+
+def test_the_precision_is_kept(tmp_path: Path) -> None:
+    export_model(tmp_path, trained().to(torch.bfloat16), tokenizer())
+    weights = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    stored = load_model(str(tmp_path))
+    assert next(stored.model.parameters()).dtype == torch.bfloat16
+
+
+def test_nobodys_dice_are_touched(tmp_path: Path) -> None:
+    before = global_random_states()
+    export_model(tmp_path, trained(), tokenizer())
+    assert global_random_states() == before
+
+
+def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
+    export_model(tmp_path, trained(), tokenizer(), "a made-up text")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "It learned a made-up text." in card
+    assert f"the last {CONTEXT} of them" in card
+    assert not list(tmp_path.glob("*.py"))  # no code
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^out must be an empty or new folder, got .*notes\.txt$"):
+        export_model(tmp_path, trained(), tokenizer())
+    with pytest.raises(ValueError, match=r"^out must be an empty or new folder, got the file "):
+        export_model(tmp_path / "notes.txt", trained(), tokenizer())
+    with pytest.raises(ValueError, match=r"^out must be a folder that can be written to, got "):
+        export_model(tmp_path / "notes.txt" / "out", trained(), tokenizer())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^tokenizer must have the model's 16 tokens, got 23$"):
+        export_model(tmp_path / "out", tiny_gpt(), tokenizer())
+    lone = CharTokenizer("a\ud800\ufffd")
+    with pytest.raises(ValueError, match=r"^tokenizer must have characters that UTF-8 can hold"):
+        export_model(tmp_path / "out", tiny_gpt(vocab_size=3), lone)
+    assert not (tmp_path / "out").exists()
