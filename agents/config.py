@@ -68,6 +68,7 @@ class TrainConfig:
     """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
     surgeon: str = "sac"
     """sac, td3, ppo, cma_es, ..., random, zero, or none for no surgery at all."""
+    # What words of a command line become. From Python and JSON come also None, lists and mappings.
     surgeon_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """The surgeon's own, in pairs: learning_rate 3e-4 gradient_steps 8."""
     operator: str = "head_gain"
@@ -99,7 +100,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESET_NAMES)
-        check_surgeon(self.surgeon)
+        check_surgeon(self.surgeon, self.surgeon_options)
         check_choice("operator", self.operator, OPERATORS)
         if self.track is not None:
             check_choice("track", self.track, TRACK_CHOICES)

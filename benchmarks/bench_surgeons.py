@@ -142,18 +142,17 @@ def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def show(rows: Iterable[dict[str, Any]]) -> None:
     """Print the table, in Markdown."""
     head = ["surgeon", "injury", "operations", "share regained (each seed)"]
-    head += ["its actions, swapped", "nats/char over none", "over random", "over swapped"]
+    head += ["nats/char over none", "over random"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for row in rows:
         seeds = ", ".join(f"{value:.0%}" for value in sorted(row["shares"]))
         better = [
             f"{row[key]['mean']:+.2f} [{row[key]['low']:+.2f}, {row[key]['high']:+.2f}]"
-            for key in ("over_zero", "over_random", "over_replay")
+            for key in ("over_zero", "over_random")
         ]
         print(
             f"| `{row['surgeon']}` | {row['injury']} | {row['operations']} "
-            f"| {row['share']:.0%} ({seeds}) | {row['share_replay']:.0%} "
-            f"| {' | '.join(better)} |"
+            f"| {row['share']:.0%} ({seeds}) | {' | '.join(better)} |"
         )
 
 

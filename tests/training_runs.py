@@ -141,6 +141,12 @@ class ScriptedSurgeon:
     def load(self, folder: Path) -> None:
         assert (folder / "scripted.txt").read_text(encoding="utf-8") == "scripted"
 
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        assert not state
+
 
 class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
     """Looks like an operation: pays ``rewards`` one after the other, whatever is done, and ends.
@@ -190,6 +196,13 @@ class ToyOperations(SyncVectorEnv):
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.config = SimpleNamespace(n_incisions=len(rewards))
         self.operator = SimpleNamespace(labels=("left", "right"))
+
+    def get_state(self) -> dict[str, Any]:
+        return {"rngs": [env._np_random for env in self.envs]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for env, rng in zip(self.envs, state["rngs"], strict=True):
+            env._np_random = rng
 
 
 def small_config(corpus: Path | str, out: Path | str | None = None, **changes: Any) -> TrainConfig:

@@ -13,7 +13,7 @@ from agents.surgeons.base import OperationRecord, OperationRecorder, Surgeon
 from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
 from agents.surgeons.replay import ReplaySurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
-from agents.surgeons.search import CMAESSurgeon, HillClimbSurgeon
+from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -36,13 +36,27 @@ ABOUT = "surgeon.json"
 
 
 def _replay(
-    env: AttentionSurgeryVectorEnv, seed: int, *, source: str, n_operations: int = 4
+    env: AttentionSurgeryVectorEnv,
+    seed: int,
+    *,
+    source: str | Mapping[str, Any],
+    n_operations: int = 1,
 ) -> Surgeon:
-    """Build the control of the surgeon that was saved in the folder ``source``."""
-    folder = Path(source)
-    if not (folder / ABOUT).is_file() and (folder / "checkpoints" / "final" / ABOUT).is_file():
-        folder = folder / "checkpoints" / "final"  # of a run
-    return ReplaySurgeon(env, seed, source=load_surgeon(folder, env), n_operations=n_operations)
+    """Build the control of the surgeon that was saved in the folder ``source``.
+
+    Of a saved replay the source is what the trained surgeon was made with: it is loaded later.
+    """
+    if isinstance(source, Mapping):
+        about = source
+        trained = make_surgeon(about["surgeon"], env, about["seed"], about["options"])
+    else:
+        folder = Path(str(source))  # a command line may have read digits as a number
+        final = folder / "checkpoints" / "final"
+        if not (folder / ABOUT).is_file() and (final / ABOUT).is_file():
+            folder = final  # of a run
+        about = _read_about(folder)
+        trained = load_surgeon(folder, env)
+    return ReplaySurgeon(env, seed, source=trained, n_operations=n_operations, about=about)
 
 
 SURGEONS: dict[str, Callable[..., Surgeon]] = {
@@ -50,16 +64,18 @@ SURGEONS: dict[str, Callable[..., Surgeon]] = {
     "zero": ZeroSurgeon,
     "replay": _replay,
     "cma_es": CMAESSurgeon,
-    "hill_climb": HillClimbSurgeon,
+    "es": EvolutionStrategySurgeon,
     **{name: functools.partial(SB3Surgeon, name) for name in ALGORITHMS},
 }
 """Surgeons by name, of a vector environment, a seed and options; ``SURGEONS["mine"] = ...`` adds
 one."""
 
 
-def check_surgeon(name: str) -> None:
-    """Raise a ValueError unless there is such a surgeon."""
+def check_surgeon(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise a ValueError unless there is such a surgeon; no surgeon has no options."""
     check_choice("surgeon", name, [*SURGEONS, NONE])
+    if name == NONE and options:
+        raise ValueError(f"surgeon_options must be empty where surgeon is {NONE!r}, got {options}")
 
 
 def make_surgeon(
@@ -78,14 +94,21 @@ def make_surgeon(
 
     Raises:
         ImportError: if it needs a library that is not installed; says which extra has it.
-        ValueError: if there is none of that name, or it has no such option; names the closest.
+        ValueError: if there is none of that name, or it has no such option, with the closest, or
+            if an option does not fit.
     """
     check_surgeon(name)
     if name == NONE:
         raise ValueError(f"surgeon {NONE!r} operates on nothing: there is nothing to make")
     options = dict(options or {})
     _check_options(name, options)
-    return SURGEONS[name](env, seed, **options)
+    try:
+        return SURGEONS[name](env, seed, **options)
+    except (TypeError, AssertionError) as error:  # how libraries refuse an option
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"surgeon {name!r} must be given options that fit, got {options}: {reason}"
+        ) from error
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -93,9 +116,10 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(SURGEONS[name]).parameters.values()
     own = {p.name: p for p in parameters if p.kind == p.KEYWORD_ONLY}
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)  # and checks them itself
-    for option in options:
-        if not takes_any or option in ("env", "seed"):
-            check_choice(f"{name} option", option, own)
+    for option in () if takes_any else options:
+        if not own:
+            raise ValueError(f"surgeon {name!r} has no options, got {option!r}")
+        check_choice(f"{name} option", option, own)
     for option, parameter in own.items():
         if parameter.default is parameter.empty and option not in options:
             raise ValueError(f"surgeon {name!r} must be given the option {option!r}, got none")
@@ -117,8 +141,10 @@ def save_surgeon(
         seed: it was made with.
         options: it was made with; JSON must be able to hold them.
     """
-    folder = Path(folder)
-    about = json.dumps({"surgeon": name, "seed": seed, "options": dict(options or {})})
+    folder, options = Path(folder), dict(options or {})
+    if isinstance(surgeon, ReplaySurgeon) and surgeon.about is not None:
+        options["source"] = dict(surgeon.about)  # it is saved too: its own folder may go
+    about = json.dumps({"surgeon": name, "seed": seed, "options": options})
     surgeon.save(folder)
     (folder / ABOUT).write_text(about + "\n", encoding="utf-8")
 
@@ -134,10 +160,16 @@ def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:
     Raises:
         ValueError: if there is no surgeon in the folder.
     """
-    path = Path(folder) / ABOUT
+    about = _read_about(Path(folder))
+    surgeon = make_surgeon(about["surgeon"], env, about["seed"], about["options"])
+    surgeon.load(Path(folder))
+    return surgeon
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """Return the name, seed and options of the surgeon that is saved in a folder."""
+    path = folder / ABOUT
     if not path.is_file():
         raise ValueError(f"folder must hold a saved surgeon's {ABOUT}, got {str(folder)!r}")
-    about = json.loads(path.read_text(encoding="utf-8"))
-    surgeon = make_surgeon(about["surgeon"], env, about["seed"], about["options"])
-    surgeon.load(path.parent)
-    return surgeon
+    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return about

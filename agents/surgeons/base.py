@@ -5,6 +5,7 @@ Shapes: N rows, A coefficients, O numbers in an observation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -168,6 +169,19 @@ def prompt_seed(seed: int) -> int:
     seed itself are made of other dice.
     """
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise a ValueError unless an option is a positive finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 < value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise a ValueError unless an option is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:

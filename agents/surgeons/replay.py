@@ -1,4 +1,4 @@
-"""The control that has a trained surgeon's actions, but not its timing.
+"""The control that has a trained surgeon's actions and their timing, but does not look.
 
 Shapes: N rows, A coefficients.
 """
@@ -6,68 +6,121 @@ Shapes: N rows, A coefficients.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.surgeons.base import BoolArray, FloatArray, Surgeon
+from agents.surgeons.base import BoolArray, FloatArray, OperationRecord, Surgeon, check_count
 from agents.surgeons.baselines import ZeroSurgeon
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
 class ReplaySurgeon(ZeroSurgeon):
-    """Draws from the actions of a trained surgeon, shuffled over operations and incisions.
+    """Does what a trained surgeon did elsewhere: shuffled over rows and operations.
 
-    As a whole its actions are those of the trained one, but none answers what the surgeon sees:
-    what the trained one gains over this is owed to looking at the patient.
+    The k-th incision of an operation is the k-th of one that the trained surgeon performed, on
+    other prompts, and each incision is taken from another of its operations. So as a whole actions
+    and their timing are those of the trained surgeon, but none answers what it would see: what it
+    gains over this is owed to looking at the patient. Where all of its operations are the same,
+    that is nothing.
+
+    It is watched anew whenever there is to be operated, on the language model as that is then.
     """
 
     def __init__(
-        self, env: AttentionSurgeryVectorEnv, seed: int, *, source: Surgeon, n_operations: int = 4
+        self,
+        env: AttentionSurgeryVectorEnv,
+        seed: int,
+        *,
+        source: Surgeon,
+        n_operations: int = 1,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Let the trained surgeon operate, and keep its actions.
+        """Take the trained surgeon; it is watched later.
 
         Args:
             env: where both operate.
             seed: of prompts and shuffling.
             source: the trained surgeon; asked for deterministic actions, it learns nothing here.
-            n_operations: on every row, whose actions are kept.
+            n_operations: that are watched at a time on every row, at least 1.
+            about: name, seed and options that the source was made with, if it is to be saved.
+
+        Raises:
+            ValueError: if there are none.
         """
+        check_count("n_operations", n_operations)
         super().__init__(env, seed)
+        self.about = about
         self._rng = np.random.default_rng(seed)
-        self._actions = self._watch(source, n_operations)
-        self._order: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._source = source
+        self._n_watched = n_operations
+        self._seen: list[FloatArray] = []
+        """Actions (n, A) by the number of the incision; n becomes less where patients die."""
+        self._step: NDArray[np.int64] = np.zeros(0, np.int64)
+        """(N,) number of the next incision."""
+
+    def operate(self, n_operations: int) -> list[OperationRecord]:
+        """Watch the trained surgeon, then perform so many whole operations on every row."""
+        self._seen = self._watch()
+        return super().operate(n_operations)
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return the next of the shuffled actions, whatever the observations."""
-        while len(self._order) < len(observations):
-            again = self._rng.permutation(len(self._actions))
-            self._order = np.concatenate([self._order, again])
-        now, self._order = np.split(self._order, [len(observations)])
-        actions: FloatArray = self._actions[now]
+        """Return actions of the same incisions of other operations, whatever the observations.
+
+        Who has not operated yet watches first; operations under way are not disturbed.
+        """
+        if not self._seen:
+            state, seed = self._vector.get_state(), self._seed
+            self._seen = self._watch()
+            self._vector.set_state(state)
+            self._seed = seed
+        if len(self._step) != len(observations):
+            self._step = np.zeros(len(observations), np.int64)
+        self._step[begins] = 0
+        actions = np.zeros((len(observations), self._n_coefficients), np.float32)
+        which = np.minimum(self._step, len(self._seen) - 1)
+        for number in np.unique(which):
+            rows, seen = np.flatnonzero(which == number), self._seen[number]
+            # Each once, before any comes again.
+            actions[rows] = seen[np.resize(self._rng.permutation(len(seen)), len(rows))]
+        self._step += 1
         return actions
 
+    def save(self, folder: Path) -> None:
+        """Write the trained surgeon."""
+        self._source.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Let the trained surgeon take over what one like it wrote."""
+        self._source.load(folder)
+
     def get_state(self) -> dict[str, Any]:
-        """Return where the dice stand, and what is left of the shuffled actions."""
-        order = {"left": self._order, "shuffling": dict(self._rng.bit_generator.state)}
-        return {**super().get_state(), **order, "actions": self._actions}
+        """Return where all dice stand, and what was seen."""
+        own = {"seen": self._seen, "shuffling": dict(self._rng.bit_generator.state)}
+        return {**super().get_state(), **own, "source": self._source.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
+        self._source.set_state(state["source"])
         super().set_state(state)
-        self._order, self._actions = np.asarray(state["left"]), np.asarray(state["actions"])
+        self._seen = [np.asarray(actions) for actions in state["seen"]]
         self._rng.bit_generator.state = state["shuffling"]
 
-    def _watch(self, source: Surgeon, n_operations: int) -> FloatArray:
-        """Return the actions of so many operations on every row, (n, A)."""
+    def _watch(self) -> list[FloatArray]:
+        """Return the trained surgeon's actions (n, A) by the number of the incision."""
         observations, _ = self._env.reset(seed=self._seed)
         self._seed = None
         begins = np.ones(len(observations), dtype=np.bool_)
-        taken = []
-        for _ in range(n_operations * self._n_incisions):
-            taken.append(source.act(observations, begins))
-            observations, _, terminated, truncated, _ = self._env.step(taken[-1])
+        step = np.zeros(len(observations), np.int64)
+        taken: list[list[FloatArray]] = [[] for _ in range(self._n_incisions)]
+        for _ in range(self._n_watched * self._n_incisions):
+            step = np.where(begins, 0, step + 1)
+            actions = self._source.act(observations, begins)
+            for number, action in zip(step, actions, strict=True):
+                taken[number].append(action)
+            observations, _, terminated, truncated, _ = self._env.step(actions)
             begins = terminated | truncated
         self._env.collect()
-        return np.concatenate(taken)
+        return [np.stack(actions) for actions in taken if actions]

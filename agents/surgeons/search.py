@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,14 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
-    get_dice,
+    check_positive,
     prompt_seed,
-    set_dice,
 )
 from avatarl_env.episode import incised
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+
+if TYPE_CHECKING:
+    from cmaes import CMA
 
 Array = NDArray[np.float64]
 
@@ -42,29 +44,45 @@ class SearchSurgeon(ABC):
     operations differ. A generation has one candidate for each row, or several where rows are few.
     """
 
-    def __init__(self, env: AttentionSurgeryVectorEnv, seed: int, least: int) -> None:
+    def __init__(
+        self, env: AttentionSurgeryVectorEnv, seed: int, least: int, **options: float
+    ) -> None:
         """Begin at doing nothing; called by the searches.
 
         Args:
             env: where it operates.
             seed: of prompts and candidates.
             least: candidates that a generation needs.
+            **options: the search's own numbers, all positive.
+
+        Raises:
+            ValueError: if one of them is not.
         """
-        self._vector = env
+        for name, value in options.items():
+            check_positive(name, value)
         self._recorder = OperationRecorder(env)
         self._step_size = env.config.step_size
         self._n_incisions = env.config.n_incisions
         self._n_rows = env.num_envs
+        self._n_coefficients = len(env.operator.labels)
+        self._rounds = math.ceil(least / self._n_rows)
+        if self._n_rows * self._rounds % 2:  # candidates may come in pairs
+            self._rounds += 1
+        self._population = self._n_rows * self._rounds
+        self._seed = seed
+        self._about = {
+            "coefficients": self._n_coefficients,
+            "population": self._population,
+            "seed": seed,
+            **options,
+        }
         self._dice = np.random.default_rng(prompt_seed(seed))
-        rounds = math.ceil(least / self._n_rows)
-        if self._n_rows * rounds % 2:  # candidates may come in pairs
-            rounds += 1
-        self._population = self._n_rows * rounds
-        self._candidates: Array = np.zeros((0, len(env.operator.labels)))
-        self._returns: list[float] = []
-        self._seed = 0  # of a generation's prompts
         self._generations: list[list[float]] = []
-        self._reached: Array = np.zeros_like(self._candidates)
+        self._reached: Array = np.zeros((0, self._n_coefficients))
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Be as new: nothing asked for, nothing told."""
 
     @abstractmethod
     def _ask(self, n: int) -> Array:
@@ -79,23 +97,24 @@ class SearchSurgeon(ABC):
         """Return what it would do, (A,) in [-1, 1]."""
 
     def operate(self, n_operations: int) -> list[OperationRecord]:
-        """Perform so many whole operations on every row, and learn where a generation is full."""
-        for _ in range(n_operations):
-            if not self._returns:
-                self._candidates = self._ask(self._population)
-                self._seed = int(self._dice.integers(2**31))
-            done = len(self._returns)
-            self._returns += self._perform(self._candidates[done : done + self._n_rows])
-            if len(self._returns) == self._population:
-                self._tell(self._candidates, np.array(self._returns))
-                self._generations.append(self._returns)
-                self._returns = []
+        """Perform so many whole operations on every row, or as many as fill whole generations.
+
+        The language model may learn between two calls: returns of before and after are not
+        compared.
+        """
+        for _ in range(math.ceil(n_operations / self._rounds)):
+            candidates = self._ask(self._population)
+            seed = int(self._dice.integers(2**31))  # of the generation's prompts
+            parts = np.split(candidates, self._rounds)
+            returns = [total for part in parts for total in self._perform(part, seed)]
+            self._tell(candidates, np.array(returns))
+            self._generations.append(returns)
         return self._recorder.collect()
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         """Return the next incisions (N, A) towards the best operation so far."""
         if len(self._reached) != len(observations):
-            self._reached = np.zeros((len(observations), len(self._best())))
+            self._reached = np.zeros((len(observations), self._n_coefficients))
         self._reached[begins] = 0.0
         actions = self._towards(np.broadcast_to(self._best(), self._reached.shape), self._reached)
         self._reached = incised(self._reached, actions, self._step_size)
@@ -106,49 +125,51 @@ class SearchSurgeon(ABC):
         return {"surgeon/generations": float(len(self._generations))}
 
     def save(self, folder: Path) -> None:
-        """Write what the candidates of each full generation returned."""
-        content = {"population": self._population, "generations": self._generations}
+        """Write what the candidates of each generation returned, and where that led."""
+        content = {
+            "about": self._about,
+            "generations": self._generations,
+            "best": self._best().tolist(),
+        }
         (folder / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Go through another's generations anew; this one must be of the same seed and options.
+        """Go through another's generations anew; what this one has found is forgotten.
 
         Raises:
-            ValueError: if its generations were of another size, or this one has searched already.
+            ValueError: if the other was made for something else, or with other options, or if its
+                generations lead elsewhere now, as another version of a library may make them.
         """
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if content["population"] != self._population:
-            raise ValueError(
-                f"rows must make generations of {content['population']}, as when it was saved, "
-                f"got {self._population}"
-            )
-        if self._generations or self._returns:
-            raise ValueError("surgeon must be new to take over a search, this one has searched")
-        for returns in content["generations"]:
+        for name, value in self._about.items():
+            if content["about"][name] != value:
+                raise ValueError(
+                    f"{name} must be {content['about'][name]}, as when the search was saved, "
+                    f"got {value}"
+                )
+        self._begin()
+        self._dice = np.random.default_rng(prompt_seed(self._seed))
+        self._generations = content["generations"]
+        for returns in self._generations:
             self._tell(self._ask(self._population), np.array(returns))
             self._dice.integers(2**31)
-            self._generations.append(returns)
+        if not np.allclose(self._best(), content["best"], rtol=0.0, atol=1e-6):
+            raise ValueError(
+                f"{folder / FILE} must lead where it led when it was saved: is a library of "
+                "another version?"
+            )
 
     def get_state(self) -> dict[str, Any]:
-        """Return what there is of an unfinished generation, and where the prompts' dice stand."""
-        return {
-            "returns": self._returns,
-            "seed": self._seed,
-            "dice": dict(self._dice.bit_generator.state),
-            "rows": get_dice(self._vector),
-        }
+        """Return nothing: a generation ends with the round, and each has prompts of its own."""
+        return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there: the candidates of an unfinished generation are drawn again."""
-        self._returns, self._seed = list(state["returns"]), state["seed"]
-        if self._returns:
-            self._candidates = self._ask(self._population)
-        self._dice.bit_generator.state = state["dice"]
-        set_dice(self._vector, state["rows"])
+        """Take nothing."""
+        assert not state
 
-    def _perform(self, goals: Array) -> list[float]:
+    def _perform(self, goals: Array, seed: int) -> list[float]:
         """Operate towards ``goals`` (N, A), each row on the same prompts; return the returns."""
-        self._recorder.reset(seed=[self._seed] * self._n_rows)
+        self._recorder.reset(seed=[seed] * self._n_rows)
         reached, totals = np.zeros_like(goals), np.zeros(len(goals))
         is_open = np.ones(len(goals), dtype=np.bool_)
         for _ in range(self._n_incisions):
@@ -184,23 +205,34 @@ class CMAESSurgeon(SearchSurgeon):
 
         Raises:
             ImportError: if ``cmaes`` is not installed.
+            ValueError: if sigma is not positive.
         """
+        n = len(env.operator.labels)
+        super().__init__(env, seed, 4 + int(3 * math.log(n)), sigma=sigma)
+        self._sigma = sigma
+        self._search = self._new()
+
+    def _new(self) -> CMA:
         try:
             from cmaes import CMA
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if error.name != "cmaes":
+                raise
             raise ImportError(
                 "surgeon cma_es needs cmaes: pip install 'avatarl-env[search]'"
             ) from error
-        n = len(env.operator.labels)
-        super().__init__(env, seed, least=4 + int(3 * math.log(n)))
-        self._search = CMA(
+        n = self._n_coefficients
+        return CMA(
             mean=np.zeros(n),
-            sigma=sigma,
+            sigma=self._sigma,
             bounds=np.tile([-1.0, 1.0], (n, 1)),
-            seed=seed,
+            seed=self._seed,
             population_size=self._population,
             lr_adapt=True,
         )
+
+    def _begin(self) -> None:
+        self._search = self._new()
 
     def _ask(self, n: int) -> Array:
         return np.stack([self._search.ask() for _ in range(n)])
@@ -213,11 +245,13 @@ class CMAESSurgeon(SearchSurgeon):
         return mean
 
 
-class HillClimbSurgeon(SearchSurgeon):
+class EvolutionStrategySurgeon(SearchSurgeon):
     """Evolution strategy with antithetic pairs: ``c + sigma * e`` and ``c - sigma * e``.
 
     ``c <- c + learning_rate * mean_i(d_i * e_i) / rms(d)``, where d_i is the difference of the
-    returns of pair i (SPSA, Spall 1992; Salimans et al., arXiv 1703.03864).
+    returns of pair i (Salimans et al., arXiv 1703.03864; with one pair SPSA, Spall 1992). Trials
+    are kept within [-1, 1], and e_i is half of the distance that this leaves between the two, over
+    sigma.
     """
 
     def __init__(
@@ -233,24 +267,34 @@ class HillClimbSurgeon(SearchSurgeon):
         Args:
             env: where it operates.
             seed: of prompts and candidates.
-            sigma: length of the trials, > 0.
-            learning_rate: length of the steps, > 0.
+            sigma: spread of the trials in each coefficient, > 0.
+            learning_rate: > 0. A step is about so long where the score is a slope and pairs are
+                many, and ``learning_rate * sqrt(2 A / P)`` where returns are mere noise: steps
+                become no shorter where the score is flat.
+
+        Raises:
+            ValueError: if a number is not positive.
         """
-        super().__init__(env, seed, least=8)
-        self._rng = np.random.default_rng(seed)
+        super().__init__(env, seed, 8, sigma=sigma, learning_rate=learning_rate)
         self._sigma, self._learning_rate = sigma, learning_rate
-        self._centre = np.zeros(len(env.operator.labels))
+        self._rng = np.random.default_rng(seed)
+        self._centre: Array = np.zeros(self._n_coefficients)
+
+    def _begin(self) -> None:
+        self._rng = np.random.default_rng(self._seed)
+        self._centre = np.zeros(self._n_coefficients)
 
     def _ask(self, n: int) -> Array:
-        self._noise = self._rng.standard_normal((n // 2, len(self._centre)))
-        trials = self._centre + self._sigma * np.concatenate([self._noise, -self._noise])
-        return np.clip(trials, -1.0, 1.0)
+        noise = self._sigma * self._rng.standard_normal((n // 2, self._n_coefficients))
+        pairs = np.stack([self._centre + noise, self._centre - noise], axis=1)  # (n / 2, 2, A)
+        return np.clip(pairs.reshape(n, self._n_coefficients), -1.0, 1.0)
 
     def _tell(self, candidates: Array, returns: Array) -> None:
-        up, down = np.split(returns, 2)
-        size = np.sqrt(np.mean((up - down) ** 2))
+        noise = (candidates[0::2] - candidates[1::2]) / (2 * self._sigma)
+        better = returns[0::2] - returns[1::2]
+        size = np.sqrt(np.mean(better**2))
         if size > 0:
-            slope = ((up - down)[:, None] * self._noise).mean(0) / size
+            slope = (better[:, None] * noise).mean(0) / size
             self._centre = np.clip(self._centre + self._learning_rate * slope, -1.0, 1.0)
 
     def _best(self) -> Array:

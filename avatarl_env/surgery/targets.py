@@ -150,6 +150,7 @@ LAYOUTS: dict[str, Layout] = {
         n_heads="config.num_attention_heads",
         interleaved=True,
     ),
+    "ArceeAttention": _SEPARATE,
     "LlamaAttention": _SEPARATE,
     "MistralAttention": _SEPARATE,
     "Qwen2Attention": _SEPARATE,

@@ -183,8 +183,8 @@ def test_the_weights_are_the_same_after_a_failure_too(
     before, writes = fingerprint(model), []
     evaluate = env.patient._evaluate
 
-    def fail(prompts: Any) -> Any:
-        evaluate(prompts)
+    def fail(*arguments: Any) -> Any:
+        evaluate(*arguments)
         writes.append(fingerprint(model) != before)
         raise error
 

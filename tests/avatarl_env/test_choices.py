@@ -37,7 +37,7 @@ def test_others_are_refused_in_one_line_that_names_the_closest(value: str, end: 
         check_choice("operation", value, ("trim", "graft"))
 
 
-# --- keywords --------------------------------------------------------------------------------------
+# --- keywords -------------------------------------------------------------------------------------
 
 
 class Maker:

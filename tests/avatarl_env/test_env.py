@@ -820,8 +820,8 @@ def test_flatline_bounds_span_the_healthy_and_the_injured_model(
     entropies = iter([4.0, 1.0, 0.51, 5.99, 6.01])
     evaluate = Patient._evaluate
 
-    def evaluate_as_told(self: Patient, prompts: Any, **keywords: Any) -> list[Evaluation]:
-        (reading,) = evaluate(self, prompts, **keywords)
+    def evaluate_as_told(self: Patient, prompts: Any, terms: Any) -> list[Evaluation]:
+        (reading,) = evaluate(self, prompts, terms)
         terms = reading.terms | {"entropy": next(entropies), "collision_l2": 0.0}
         return [reading._replace(terms=terms)]
 

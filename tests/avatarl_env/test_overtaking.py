@@ -19,7 +19,6 @@ from avatarl_env.scoring import reference_prompt_loss
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import tiny_patient
 
-
 _TEXTS: Iterator[int] = iter(range(10**9))
 
 

@@ -6,7 +6,6 @@ import copy
 import math
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
 
@@ -16,9 +15,6 @@ pytest.importorskip("sb3_contrib")
 
 from sb3_contrib import TQC, RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecMonitor
-
-from agents.surgeons.vec_env import SB3VecEnv
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -30,20 +26,15 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("route", ["make_vec_env", "adapter"])
 @pytest.mark.parametrize(("algorithm", "policy", "options", "loss"), CASES)
 def test_it_trains(
     algorithm: Any,
     policy: str,
     options: dict[str, Any],
     loss: str,
-    route: str,
     keywords: dict[str, Any],
 ) -> None:
-    if route == "make_vec_env":
-        env = make_vec_env(ENV_ID, n_envs=2, env_kwargs=keywords)
-    else:
-        env = VecMonitor(SB3VecEnv(gymnasium.make_vec(ENV_ID, num_envs=2, **keywords)))
+    env = make_vec_env(ENV_ID, n_envs=2, env_kwargs=keywords)
     model = algorithm(policy, env, seed=0, policy_kwargs={"net_arch": [8]}, **options)
     before = copy.deepcopy(model.policy.state_dict())
     model.learn(total_timesteps=16)

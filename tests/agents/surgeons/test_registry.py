@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from agents import checkpoint
+from agents.config import TrainConfig
 from agents.surgeons import (
     NONE,
     SURGEONS,
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick_surgeons")
 every_surgeon = pytest.mark.parametrize("name", sorted(SURGEONS))
 
 
+SEARCHES = {"cma_es", "es"}
 LEARN_NOTHING = {"random", "zero", "replay"}
 OPTIONS: dict[str, dict[str, Any]] = {}
 
@@ -46,10 +49,19 @@ def make(name: str, env: AttentionSurgeryVectorEnv | None = None, seed: int = 0)
     return make_surgeon(name, env or small_env(), seed, OPTIONS.get(name))
 
 
+@functools.cache
+def practised(name: str) -> tuple[Surgeon, AttentionSurgeryVectorEnv]:
+    """Return a surgeon that has operated, for tests that only look; they share it."""
+    env = small_env(n_rows=3)
+    surgeon = make(name, env)
+    surgeon.operate(2)
+    return surgeon, env
+
+
 def test_these_are_the_surgeons() -> None:
     libraries = {"sac", "td3", "ddpg", "ppo", "a2c"}
     contrib = {"tqc", "crossq", "trpo", "ars", "recurrent_ppo"}
-    assert set(SURGEONS) == libraries | contrib | {"cma_es", "hill_climb"} | LEARN_NOTHING
+    assert set(SURGEONS) == libraries | contrib | SEARCHES | LEARN_NOTHING
 
 
 def check(record: OperationRecord) -> None:
@@ -78,6 +90,8 @@ def test_a_round_is_as_many_whole_operations_on_every_row_as_were_asked_for(
         n_done = n_operations * n_rows
         if name == "ars":  # an update takes it two operations
             n_done = 2 * n_rows
+        if name in SEARCHES:  # a generation takes them eight, or more to be even
+            n_done = {1: 8, 3: 12}[n_rows]
         assert [record.length for record in records] == [2] * n_done
         for record in records:
             check(record)
@@ -101,22 +115,18 @@ def test_where_patients_die_the_surgeon_goes_on_with_the_next(
 
 @every_surgeon
 def test_actions_are_those_of_the_action_space_for_any_number_of_rows(name: str) -> None:
-    env = small_env()
-    surgeon = make(name, env)
-    for _ in range(2):
+    surgeon, env = practised(name)
+    for each in (surgeon, make(name, env)):
         for n_rows in (1, 2, 5):
             other = small_env(env.patient, n_rows)
-            actions = first_actions(surgeon, other.reset(seed=0)[0])
+            actions = first_actions(each, other.reset(seed=0)[0])
             assert actions.dtype == np.float32
             assert other.action_space.contains(actions)
-        surgeon.operate(2)
 
 
 @pytest.mark.parametrize("name", sorted(set(SURGEONS) - {"random", "replay"}))
 def test_actions_are_deterministic_and_each_rows_own(name: str) -> None:
-    env = small_env(n_rows=3)
-    surgeon = make(name, env)
-    surgeon.operate(2)
+    surgeon, env = practised(name)
     observations, _ = env.reset(seed=0)
     actions = first_actions(surgeon, observations)
     assert actions.tolist() == first_actions(surgeon, observations).tolist()
@@ -127,9 +137,7 @@ def test_actions_are_deterministic_and_each_rows_own(name: str) -> None:
 
 @every_surgeon
 def test_statistics_are_finite_numbers_by_metric_name(name: str) -> None:
-    surgeon = make(name)
-    surgeon.operate(3)
-    stats = surgeon.stats()
+    stats = practised(name)[0].stats()
     assert bool(stats) == (name not in LEARN_NOTHING)
     for metric, number in stats.items():
         assert metric.startswith("surgeon/")
@@ -176,9 +184,11 @@ def test_a_round_begins_with_a_fresh_reset(name: str) -> None:
 
 
 @every_surgeon
-def test_acting_disturbs_no_operation_under_way(name: str) -> None:
-    env = small_env()
-    surgeon = make(name, env)
+@pytest.mark.parametrize("has_operated", [False, True])
+def test_acting_disturbs_no_operation_under_way(name: str, has_operated: bool) -> None:
+    surgeon, env = practised(name)
+    if not has_operated:
+        surgeon = make(name, env)
     observations, _ = env.reset(seed=0)
     before = env.get_state()["rngs"][0].bit_generator.state
     seen = observations.copy()
@@ -215,12 +225,33 @@ def test_a_folder_without_a_surgeon_is_refused(tmp_path: Path) -> None:
         ("sac", "learning_rat", "did you mean 'learning_rate'"),
         ("sac", "seed", "got 'seed'"),
         ("cma_es", "sigm", "did you mean 'sigma'"),
-        ("zero", "sigma", "got 'sigma'"),
+        ("sac", "name", "got 'name'"),
+        ("sac", "self", "got 'self'"),
+        ("sac", "env", r"\['action_noise', .*'use_sde_at_warmup'\], got 'env'"),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_closest(name: str, option: str, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name} option must be one of .*{hint}"):
         make_surgeon(name, small_env(), 0, {option: 1})
+
+
+def test_a_surgeon_without_options_says_so() -> None:
+    with pytest.raises(ValueError, match=r"^surgeon 'zero' has no options, got 'sigma'$"):
+        make_surgeon("zero", small_env(), 0, {"sigma": 1})
+
+
+def test_options_that_a_library_refuses_are_named_in_one_line() -> None:
+    options = {"policy_kwargs": {"quux": 1}}
+    with pytest.raises(ValueError, match=r"^surgeon 'sac' must be given options that fit, got .*:"):
+        make_surgeon("sac", small_env(), 0, options)
+
+    def picky(env: Any, seed: int, **options: Any) -> Surgeon:
+        raise AssertionError("no,\n  not  that")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SURGEONS, "picky", picky)
+        with pytest.raises(ValueError, match=r"^surgeon 'picky' .*got {'x': 1}: no, not that$"):
+            make_surgeon("picky", small_env(), 0, {"x": 1})
 
 
 def test_an_option_that_is_missing_is_named() -> None:
@@ -252,6 +283,26 @@ def test_no_surgeon_is_a_choice_but_nothing_to_make() -> None:
     check_surgeon(NONE)
     with pytest.raises(ValueError, match=r"^surgeon 'none' operates on nothing"):
         make(NONE)
+
+
+def test_no_surgeon_has_no_options() -> None:
+    check_surgeon(NONE, {})
+    check_surgeon("zero", {"x": 1})  # found out where it is made
+    message = r"^surgeon_options must be empty where surgeon is 'none', got {'x': 1}$"
+    with pytest.raises(ValueError, match=message):
+        check_surgeon(NONE, {"x": 1})
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(surgeon=NONE, surgeon_options={"x": 1})
+
+
+def test_a_library_that_lacks_one_of_its_own_is_not_said_to_be_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "sb3_contrib"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sb3_contrib.ars", None)
+    with pytest.raises(ModuleNotFoundError, match=r"sb3_contrib\.ars"):
+        make("tqc")
 
 
 def test_a_surgeon_of_ones_own_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:

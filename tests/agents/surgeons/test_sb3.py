@@ -316,6 +316,97 @@ def test_first_actions_and_first_prompts_are_not_made_of_the_same_dice() -> None
     assert np.array_equal(space.sample(), again.model.action_space.sample())
 
 
+def saved(name: str, n_rows: int, folder: Path, **options: Any) -> SB3Surgeon:
+    """Return a surgeon that was saved after two operations on every row."""
+    surgeon = SB3Surgeon(name, toys(0.1, 0.2, 0.3, n_rows=n_rows), 3, **options)
+    surgeon.operate(2)
+    surgeon.save(folder)
+    return surgeon
+
+
+def test_a_loaded_surgeon_throws_dice_that_nobody_has_thrown(tmp_path: Path) -> None:
+    def dice(surgeon: SB3Surgeon) -> list[Any]:
+        surgeon._vector.reset(seed=surgeon._env.venv.unwrapped._seeds[0])  # type: ignore[attr-defined]
+        rows = [rng.bit_generator.state for rng in surgeon._vector.get_state()["rngs"]]
+        state = surgeon._randomness.get_state()
+        private = (state["python"], state["numpy"]["keys"].tolist(), state["torch"].tolist())
+        space = surgeon.model.action_space
+        return [*private, space.np_random.bit_generator.state, *rows]
+
+    start = dice(sac(toys(0.1, 0.2, 0.3, n_rows=2), seed=3))
+    saved("sac", 2, tmp_path, **QUICK_SAC)
+    loaded = [sac(toys(0.1, 0.2, 0.3, n_rows=2), seed=3) for _ in range(2)]
+    for surgeon in loaded:
+        surgeon.load(tmp_path)
+    found = dice(loaded[0])
+    assert found == dice(loaded[1])
+    assert all(one != other for one, other in zip(found, start, strict=True))
+    assert found[3] not in found[4:]
+
+
+@pytest.mark.usefixtures("quick_surgeons")
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_what_was_saved_can_be_loaded_onto_another_number_of_rows(
+    name: str, tmp_path: Path
+) -> None:
+    surgeon = saved(name, 3, tmp_path)
+    for n_rows in (2, 5):
+        env = toys(0.1, 0.2, 0.3, n_rows=n_rows)
+        loaded, fresh = (SB3Surgeon(name, env, 3) for _ in range(2))
+        loaded.load(tmp_path)
+        for setting in ("n_envs", "batch_size", "n_steps", "n_eval_episodes"):
+            assert getattr(loaded.model, setting, 0) == getattr(fresh.model, setting, 0)
+        observations = np.ones((2, 3), np.float32)
+        expected = first_actions(surgeon, observations).tolist()
+        assert first_actions(loaded, observations).tolist() == expected
+        before = actor(loaded)
+        loaded.operate(1)
+        loaded.operate(2)
+        # By tries ARS learns nothing where all are paid the same.
+        assert equal(before, actor(loaded)) == (name == "ars")
+
+
+def test_a_loaded_surgeon_collects_before_it_learns_on(tmp_path: Path) -> None:
+    options = {**QUICK_SAC, "learning_starts": 8}
+    n_learned = n_updates(saved("sac", 2, tmp_path, **options))  # 12 steps
+    assert n_learned > 0
+    for n_done in (12, 24):
+        loaded = SB3Surgeon("sac", toys(0.1, 0.2, 0.3, n_rows=2), 3, **options)
+        loaded.load(tmp_path)
+        assert loaded.model.num_timesteps == n_done
+        loaded.operate(1)
+        assert n_updates(loaded) == n_learned  # six steps are too few
+        loaded.operate(1)
+        assert n_updates(loaded) > n_learned
+        n_learned = n_updates(loaded)
+        loaded.save(tmp_path)
+
+
+def test_a_loaded_surgeon_scales_as_the_saved_one_did(tmp_path: Path) -> None:
+    surgeon = saved("sac", 2, tmp_path, **QUICK_SAC)
+    loaded = sac(toys(0.1, 0.2, 0.3, n_rows=2), seed=3)
+    loaded.load(tmp_path)
+    for mine, its in zip(loaded._normalisations(), surgeon._normalisations(), strict=True):
+        assert np.array_equal(mine.mean, its.mean)
+        assert np.array_equal(mine.var, its.var)
+        assert mine.count == its.count
+    for each in (loaded, surgeon):
+        each.operate(1)
+    left, right = loaded._env.ret_rms, surgeon._env.ret_rms
+    assert (left.mean, left.var, left.count) == (right.mean, right.var, right.count)
+    rewards = np.ones(2)
+    assert loaded._env.normalize_reward(rewards).tolist() == (
+        surgeon._env.normalize_reward(rewards).tolist()
+    )
+
+
+def test_a_discount_that_is_asked_for_scales_the_rewards_too() -> None:
+    surgeon = sac(toys(0.1), gamma=0.9)
+    assert surgeon.model.gamma == surgeon._env.gamma == 0.9
+    ars = SB3Surgeon("ars", toys(0.1), 0)  # knows no discount
+    assert ars._env.gamma == 1.0
+
+
 def test_the_spread_of_exploration_may_be_a_number() -> None:
     surgeon = SB3Surgeon("td3", toys(0.1), 0, **QUICK_SAC, action_noise=0.25)
     noise = np.stack([surgeon.model.action_noise() for _ in range(4000)])  # type: ignore[attr-defined]

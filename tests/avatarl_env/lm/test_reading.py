@@ -158,22 +158,20 @@ class Headless(Homemade):
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"),
+    ("kind", "found"),
     [
-        (Capped, (8, 2, 14)),
-        (Scaled, (8, 2, 14)),
-        (InPlace, (8, 2, 14)),
+        (Capped, "changed ones"),
+        (Scaled, "changed ones"),
+        (InPlace, "changed ones"),
         (Pooled, (8, 14)),
         (Headless, (8, 2, 14)),
     ],
 )
-def test_logits_that_are_not_the_heads_are_refused(
-    kind: type[Homemade], shape: tuple[int, ...]
-) -> None:
+def test_logits_that_are_not_the_heads_are_refused(kind: type[Homemade], found: object) -> None:
     with refused(
         ValueError,
         "model must return what its output head makes, (8, 2, 14) logits of eight texts of two "
-        f"tokens, got {shape} of {kind.__name__}",
+        f"tokens, got {found} of {kind.__name__}",
     ):
         hidden_width(kind())
 
@@ -199,7 +197,7 @@ def test_models_of_transformers_that_change_their_logits_are_refused(name: str) 
         **({"logits_scaling": 8.0} if name == "granite" else {}),
     )
     model = HubLM(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
-    with pytest.raises(ValueError, match="^model must return what its output head makes, "):
+    with pytest.raises(ValueError, match=r"^model must return what its output head makes, "):
         hidden_width(model)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.text import levels, ngram
+from avatarl_env.text import ngram, ngram_counts
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 
@@ -309,9 +309,9 @@ def test_what_is_kept_ready_changes_no_bit(kept: int, monkeypatch: pytest.Monkey
     text = rng.integers(0, 12, 3000) * rng.integers(0, 2, 3000)
     rows = rng.integers(0, 12, (5, 20))
     rows[:3] = text[2000:2060].reshape(3, 20)
-    monkeypatch.setattr(levels, "_CELLS_KEPT", 0)
+    monkeypatch.setattr(ngram_counts, "_CELLS_KEPT", 0)
     bare = NGramReference.fit(text[:2000], 12)
-    monkeypatch.setattr(levels, "_CELLS_KEPT", kept)
+    monkeypatch.setattr(ngram_counts, "_CELLS_KEPT", kept)
     model = NGramReference.fit(text[:2000], 12)
     assert len(model._first_ready) == {1: 1, 12: 1, 13 * 12: 2, 80 * 12: 2}.get(kept, 5)
     for first in (0, 1, 2, 3, 4, 5, 19):
