@@ -48,7 +48,7 @@ _OFF_POLICY = (*_SAC, "td3", "ddpg")
 _CLIPPED = ("ppo", "recurrent_ppo")
 _ON_POLICY = (*_CLIPPED, "a2c", "trpo")
 _LEARNED = (*_OFF_POLICY, *_ON_POLICY)
-_SEARCHES = ("cma_es", "hill_climb")
+_SEARCHES = ("cma_es", "es")
 
 METRICS = (
     Metric(("update",), CLOCK, "updates", "GRPO updates done"),

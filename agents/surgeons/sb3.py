@@ -162,6 +162,7 @@ class SB3Surgeon:
             "generators": self._randomness.get_state(),
             "actions": dict(self.model.action_space.np_random.bit_generator.state),
             "rows": get_dice(self._vector),
+            "seeds": list(self._env.unwrapped._seeds),  # for the next reset, mostly none
             "learning_starts": getattr(self.model, "learning_starts", None),
             "buffer": None if buffer is None else _filled(buffer),
         }
@@ -171,8 +172,7 @@ class SB3Surgeon:
         self._randomness.set_state(state["generators"])
         self.model.action_space.np_random.bit_generator.state = state["actions"]
         set_dice(self._vector, state["rows"])
-        if state["rows"][0] is not None:  # the rows have been seeded
-            self._env.unwrapped._reset_seeds()
+        self._env.unwrapped._seeds = list(state["seeds"])
         if state["buffer"] is not None:
             self.model.learning_starts = state["learning_starts"]  # type: ignore[attr-defined]
             buffer = self.model.replay_buffer  # type: ignore[attr-defined]

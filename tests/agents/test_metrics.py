@@ -104,7 +104,7 @@ def test_a_row_of_the_table_gives_its_names_in_short() -> None:
     assert row.startswith(
         "| `commit/kl_ref_gain/mean`, `low`, `high`, `lower_bound` | commit | nats/char | "
     )
-    assert "| `surgeon/generations` | surgeon (cma_es, hill_climb) | generations | " in table[-1]
+    assert "| `surgeon/generations` | surgeon (cma_es, es) | generations | " in table[-1]
 
 
 def test_the_numbers_of_a_row_are_flat_and_finite() -> None:

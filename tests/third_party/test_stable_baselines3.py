@@ -10,18 +10,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-
-from tests.patients import tiny_env
-from tests.third_party.conftest import ENV_ID
-
-pytest.importorskip("stable_baselines3")
-
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 from agents.surgeons.vec_env import SB3VecEnv
+from tests.patients import tiny_env
+from tests.third_party.conftest import ENV_ID
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

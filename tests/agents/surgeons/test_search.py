@@ -213,7 +213,7 @@ def test_the_trials_of_an_evolution_strategy_are_antithetic_pairs_side_by_side()
 def test_an_evolution_strategys_steps_over_noise_are_as_long_as_it_says() -> None:
     # learning_rate * sqrt(2 A / P) = 0.2 * sqrt(2 * 2 / 64) = 0.05
     lengths = []
-    for seed in range(100):
+    for seed in range(50):
         surgeon = make(EvolutionStrategySurgeon, Valley(64), seed)
         surgeon._tell(surgeon._ask(64), np.random.default_rng(seed + 9).normal(size=64))
         lengths.append(np.square(surgeon._best()).sum())
