@@ -147,16 +147,21 @@ def checkpoints_of(folder: Path) -> Path:
     return folder / "checkpoints"
 
 
-def describe(config: TrainConfig, corpus_sha256: str) -> dict[str, Any]:
-    """Return what whoever goes on from a checkpoint has to agree with."""
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
+            found[package] = "not installed"
+    return found
+
+
+def describe(config: TrainConfig, corpus_sha256: str) -> dict[str, Any]:
+    """Return what whoever goes on from a checkpoint has to agree with."""
     settings = {name: value for name, value in asdict(config).items() if name not in OWN}
-    about = {"settings": settings, "corpus_sha256": corpus_sha256, "versions": versions}
+    about = {"settings": settings, "corpus_sha256": corpus_sha256, "versions": versions()}
     # As JSON gives it back.
     return dict(json.loads(json.dumps({**about, "threads": torch.get_num_threads()})))
 
@@ -199,22 +204,19 @@ def latest(folder: Path) -> Path | None:
     return known[-1] if known else None
 
 
-def threads_of(path: Path) -> int:
-    """Return how many threads computed what is in a checkpoint: others would round otherwise.
+def check(about: Mapping[str, Any], path: Path, config: TrainConfig, corpus_sha256: str) -> None:
+    """Refuse a checkpoint that belongs to something else.
+
+    Args:
+        about: what is said about the checkpoint.
+        path: its folder.
+        config: of the run that is to go on.
+        corpus_sha256: of its text.
 
     Raises:
-        BadCheckpoint: if the checkpoint is damaged.
+        BadCheckpoint: (a ValueError) says what differs.
     """
-    return int(checkpoint.read_about(path)["threads"])
-
-
-def check(path: Path, config: TrainConfig, corpus_sha256: str) -> None:
-    """Refuse a checkpoint that is damaged or belongs to something else.
-
-    Raises:
-        BadCheckpoint: (a ValueError) says which, and what to do.
-    """
-    about, here = checkpoint.read_about(path), describe(config, corpus_sha256)
+    here = describe(config, corpus_sha256)
     for name, what in (("settings", "configuration"), ("corpus_sha256", "corpus")):
         if about[name] != here[name]:
             raise BadCheckpoint(f"checkpoint must be of this {what}, got another in {path}")

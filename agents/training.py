@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from agents.checkpoint import State, locked, read
+from agents.checkpoint import State, locked, read, read_about
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import Curriculum, DivergedError, make_phases
 from agents.effect import measure_effect, verdict
@@ -25,14 +24,13 @@ from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.report import LiveReport, write_report
 from agents.resuming import (
-    PACKAGES,
     Checkpointer,
     Progress,
     check,
     latest,
     restore,
     stored_config,
-    threads_of,
+    versions,
 )
 from agents.setup import Setup
 from agents.surgeons import save_surgeon
@@ -170,11 +168,12 @@ def _begin(
     folder = RunFolder.reopen(config.resume or "")
     stack.enter_context(locked(folder.path))
     checkpoint = latest(folder.path)
-    n_threads = config.threads if checkpoint is None else threads_of(checkpoint)
-    stack.enter_context(_threads(n_threads))
+    about = None if checkpoint is None else read_about(checkpoint)
+    # As many threads as when the run began: others would round otherwise.
+    stack.enter_context(_threads(config.threads if about is None else about["threads"]))
     setup = Setup(config)
-    if checkpoint is not None:
-        check(checkpoint, config, setup.corpus.sha256)
+    if checkpoint is not None and about is not None:
+        check(about, checkpoint, config, setup.corpus.sha256)
     return config, setup, folder, checkpoint
 
 
@@ -299,15 +298,8 @@ def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
 
 def _environment(device: torch.device) -> dict[str, Any]:
     """Return versions and machine, as far as results depend on them."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
-        "python": platform.python_version(),
-        **versions,
+        **versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -231,20 +231,30 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         self._rngs, self._episodes = state["rngs"], state["episodes"]
         self._is_done, self._n_changes = state["is_done"], state["n_changes"]
 
+    def get_dice(self) -> list[dict[str, Any] | None]:
+        """Return where each row's generator stands, plain data; None where there is none yet."""
+        return [None if rng is None else dict(rng.bit_generator.state) for rng in self._rngs]
+
+    def set_dice(self, dice: Sequence[Mapping[str, Any] | None]) -> None:
+        """Put each row's generator where it was; operations under way are forgotten."""
+        self._rngs = [None if state is None else np.random.default_rng() for state in dice]
+        for rng, state in zip(self._rngs, dice, strict=True):
+            if rng is not None and state is not None:
+                rng.bit_generator.state = state
+        self._episodes = [None] * self.num_envs
+        self._is_done = np.zeros(self.num_envs, dtype=np.bool_)
+
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Put every row's state back if the body fails: then it never happened."""
         # Shallow, since an incision gives an episode new attributes and changes none.
-        rngs, episodes = list(self._rngs), [copy.copy(e) for e in self._episodes]
-        dice = [(rng, rng.bit_generator.state) for rng in rngs if rng is not None]
+        dice, episodes = self.get_dice(), [copy.copy(e) for e in self._episodes]
         is_done, n_changes = self._is_done.copy(), self._n_changes.copy()
         try:
             yield
         except BaseException:
-            for rng, state in dice:
-                rng.bit_generator.state = state
-            self._rngs, self._episodes = rngs, episodes
-            self._is_done, self._n_changes = is_done, n_changes
+            self.set_dice(dice)
+            self._episodes, self._is_done, self._n_changes = episodes, is_done, n_changes
             raise
 
     def _begin(self, rows: Sequence[int]) -> None:

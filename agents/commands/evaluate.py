@@ -94,11 +94,10 @@ def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]
     from gymnasium.vector import AutoresetMode
 
     from agents.effect import N_OPERATIONS, measure_effect, verdict
-    from agents.surgeons import ABOUT, load_surgeon
+    from agents.surgeons import ABOUT, find_surgeon, load_surgeon
     from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
-    places = (folder, folder / "checkpoints" / "final")
-    home = next((place for place in places if (place / ABOUT).is_file()), None)
+    home = find_surgeon(folder)
     if home is None:
         raise Refusal(
             f"surgeon must be a folder with a saved surgeon's {ABOUT}, got {str(folder)!r}"

@@ -14,7 +14,7 @@ from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
 from agents.surgeons.replay import ReplaySurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
-from avatarl_env.choices import check_choice
+from avatarl_env.choices import check_choice, takes_any_keyword
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "OperationRecorder",
     "Surgeon",
     "check_surgeon",
+    "find_surgeon",
     "load_surgeon",
     "make_surgeon",
     "save_surgeon",
@@ -51,9 +52,7 @@ def _replay(
         trained = make_surgeon(about["surgeon"], env, about["seed"], about["options"])
     else:
         folder = Path(str(source))  # a command line may have read digits as a number
-        final = folder / "checkpoints" / "final"
-        if not (folder / ABOUT).is_file() and (final / ABOUT).is_file():
-            folder = final  # of a run
+        folder = find_surgeon(folder) or folder
         about = _read_about(folder)
         trained = load_surgeon(folder, env)
     return ReplaySurgeon(env, seed, source=trained, n_operations=n_operations, about=about)
@@ -115,8 +114,8 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that a surgeon has not, and the lack of one that it must have."""
     parameters = inspect.signature(SURGEONS[name]).parameters.values()
     own = {p.name: p for p in parameters if p.kind == p.KEYWORD_ONLY}
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)  # and checks them itself
-    for option in () if takes_any else options:
+    # Who takes any keyword checks them itself.
+    for option in () if takes_any_keyword(SURGEONS[name]) else options:
         if not own:
             raise ValueError(f"surgeon {name!r} has no options, got {option!r}")
         check_choice(f"{name} option", option, own)
@@ -147,6 +146,12 @@ def save_surgeon(
     about = json.dumps({"surgeon": name, "seed": seed, "options": options})
     surgeon.save(folder)
     (folder / ABOUT).write_text(about + "\n", encoding="utf-8")
+
+
+def find_surgeon(folder: Path) -> Path | None:
+    """Return where in a surgeon's own folder, or in a run's, the surgeon is saved, if anywhere."""
+    places = (folder, folder / "checkpoints" / "final")
+    return next((place for place in places if (place / ABOUT).is_file()), None)
 
 
 def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
+from agents.extras import import_extra
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -118,14 +118,7 @@ def class_of(algorithm: Algorithm) -> Callable[..., BaseAlgorithm]:
     Raises:
         ImportError: if its library is not installed; says which extra has it.
     """
-    try:
-        module = importlib.import_module(algorithm.module)
-    except ModuleNotFoundError as error:
-        if error.name != algorithm.module:  # something that the library needs itself
-            raise
-        raise ImportError(
-            f"surgeon {algorithm.name} needs {algorithm.module}: pip install 'avatarl-env[contrib]'"
-        ) from error
+    module = import_extra(algorithm.module, "contrib", f"surgeon {algorithm.name}")
     made: Callable[..., BaseAlgorithm] = getattr(module, algorithm.name)
     return made
 

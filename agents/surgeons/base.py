@@ -142,26 +142,6 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
         self._efforts[row] = []
 
 
-def get_dice(env: AttentionSurgeryVectorEnv) -> list[dict[str, Any] | None]:
-    """Return where each row's generator stands; None where there is none yet."""
-    rngs = env.get_state()["rngs"]
-    return [None if rng is None else dict(rng.bit_generator.state) for rng in rngs]
-
-
-def set_dice(env: AttentionSurgeryVectorEnv, dice: Sequence[Mapping[str, Any] | None]) -> None:
-    """Put each row's generator where it was; operations under way are forgotten."""
-    rngs: list[np.random.Generator | None] = []
-    for state in dice:
-        rng = None
-        if state is not None:
-            rng = np.random.default_rng()
-            rng.bit_generator.state = state
-        rngs.append(rng)
-    n = env.num_envs
-    nothing = {"episodes": [None] * n, "is_done": np.zeros(n, np.bool_), "n_changes": [None] * n}
-    env.set_state({"rngs": rngs, **nothing})
-
-
 def prompt_seed(seed: int) -> int:
     """Return the seed of row 0's prompts for a surgeon's seed; row i's is so many more.
 

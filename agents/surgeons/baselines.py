@@ -13,9 +13,7 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
-    get_dice,
     prompt_seed,
-    set_dice,
 )
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -58,12 +56,12 @@ class ZeroSurgeon:
 
     def get_state(self) -> dict[str, Any]:
         """Return where the prompts' dice stand."""
-        return {"seed": self._seed, "dice": get_dice(self._vector)}
+        return {"seed": self._seed, "dice": self._vector.get_dice()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._seed = state["seed"]
-        set_dice(self._vector, state["dice"])
+        self._vector.set_dice(state["dice"])
 
 
 class RandomSurgeon(ZeroSurgeon):

@@ -15,9 +15,7 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
-    get_dice,
     prompt_seed,
-    set_dice,
 )
 from agents.surgeons.randomness import PrivateRandomness
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -161,7 +159,7 @@ class SB3Surgeon:
         return {
             "generators": self._randomness.get_state(),
             "actions": dict(self.model.action_space.np_random.bit_generator.state),
-            "rows": get_dice(self._vector),
+            "rows": self._vector.get_dice(),
             "seeds": list(self._env.unwrapped._seeds),  # for the next reset, mostly none
             "learning_starts": getattr(self.model, "learning_starts", None),
             "buffer": None if buffer is None else _filled(buffer),
@@ -171,7 +169,7 @@ class SB3Surgeon:
         """Go on from there."""
         self._randomness.set_state(state["generators"])
         self.model.action_space.np_random.bit_generator.state = state["actions"]
-        set_dice(self._vector, state["rows"])
+        self._vector.set_dice(state["rows"])
         self._env.unwrapped._seeds = list(state["seeds"])
         if state["buffer"] is not None:
             self.model.learning_starts = state["learning_starts"]  # type: ignore[attr-defined]

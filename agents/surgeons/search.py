@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.extras import import_extra
 from agents.surgeons.base import (
     BoolArray,
     FloatArray,
@@ -213,16 +214,8 @@ class CMAESSurgeon(SearchSurgeon):
         self._search = self._new()
 
     def _new(self) -> CMA:
-        try:
-            from cmaes import CMA
-        except ModuleNotFoundError as error:
-            if error.name != "cmaes":
-                raise
-            raise ImportError(
-                "surgeon cma_es needs cmaes: pip install 'avatarl-env[search]'"
-            ) from error
         n = self._n_coefficients
-        return CMA(
+        search: CMA = import_extra("cmaes", "search", "surgeon cma_es").CMA(
             mean=np.zeros(n),
             sigma=self._sigma,
             bounds=np.tile([-1.0, 1.0], (n, 1)),
@@ -230,6 +223,7 @@ class CMAESSurgeon(SearchSurgeon):
             population_size=self._population,
             lr_adapt=True,
         )
+        return search
 
     def _begin(self) -> None:
         self._search = self._new()
