@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,8 +20,8 @@ from agents.config import BadInput, TrainConfig
 from agents.curriculum import Curriculum, DivergedError, make_phases
 from agents.effect import measure_effect, verdict
 from agents.evaluation import evaluate_text
+from agents.grpo.estimators import ESTIMATORS, SAMPLED
 from agents.grpo.learner import PRECISIONS
-from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.report import LiveReport, write_report
 from agents.resuming import (
@@ -199,6 +200,8 @@ def _run_phases(
         setup.learner, setup.exam, setup.surgeon, config.curriculum, setup.generators.commit
     )
     phases = make_phases(config.curriculum, config.surgeon)
+    if progress.operation is not None:
+        curriculum.operation = np.asarray(progress.operation)
     report = LiveReport(checkpointer.folder)
     for phase in phases[progress.phase :]:
         if progress.steps:
@@ -207,6 +210,8 @@ def _run_phases(
             journal.begin(phase)
         for done in curriculum.steps(phase, journal, progress.steps):
             progress.steps = done
+            operation = curriculum.operation
+            progress.operation = None if operation is None else operation.tolist()
             report.refresh()
             checkpointer.stepped(progress)
         progress.phases.append(journal.end())
