@@ -24,6 +24,7 @@ from agents.grpo.optimizer import Optimizer
 from agents.grpo.rollouts import prompt_length, roll_out
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.graphs import GraphedGeneration
 from avatarl_env.text.ngram import NGramReference
 
 __all__ = ["PRECISIONS", "GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
@@ -107,6 +108,7 @@ class GRPOLearner:
         self._tokens = tokens
         self._n_updates = n_updates
         self._rng = rng
+        self._write = GraphedGeneration()
         self._old: GPT | None = copy.deepcopy(model) if config.sync_every > 1 else None
         self._bigrams: Tensor | None = None
         self._reference: NGramReference | None = None
@@ -249,6 +251,7 @@ class GRPOLearner:
                 self._reference,
                 temperature=config.temperature,
                 match_bonus=config.match_bonus,
+                write=self._write,
             )
         texts = rollouts.tokens
         n_read = texts[:, 1:].numel()

@@ -5,6 +5,7 @@ Shapes: B prompts, K texts for each, P prompt characters, H written ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.grpo.rewards import imitation_reward, matching_prefix
-from avatarl_env.lm.generation import generate
+from avatarl_env.lm.generation import Generation, generate
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.reading import eval_mode
 from avatarl_env.text.ngram import NGramReference
@@ -53,6 +54,7 @@ def roll_out(
     *,
     temperature: float,
     match_bonus: float,
+    write: Callable[..., Generation] = generate,
 ) -> Rollouts:
     """Let a model continue every prompt K times, and reward what it writes.
 
@@ -67,12 +69,13 @@ def roll_out(
         reference: q.
         temperature: of the policy.
         match_bonus: at least 0.
+        write: how; ``generate``, or what does the same.
     """
     n_prompts, group_size, horizon = uniforms.size()
     real = windows[:, -horizon:]
     prompts = windows[:, :-horizon].repeat_interleave(group_size, 0)
     with eval_mode(model):
-        written = generate(model, prompts, uniforms.flatten(0, 1), temperature=temperature)
+        written = write(model, prompts, uniforms.flatten(0, 1), temperature=temperature)
     shape = (n_prompts, group_size, horizon)
     log_probs = written.log_probs.view(shape)
     expected = _reference_log_probs(reference, written.tokens.cpu().numpy(), horizon)
