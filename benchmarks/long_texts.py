@@ -1,4 +1,4 @@
-"""Do free-running episodes make longer texts better, and does it help if the operated model samples?
+"""Do free-running episodes make longer texts better, and if the operated model samples them?
 
 One model is trained at horizon 1. From there on, copies of it learn in different ways, each for the
 same compute, counted in forward tokens (a text that is written and then learned from costs four
@@ -119,9 +119,8 @@ def go_on(start: Patient, horizon: int, *, operated: bool, options: argparse.Nam
     env = AttentionSurgeryVectorEnv(options.rows, patient, **rules)
     exam = AttentionSurgeryVectorEnv(8, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules)
     surgeon = make_surgeon("es", env, seed=options.seed) if operated else None
-    phase = Phase(
-        "joint", n_updates, options.round if operated else 1, int(operated), False, operated
-    )
+    updates, operations = (options.round, 1) if operated else (1, 0)
+    phase = Phase("joint", n_updates, updates, operations, commits=False, rollouts=operated)
     notes = Notes()
     whole = Curriculum(learner, exam, surgeon, CurriculumConfig(commit=ROLLOUT), rng)
     for _ in whole.steps(phase, notes):

@@ -81,7 +81,7 @@ def _capture(
     temperature: float,
 ) -> _Capture:
     prompts, uniforms = prompts.clone(), uniforms.clone()
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
