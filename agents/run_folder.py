@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+
+
+class NotWritten(OSError):
+    """The disk took no more of a run; the message says what became of it."""
 
 
 class RunFolder:
@@ -82,6 +87,31 @@ class RunFolder:
         for file, length in lengths.items():
             if file.exists():
                 os.truncate(file, length)
+
+    @contextmanager
+    def written_to(self) -> Iterator[None]:
+        """Let the body write the run.
+
+        Raises:
+            NotWritten: If the disk is full, or does not take it for another reason. What was there
+                before is whole.
+        """
+        try:
+            yield
+        except BrokenPipeError:  # of who reads what the run prints
+            raise
+        except OSError as error:
+            path = str(self.path)
+            if self.summary.is_file():
+                remedy = f"; the run has finished, get its report with: avatarl report {path}"
+            elif self.config.is_file():
+                remedy = f"; once it can, go on with: python train.py --resume {path}"
+            else:
+                remedy = ""
+            reason = error.strerror or str(error)
+            raise NotWritten(
+                f"out must be a folder that can be written to, got {path!r}: {reason}{remedy}"
+            ) from error
 
     def _name_files(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)

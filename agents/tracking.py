@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -177,10 +178,11 @@ class MetricWriter:
 
     def close(self, *, failed: bool = False) -> None:
         """Close the files and let the others finish; a second call does nothing."""
-        self._metrics.close()
-        self._samples.close()
-        for sink in self._sinks:
-            sink.finish(failed=failed)
+        with ExitStack() as stack:  # all of them, also where a full disk takes no last row
+            for sink in self._sinks:
+                stack.callback(sink.finish, failed=failed)
+            stack.callback(self._samples.close)
+            stack.callback(self._metrics.close)
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         for sink in self._sinks:
@@ -246,5 +248,8 @@ def _dump(value: object, indent: int | None = None) -> str:
 def _write_atomic(path: Path, text: str) -> None:
     """Replace a file in one step, so that nobody ever reads half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,6 +73,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, the
             run folder is not empty, or there is nothing to go on with exactly. Nothing has been
             trained or written then.
+        NotWritten: (an OSError) if the disk is full, or does not take the run for another reason.
         DivergedError: if the model cannot be trained on, also not from its last checkpoint.
         Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
             checkpoint.
@@ -102,6 +103,7 @@ def _attempt(
         except (ImportError, ValueError) as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
         config, setup, folder, checkpoint = begun
+        stack.enter_context(folder.written_to())
         stack.enter_context(_report_at_the_end(folder.path))
         state = None if checkpoint is None else read(checkpoint)
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
@@ -320,8 +322,11 @@ def _report_at_the_end(folder: Path) -> Iterator[None]:
     """Write the report of what there is when the body ends, also if it breaks off."""
     try:
         yield
-    finally:
-        write_report(folder)
+    except BaseException:
+        with suppress(OSError, ValueError):  # what broke off is what is to be told
+            write_report(folder)
+        raise
+    write_report(folder)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,7 +115,9 @@ class SB3Surgeon:
 
     def save(self, folder: Path) -> None:
         """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder."""
-        self.model.save(folder / ZIP)
+        archive = io.BytesIO()  # written by us, for torch hides that a disk is full
+        self.model.save(archive)
+        (folder / ZIP).write_bytes(archive.getvalue())
         observations, returns = self._normalisations()
         content = {
             "mean": observations.mean.tolist(),
