@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from agents.checkpoint import State, locked, read
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import Curriculum, DivergedError, make_phases
+from agents.curriculum import Curriculum, make_phases
+from agents.divergence import DivergedError
 from agents.effect import measure_effect, verdict
 from agents.evaluation import evaluate_text
 from agents.grpo.learner import PRECISIONS
@@ -74,7 +75,8 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
             run folder is not empty, or there is nothing to go on with exactly. Nothing has been
             trained or written then.
         NotWritten: (an OSError) if the disk is full, or does not take the run for another reason.
-        DivergedError: if the model cannot be trained on, also not from its last checkpoint.
+        DivergedError: if the model or the surgeon cannot be trained on, also not from the last
+            checkpoint.
         Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
             checkpoint.
     """

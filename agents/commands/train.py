@@ -24,13 +24,13 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
     Raises:
         Refusal: if something in it is unknown, of the wrong kind, or does not fit.
-        Failure: if the model diverged, or the disk took no more of the run.
+        Failure: if the model or the surgeon diverged, or the disk took no more of the run.
     """
     config = _read(words, prog)
     if config is None:
         return ""
     from agents.config import BadInput
-    from agents.curriculum import DivergedError
+    from agents.divergence import DivergedError
     from agents.run_folder import NotWritten
     from agents.training import train
 

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from agents.config import TrainConfig
+from agents.surgeons.algorithms import ALGORITHMS, class_of
 from agents.training import train
 from tests.training_runs import QUICK_SAC, small_config
 
@@ -67,9 +68,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def surgeon_parameters(folder: Path) -> dict[str, torch.Tensor]:
-    from stable_baselines3 import SAC
-
-    model = SAC.load(folder / "checkpoints" / "final" / "surgeon.zip", device="cpu")
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["surgeon"]
+    final = folder / "checkpoints" / "final"
+    model = class_of(ALGORITHMS[name]).load(final / "surgeon.zip", device="cpu")  # type: ignore[attr-defined]
     return dict(model.policy.state_dict())
 
 

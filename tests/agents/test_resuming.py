@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from agents import checkpoint
 from agents.checkpoint import locked
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import DivergedError
 from agents.grpo.learner import GRPOLearner
 from agents.resuming import Checkpointer, Stopped
 from agents.training import RunSummary, train
@@ -378,57 +376,3 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert [path.name[0] for path in (folder / "checkpoints").iterdir()].count(".") == 0
     train(resume(folder), quiet=True)
     assert_same_run(folder, whole.folder)
-
-
-def poisoned(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool]) -> None:
-    """Let the loss of some updates be no number."""
-    loss = GRPOLearner._loss
-
-    def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:
-        value = loss(self, *arguments)
-        return value * float("nan") if at(self.n_done) else value
-
-    monkeypatch.setattr(GRPOLearner, "_loss", poison)
-
-
-def test_an_update_that_is_no_number_is_skipped_and_counted(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poisoned(monkeypatch, lambda n: n in (2, 4))
-    run = train(config(text, tmp_path / "run"), quiet=True)
-    assert run.summary["skipped_updates"] == 2
-    assert np.isfinite(run.summary["validation"]["loss"])
-    weights = load_file(run.folder / "checkpoints" / "final" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-@pytest.fixture
-def few_bad_updates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("agents.curriculum.MOST_BAD_UPDATES", 3)
-    return
-
-
-@pytest.mark.usefixtures("few_bad_updates")
-def test_a_run_that_diverges_goes_back_once_and_goes_on_if_that_helps(
-    text: Path, whole: RunSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def once(n: int) -> bool:
-        seen.append(n)
-        return n >= 3 and seen.count(3) == 1
-
-    poisoned(monkeypatch, once)
-    run = train(config(text, tmp_path / "run"), quiet=True)
-    assert seen[:9] == [0, 1, 2, 3, 4, 5, 3, 4, 5]
-    assert_same_run(run.folder, whole.folder)
-
-
-@pytest.mark.usefixtures("few_bad_updates")
-def test_a_run_that_diverges_again_ends_with_a_clear_error(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poisoned(monkeypatch, lambda n: n >= 3)
-    with pytest.raises(DivergedError, match=r"^3 updates in a row had a loss or gradient that"):
-        train(config(text, tmp_path / "run"), quiet=True)
-    assert not (tmp_path / "run" / "summary.json").exists()
