@@ -25,6 +25,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         config: `config.json`, the settings of the run.
+        references: `references.json`, what its model is to be held against.
         metrics: `metrics.jsonl`, the rows of the run.
         samples: `samples.txt`, the samples in a form to read.
         summary: `summary.json`, the outcome; absent until the run has finished.
@@ -116,6 +117,7 @@ class RunFolder:
     def _name_files(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.references = self.path / "references.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.txt"
         self.summary = self.path / "summary.json"

@@ -1,9 +1,10 @@
 """The record of a run: one folder of plain files, and whoever else is to be told.
 
-`config.json` holds the settings, `metrics.jsonl` one JSON object per line, `samples.txt` text to
-read, `summary.json` the outcome. All of it is strict JSON: a number that is not finite is written
-as null. Weights & Biases and TensorBoard are told what has been written, and a run never depends on
-them: whatever goes wrong there costs one warning.
+`config.json` holds the settings, `references.json` what the model is to be held against,
+`metrics.jsonl` one JSON object per line, `samples.txt` text to read, `summary.json` the outcome.
+All of it is strict JSON: a number that is not finite is written as null. Weights & Biases and
+TensorBoard are told what has been written, and a run never depends on them: whatever goes wrong
+there costs one warning.
 """
 
 from __future__ import annotations
@@ -164,6 +165,19 @@ class MetricWriter:
             file.flush()
             os.fsync(file.fileno())
         return self.folder.metrics.stat().st_size, self.folder.samples.stat().st_size
+
+    def write_references(self, references: Mapping[str, object]) -> None:
+        """Write `references.json`: what is known of the text before anything is learned from it.
+
+        Args:
+            references: `references`, the scores of n-gram tables, and `corpus_nats_per_char`, the
+                true entropy of the text or None. The summary has them too.
+
+        Raises:
+            TypeError: If a value has no form in JSON.
+        """
+        content = to_json(references, "references")
+        _write_atomic(self.folder.references, _dump(content, indent=2))
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` in one piece: a reader finds all of it or nothing.

@@ -20,7 +20,7 @@ from agents.config import BadInput, TrainConfig
 from agents.curriculum import Curriculum, make_phases
 from agents.divergence import DivergedError
 from agents.effect import measure_effect, verdict
-from agents.evaluation import evaluate_text
+from agents.evaluation import evaluate_references, evaluate_text
 from agents.grpo.learner import PRECISIONS
 from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
@@ -40,10 +40,6 @@ from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter, RunFolder, refuse_used
 from avatarl_env.lm.attention import attention_backend
 from avatarl_env.lm.storage import save_model
-from avatarl_env.patient import Patient
-from avatarl_env.text.ngram import NGramReference
-
-REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,8 @@ def _attempt(
             quiet=quiet,
         )
         journal.say(_introduction(config, setup, folder))
+        references = _references(setup)
+        writer.write_references(references)
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
         progress = Progress()
         if state is not None and checkpoint is not None:
@@ -144,7 +142,7 @@ def _attempt(
                 raise _GoBackError(folder.path) from error
             raise
         summary = _summarise(config, setup, journal, progress)
-        summary |= {"command": command, "seconds": journal.seconds}
+        summary |= {**references, "command": command, "seconds": journal.seconds}
         summary["checkpoints"] = {
             "written": checkpointer.n_written,
             "seconds": checkpointer.seconds,
@@ -228,7 +226,7 @@ def _summarise(
     journal: Journal,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says, but for time and command."""
+    """Return what ``summary.json`` says, but for references, time and command."""
     model, validation = setup.patient.model, setup.patient.splits["validation"]
     return {
         "preset": config.preset,
@@ -238,13 +236,11 @@ def _summarise(
         "operator": config.operator,
         "corpus": setup.corpus.name,
         "corpus_sha256": setup.corpus.sha256,
-        "corpus_nats_per_char": setup.corpus.nats_per_char,
         "phases": progress.phases,
         "validation": evaluate_text(model, validation)._asdict(),
         "validation_unknown_characters": setup.tokenizer.n_unknown(
             setup.corpus.split("validation")
         ),
-        "references": _references(setup.patient),
         "commits": journal.commit_summary(config.curriculum.commit),
         "surgeon_effect": {
             "verdict": verdict(progress.effects, config.surgeon),
@@ -268,22 +264,12 @@ def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | N
         save_surgeon(setup.surgeon, checkpoint, config.surgeon, seed, options)
 
 
-def _references(patient: Patient) -> list[dict[str, Any]]:
-    """Score n-gram models, counted on the same training text, on the same validation text."""
-    rows = []
-    for order, name in enumerate(REFERENCE_NAMES, start=2):
-        ngram = NGramReference.fit(patient.splits["train"], patient.tokenizer.vocab_size, order)
-        metrics = ngram.evaluate(patient.splits["validation"])
-        rows.append(
-            {
-                "name": name,
-                "loss": metrics.loss,
-                "bits_per_char": metrics.bits_per_token,
-                "accuracy": metrics.accuracy,
-                "entropy": metrics.entropy,
-            }
-        )
-    return rows
+def _references(setup: Setup) -> dict[str, Any]:
+    """Return what the model is to be held against: it is known before anything is learned."""
+    return {
+        "references": evaluate_references(setup.patient),
+        "corpus_nats_per_char": setup.corpus.nats_per_char,
+    }
 
 
 def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:

@@ -18,8 +18,12 @@ def result_section(run: RunRecord, control: RunRecord | None = None) -> Html:
     scores = run.scores()
     if not scores:
         return paragraph("Nothing has been measured yet.")
-    references = run.summary.get("references") or []
-    where = "all of the held-out text" if run.finished else "a fixed slice of the held-out text"
+    references = run.fact("references") or []
+    where = "all of the held-out text"
+    if not run.finished:
+        where = "a fixed slice of the held-out text" + ", the tables on all of it" * bool(
+            references
+        )
     tiles = [
         tile(
             "Next-character accuracy",

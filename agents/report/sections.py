@@ -122,7 +122,7 @@ def _frames(
 def _lines_note(run: RunRecord, curve: Curve) -> str:
     """Explain the horizontal lines that the curve's figure has."""
     levels = reference_levels(run, curve)
-    note = curve.reference_note if run.summary.get("references") else ""
+    note = curve.reference_note if run.fact("references") else ""
     if LIMIT in levels:
         note += (
             " The line called limit is the true entropy of the grammar that wrote the text, "

@@ -92,7 +92,8 @@ def assert_same_run(left: Path, right: Path) -> None:
     mine, yours = surgeon_parameters(left), surgeon_parameters(right)
     assert all(torch.equal(mine[name], yours[name]) for name in mine)
     assert rows(left) == rows(right)
-    assert (left / "samples.txt").read_bytes() == (right / "samples.txt").read_bytes()
+    for name in ("samples.txt", "references.json"):
+        assert (left / name).read_bytes() == (right / name).read_bytes()
     summaries = [
         json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         for folder in (left, right)

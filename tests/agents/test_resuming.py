@@ -21,6 +21,7 @@ import torch
 from agents import checkpoint
 from agents.checkpoint import locked
 from agents.config import BadInput, TrainConfig
+from agents.evaluation import REFERENCE_NAMES
 from agents.grpo.learner import GRPOLearner
 from agents.resuming import Checkpointer, Stopped
 from agents.training import RunSummary, train
@@ -34,6 +35,7 @@ from tests.agents.broken_runs import (
     random_kill,
     rows,
 )
+from tests.agents.report.pages import Page
 from tests.training_runs import write_text
 
 N_CHECKPOINTS = 10  # of a whole run: 6 updates, 2 rounds of surgery, 2 joint ones
@@ -376,3 +378,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert [path.name[0] for path in (folder / "checkpoints").iterdir()].count(".") == 0
     train(resume(folder), quiet=True)
     assert_same_run(folder, whole.folder)
+
+
+def test_the_report_of_a_run_under_way_has_the_references(broken: Path, whole: RunSummary) -> None:
+    known = json.loads((broken / "references.json").read_text(encoding="utf-8"))
+    assert {name: whole.summary[name] for name in known} == known
+    assert [row["name"] for row in known["references"]] == [*REFERENCE_NAMES]
+    page = Page(broken / "report.html")
+    assert "This run has not finished" in page.text
+    for row in known["references"]:
+        assert f'<th scope="row">{row["name"]}</th>' in page.html
+    levels = {shape["y0"] for shape in page.figures["loss"]["layout"]["shapes"]}
+    assert {row["loss"] for row in known["references"]} <= levels
