@@ -115,6 +115,8 @@ def _frames(
             f"end, between {curve.show(min(values))} and {curve.show(max(values))}."
         )
         caption = f"{curve.caption} {_lines_note(run, curve)}".strip()
+        if CONTROL in layers(drawn):
+            caption += " The broken curve is the supervised control."
         frames.append(figure(curve.key, curve.title, caption, spoken))
     return frames
 
