@@ -21,9 +21,8 @@ def result_section(run: RunRecord, control: RunRecord | None = None) -> Html:
     references = run.fact("references") or []
     where = "all of the held-out text"
     if not run.finished:
-        where = "a fixed slice of the held-out text" + ", the tables on all of it" * bool(
-            references
-        )
+        where = "a fixed slice of the held-out text"
+        where += ", the tables on all of it" if references else ""
     tiles = [
         tile(
             "Next-character accuracy",
