@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.divergence import DivergedError
 from agents.effect import Ending, final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
@@ -102,10 +103,6 @@ def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
     return tuple(p for p in phases if p.steps and (p.updates or p.operations))
 
 
-class DivergedError(RuntimeError):
-    """The model cannot be trained on: what it computes is not finite."""
-
-
 class Commit(NamedTuple):
     """One attempt to keep an operation."""
 
@@ -173,7 +170,8 @@ class Curriculum:
             start: steps that were done before.
 
         Raises:
-            DivergedError: if too many updates in a row had a loss or gradient that is not finite.
+            DivergedError: if too many updates in a row had a loss or gradient that is not finite,
+                or the surgeon's networks are not.
         """
         for step in range(start, phase.steps):
             for _ in range(phase.updates):

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from agents.checkpoint import State, locked, read, read_about
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import Curriculum, DivergedError, make_phases
+from agents.curriculum import Curriculum, make_phases
+from agents.divergence import DivergedError
 from agents.effect import measure_effect, verdict
-from agents.evaluation import evaluate_text
+from agents.evaluation import evaluate_references, evaluate_text
 from agents.grpo.estimators import ESTIMATORS, SAMPLED
 from agents.grpo.learner import PRECISIONS
 from agents.journal import Journal
@@ -38,10 +39,6 @@ from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter, RunFolder, refuse_used
 from avatarl_env.lm.attention import attention_backend
 from avatarl_env.lm.storage import save_model
-from avatarl_env.patient import Patient
-from avatarl_env.text.ngram import NGramReference
-
-REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,9 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, the
             run folder is not empty, or there is nothing to go on with exactly. Nothing has been
             trained or written then.
-        DivergedError: if the model cannot be trained on, also not from its last checkpoint.
+        NotWritten: (an OSError) if the disk is full, or does not take the run for another reason.
+        DivergedError: if the model or the surgeon cannot be trained on, also not from the last
+            checkpoint.
         Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
             checkpoint.
     """
@@ -101,6 +100,7 @@ def _attempt(
         except (ImportError, ValueError) as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
         config, setup, folder, checkpoint = begun
+        stack.enter_context(folder.written_to())
         stack.enter_context(_report_at_the_end(folder.path))
         state = None if checkpoint is None else read(checkpoint)
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
@@ -123,6 +123,8 @@ def _attempt(
             quiet=quiet,
         )
         journal.say(_introduction(config, setup, folder))
+        references = _references(setup)
+        writer.write_references(references)
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
         progress = Progress()
         if state is not None and checkpoint is not None:
@@ -139,7 +141,7 @@ def _attempt(
                 raise _GoBackError(folder.path) from error
             raise
         summary = _summarise(config, setup, journal, progress)
-        summary |= {"command": command, "seconds": journal.seconds}
+        summary |= {**references, "command": command, "seconds": journal.seconds}
         summary["checkpoints"] = {
             "written": checkpointer.n_written,
             "seconds": checkpointer.seconds,
@@ -228,7 +230,7 @@ def _summarise(
     journal: Journal,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says, but for time and command."""
+    """Return what ``summary.json`` says, but for references, time and command."""
     model, validation = setup.patient.model, setup.patient.splits["validation"]
     return {
         "preset": config.preset,
@@ -238,13 +240,11 @@ def _summarise(
         "operator": config.operator,
         "corpus": setup.corpus.name,
         "corpus_sha256": setup.corpus.sha256,
-        "corpus_nats_per_char": setup.corpus.nats_per_char,
         "phases": progress.phases,
         "validation": evaluate_text(model, validation)._asdict(),
         "validation_unknown_characters": setup.tokenizer.n_unknown(
             setup.corpus.split("validation")
         ),
-        "references": _references(setup.patient),
         "commits": journal.commit_summary(config.curriculum.commit),
         "surgeon_effect": {
             "verdict": verdict(progress.effects, config.surgeon),
@@ -268,22 +268,12 @@ def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | N
         save_surgeon(setup.surgeon, checkpoint, config.surgeon, seed, options)
 
 
-def _references(patient: Patient) -> list[dict[str, Any]]:
-    """Score n-gram models, counted on the same training text, on the same validation text."""
-    rows = []
-    for order, name in enumerate(REFERENCE_NAMES, start=2):
-        ngram = NGramReference.fit(patient.splits["train"], patient.tokenizer.vocab_size, order)
-        metrics = ngram.evaluate(patient.splits["validation"])
-        rows.append(
-            {
-                "name": name,
-                "loss": metrics.loss,
-                "bits_per_char": metrics.bits_per_token,
-                "accuracy": metrics.accuracy,
-                "entropy": metrics.entropy,
-            }
-        )
-    return rows
+def _references(setup: Setup) -> dict[str, Any]:
+    """Return what the model is to be held against: it is known before anything is learned."""
+    return {
+        "references": evaluate_references(setup.patient),
+        "corpus_nats_per_char": setup.corpus.nats_per_char,
+    }
 
 
 def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
@@ -317,8 +307,11 @@ def _report_at_the_end(folder: Path) -> Iterator[None]:
     """Write the report of what there is when the body ends, also if it breaks off."""
     try:
         yield
-    finally:
-        write_report(folder)
+    except BaseException:
+        with suppress(OSError, ValueError):  # what broke off is what is to be told
+            write_report(folder)
+        raise
+    write_report(folder)
 
 
 @contextmanager

@@ -24,19 +24,20 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
     Raises:
         Refusal: if something in it is unknown, of the wrong kind, or does not fit.
-        Failure: if the model diverged.
+        Failure: if the model or the surgeon diverged, or the disk took no more of the run.
     """
     config = _read(words, prog)
     if config is None:
         return ""
     from agents.config import BadInput
-    from agents.curriculum import DivergedError
+    from agents.divergence import DivergedError
+    from agents.run_folder import NotWritten
     from agents.training import train
 
     try:
         with refusing(BadInput):
             run = train(config, command=shlex.join([*started, *words]))
-    except DivergedError as error:
+    except (DivergedError, NotWritten) as error:
         raise Failure(str(error)) from error
     metrics = run.summary["validation"]
     return (
