@@ -129,6 +129,36 @@ def seed_exhaustive(question: Question) -> Tensor:
     return -(weights * log_probs).mean()
 
 
+def sampled_loss(
+    sampling: Sampling,
+    question: Question,
+    actions: Tensor,
+    behavior_log_probs: Tensor,
+    clip: float,
+    clip_high: float,
+) -> Tensor:
+    """Return the loss of sampled next characters: rewarded, held against each other, weighed.
+
+    Args:
+        sampling: the estimator's row.
+        question: where the policy stands, and what is right there.
+        actions: (N, K) int64, what was sampled.
+        behavior_log_probs: (N, V) of who sampled it.
+        clip: how far below 1 a ratio counts.
+        clip_high: how far above.
+    """
+    rewards = sampling.reward(actions, question.targets)
+    if question.credit is not None:
+        rewards = rewards + question.credit.gather(1, actions)
+    taken = question.log_probs.gather(1, actions)[:, :, None]  # (N, K, 1)
+    sampled_with = behavior_log_probs.gather(1, actions)[:, :, None]
+    relative = sampling.advantage(rewards)
+    loss = sampling.surrogate(taken, sampled_with, relative, clip, clip_high)
+    if sampling.bonus is not None:
+        loss = loss - sampling.bonus(question.log_probs, question.order)
+    return loss
+
+
 _grpo = Sampling(exact_match, advantages.group_normalised, objectives.clipped)
 
 ESTIMATORS: dict[str, Estimator] = {
