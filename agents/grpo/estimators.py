@@ -44,7 +44,7 @@ Surrogate = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 SEED_LEAST_STD = 0.1
 CONFIDENCE_POWER, MOST_CONFIDENCE = 0.7, 2.0
 MOST_ORDER = 128
-"""Largest K of a closed form that is cut after K terms. Beyond 190 its weight would be within 5 %
+"""Largest K of a closed form that is cut after K or K - 1 terms. Beyond 190 its weight would be within 5 %
 of cross-entropy's even at chance level (p = 1 / 64): a supervised control by another name."""
 
 
@@ -56,7 +56,7 @@ class Question(NamedTuple):
     targets: Tensor
     """(N,) the characters that follow."""
     order: int
-    """K, which the closed forms of truncated likelihoods are cut after."""
+    """K: closed forms of truncated likelihoods have the expected gradient of groups of K."""
     credit: Tensor | None = None
     """(N, V) partial credit for each action, or None."""
 
@@ -105,6 +105,10 @@ def _cross_entropy(question: Question) -> Tensor:
 def _truncated(question: Question) -> Tensor:
     log_probs, targets, order, _ = question
     return -objectives.truncated_log_likelihood(log_probs, targets, order)
+
+
+def _maxrl(question: Question) -> Tensor:
+    return _truncated(question._replace(order=question.order - 1))  # as its sampled form
 
 
 def _proper_truncated(question: Question) -> Tensor:
@@ -178,7 +182,7 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "maxrl": Estimator(
         Sampling(exact_match, advantages.mean_normalised, objectives.reinforce),
-        _truncated,
+        _maxrl,
     ),
     "grpo": Estimator(_grpo, None, horizons="any", takes_credit=True),
     "dr_grpo": Estimator(
@@ -220,12 +224,12 @@ def check_estimator(name: str, exploration: str, group_size: int, horizon: int =
         raise ValueError(f"horizon must be 1 for {name}, got {horizon}")
     if estimator.horizons == "many" and horizon == 1:
         raise ValueError(f"horizon must be above 1 for {name}, got {horizon}")
-    if estimator.sampled is not None and exploration == SAMPLED:
-        least = estimator.sampled.least_group
-        if group_size < least:
-            raise ValueError(f"group_size must be at least {least} for {name}, got {group_size}")
-    elif name in ("maxrl", "proper_maxrl") and not 1 <= group_size <= MOST_ORDER:
+    least = 0 if estimator.sampled is None else estimator.sampled.least_group
+    if exploration == SAMPLED and group_size < least:
+        raise ValueError(f"group_size must be at least {least} for {name}, got {group_size}")
+    is_cut = exploration == ALL_ACTIONS and name in ("maxrl", "proper_maxrl")
+    if is_cut and not least <= group_size <= MOST_ORDER:
         raise ValueError(
-            f"group_size must be within 1 and {MOST_ORDER} for {name} over all actions, "
+            f"group_size must be within {least} and {MOST_ORDER} for {name} over all actions, "
             f"got {group_size}"
         )
