@@ -95,8 +95,8 @@ def all_actions(name: str, order: int) -> Score:
 
 
 def truncated(order: int) -> Score:
-    return lambda log_probs, targets: -objectives.truncated_log_likelihood(
-        log_probs, targets, order
+    return lambda log_probs, targets: (
+        -objectives.truncated_log_likelihood(log_probs, targets, order)
     )
 
 
@@ -347,7 +347,9 @@ def test_the_proper_rule_of_order_one_is_briers() -> None:
     for policy in (POLICY, TRUTH):
         for truth in (TRUTH, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)):
             first = exact_gradient(all_actions("proper_maxrl", 1), policy, truth)
-            torch.testing.assert_close(first, exact_gradient(all_actions("brier", 1), policy, truth))
+            torch.testing.assert_close(
+                first, exact_gradient(all_actions("brier", 1), policy, truth)
+            )
 
 
 @pytest.mark.parametrize("name", ["maxrl", "proper_maxrl"])

@@ -154,9 +154,7 @@ def test_no_gradient_flows_through_advantages_or_through_who_sampled(surrogate: 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_without_an_advantage_there_is_exactly_no_gradient(surrogate: Surrogate) -> None:
     ratios = torch.tensor([[[1.0, 0.1, 9.0]] * 3])
-    assert torch.equal(
-        gradient(surrogate, ratios, torch.zeros(1, 3))[1], torch.zeros_like(ratios)
-    )
+    assert torch.equal(gradient(surrogate, ratios, torch.zeros(1, 3))[1], torch.zeros_like(ratios))
 
 
 # Scores of a distribution.

@@ -62,7 +62,9 @@ def test_muon_steps_the_matrices_of_the_blocks_and_nothing_else() -> None:
 
 def test_adamw_alone_steps_everything() -> None:
     model = fresh_model()
-    expected = [(name, "AdamW", 0.2 if p.dim() == 2 else 0.0) for p, name in names_of(model).items()]
+    expected = [
+        (name, "AdamW", 0.2 if p.dim() == 2 else 0.0) for p, name in names_of(model).items()
+    ]
     assert listed(make(model, "adamw"), model) == sorted(expected)
 
 
