@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -233,7 +234,7 @@ def test_only_the_optimizer_writes_the_model_that_was_operated_on(
         clinic.learner.update(clinic.operated())
         assert fingerprint(model) == prints[-1]
     assert len(prints) == 4
-    assert all(before != after for before, after in zip(prints, prints[1:], strict=False))
+    assert all(before != after for before, after in itertools.pairwise(prints))
     assert [(id(p), p.data_ptr()) for p in model.parameters()] == identity
 
 
