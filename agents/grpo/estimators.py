@@ -44,8 +44,8 @@ Surrogate = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 SEED_LEAST_STD = 0.1
 CONFIDENCE_POWER, MOST_CONFIDENCE = 0.7, 2.0
 MOST_ORDER = 128
-"""Largest K of a closed form that is cut after K or K - 1 terms. Beyond 190 its weight would be within 5 %
-of cross-entropy's even at chance level (p = 1 / 64): a supervised control by another name."""
+"""Largest K of a closed form that is cut after K or K - 1 terms. Beyond 190 its weight would be
+within 5 % of cross-entropy's even at chance level (p = 1 / 64): a control by another name."""
 
 
 class Question(NamedTuple):

@@ -21,7 +21,6 @@ from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.episode import OperationConfig
 from avatarl_env.surgery import OPERATORS
 
-
 EARLIER = ("seed_sampled", "seed_exhaustive")
 
 
@@ -116,8 +115,8 @@ def test_presets_grow() -> None:
 def test_an_unknown_preset_is_refused_with_the_closest() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^preset must be one of \['full', 'laptop', 'seed_exhaustive', 'seed_sampled', 'smoke'\], "
-        r"got 'lapptop', did you mean 'laptop'\?$",
+        match=r"^preset must be one of \['full', 'laptop', 'seed_exhaustive', 'seed_sampled', "
+        r"'smoke'\], got 'lapptop', did you mean 'laptop'\?$",
     ):
         preset("lapptop")
 

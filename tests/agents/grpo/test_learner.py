@@ -406,7 +406,7 @@ def test_partial_credit_is_the_bigrams_probability_and_never_negative(spy: Spy) 
     (actions,), (rewards,), (targets,) = spy.actions, spy.rewards, spy.targets
     credit = 0.5 * bigrams_of(learner, inputs[0]).exp().gather(1, actions)
     torch.testing.assert_close(rewards, (actions == targets[:, None]).float() + credit)
-    assert 0 < rewards.min()
+    assert rewards.min() > 0
     assert 1 < rewards.max() <= 1.5
     wrong = rewards[actions != targets[:, None]]
     assert wrong.max() < 0.5
