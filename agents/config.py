@@ -134,7 +134,8 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
     """
     parts = {"lm": ModelConfig, "grpo": GRPOConfig, "operation": OperationConfig}
     parts |= {"curriculum": CurriculumConfig}
-    known = {name: value for name, value in settings.items() if name != "corpus_sha256"}
+    found = ("corpus_sha256", "processes")  # not chosen
+    known = {name: value for name, value in settings.items() if name not in found}
     try:
         made = {name: make(**known[name]) for name, make in parts.items()}
         return TrainConfig(**{**known, **made})

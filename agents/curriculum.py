@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agents.effect import final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
+from agents.ranks import share_edits
 from agents.surgeons import NONE, OperationRecord, Surgeon
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -119,6 +120,21 @@ class Journal(Protocol):
         """Take note of an attempt to commit."""
 
 
+def updates(learner: GRPOLearner, n_updates: int) -> Iterator[GRPOStats]:
+    """Do so many GRPO updates; yield what each was like.
+
+    Raises:
+        DivergedError: if too many updates in a row had a loss or gradient that is not finite.
+    """
+    for _ in range(n_updates):
+        yield learner.update()
+        if learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
+            raise DivergedError(
+                f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not finite, "
+                f"up to update {learner.n_done}"
+            )
+
+
 class Curriculum:
     """The loop: GRPO trains the model, the surgeon operates on it."""
 
@@ -163,14 +179,9 @@ class Curriculum:
             DivergedError: if too many updates in a row had a loss or gradient that is not finite.
         """
         for step in range(start, phase.steps):
-            for _ in range(phase.updates):
-                journal.updated(self.learner.update())
+            for stats in updates(self.learner, phase.updates):
+                journal.updated(stats)
                 self.exam.model_changed()
-                if self.learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
-                    raise DivergedError(
-                        f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not "
-                        f"finite, up to update {self.learner.n_done}"
-                    )
             if phase.operations and self.surgeon is not None:
                 journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
                 if phase.commits:
@@ -196,4 +207,5 @@ class Curriculum:
         kept = judgement.is_improvement and best.flatline is None
         if kept:
             exam.patient.commit(exam.operator, best.coefficients)
+        share_edits(self.learner.ranks, self.learner.model, exam.operator if kept else None)
         return Commit(best.coefficients, judgement, kept)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.grpo.objectives import ESTIMATORS, SAMPLED, check_estimator
+from agents.ranks import ALONE, Ranks
 from avatarl_env.choices import check_choice
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
@@ -87,6 +88,7 @@ class GRPOLearner:
         *,
         n_updates: int,
         rng: np.random.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare the optimizer.
 
@@ -96,16 +98,24 @@ class GRPOLearner:
             config: the recipe.
             n_updates: length of the learning-rate schedule.
             rng: draws windows and actions; nothing else does.
+            ranks: the processes that share each batch.
 
         Raises:
-            ValueError: if the text is not longer than the context.
+            ValueError: if the text is not longer than the context, or the processes cannot have
+                equal shares of a batch.
         """
         if len(tokens) <= model.context:
             raise ValueError(
                 f"context must be less than {len(tokens)} (train), got {model.context}"
             )
+        if config.batch_size % ranks.count:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of processes, {ranks.count}, "
+                f"got {config.batch_size}"
+            )
         self.model = model
         self.config = config
+        self.ranks = ranks
         self.n_done = 0
         """Updates so far."""
         self.n_skipped = 0
@@ -129,7 +139,7 @@ class GRPOLearner:
 
     @property
     def tokens_per_update(self) -> int:
-        """Positions of one batch, N."""
+        """Positions of one batch, N, those of all processes."""
         return self.config.batch_size * self.model.context
 
     def learning_rate(self) -> float:
@@ -152,8 +162,14 @@ class GRPOLearner:
         loss = self._loss(log_probs, targets)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        readings = _readings(loss, log_probs.detach(), targets)  # (4,)
+        # One sum of everything, not DistributedDataParallel: that wraps a forward, which rollouts,
+        # theaters and the optimizer would have to know; what its overlap hides is little here. With
+        # the readings in it, a loss that is no number in one process is none in all.
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.ranks.average([*grads, readings])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        stats = _stats(loss, log_probs.detach(), targets, norm, rate)
+        stats = GRPOStats._make([*readings.tolist(), norm.item(), rate])
         # A step along what is no number would leave no number anywhere.
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
             self.optimizer.step()
@@ -191,8 +207,14 @@ class GRPOLearner:
                 self.optimizer.state[p] = {key: x.to(p.device) for key, x in moments.items()}
 
     def _batch(self) -> tuple[Tensor, Tensor]:
+        """Read this process's share of a batch.
+
+        Every process draws all of it, and so all generators stand where the one of a single
+        process would.
+        """
         context = self.model.context
         starts = self._rng.integers(0, len(self._tokens) - context, self.config.batch_size)
+        starts = self.ranks.mine(starts)
         windows = torch.from_numpy(self._tokens[starts[:, None] + np.arange(context + 1)])
         windows = windows.to(self.model.embed.weight.device)
         return windows[:, :-1], windows[:, 1:].flatten()
@@ -206,24 +228,21 @@ class GRPOLearner:
         return estimator.all_actions(log_probs, targets)
 
     def _sample(self, log_probs: Tensor) -> Tensor:
-        """Sample K actions per position: (N, K)."""
-        shape = (log_probs.size(0), self.config.group_size)
-        uniforms = torch.from_numpy(self._rng.random(shape, dtype=np.float32))
+        """Sample K actions for each position of this process's share: (N, K)."""
+        shape = (log_probs.size(0) * self.ranks.count, self.config.group_size)
+        uniforms = torch.from_numpy(self.ranks.mine(self._rng.random(shape, dtype=np.float32)))
         return inverse_cdf(log_probs, uniforms.to(log_probs.device))
 
 
 @torch.no_grad()
-def _stats(
-    loss: Tensor, log_probs: Tensor, targets: Tensor, norm: Tensor, rate: float
-) -> GRPOStats:
+def _readings(loss: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
+    """Return loss, reward, accuracy and entropy."""
     probs = log_probs.exp()
-    readings = torch.stack(
+    return torch.stack(
         [
             loss.detach(),
             probs.gather(1, targets[:, None]).mean(),
             (log_probs.argmax(1) == targets).float().mean(),
             -(probs * log_probs).sum(1).mean(),
-            norm,
         ]
     )
-    return GRPOStats._make([*readings.tolist(), rate])

@@ -1,0 +1,125 @@
+"""What the processes of a run but the first do: the same updates, each on its share of a batch.
+
+The first process alone operates, evaluates, and writes. What it does to the model, when to stop,
+and where a resumed run stands, it tells the others in these calls; they make theirs in turn.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from agents.config import BadInput, TrainConfig
+from agents.curriculum import DivergedError, make_phases, updates
+from agents.ranks import Ranks, on_cpu, take_edits
+from agents.resuming import Progress, Stopped, torch_threads
+from agents.setup import LearningSetup
+
+REFUSED = (ValueError, ImportError)
+"""Errors before anything is trained or written: the input's fault."""
+
+
+class Parts(NamedTuple):
+    """What every process builds its part of the run of."""
+
+    config: TrainConfig
+    corpus: str
+    corpus_sha256: str
+    n_threads: int
+
+
+class Start(NamedTuple):
+    """Where the run stands when the processes begin."""
+
+    folder: Path
+    phase: int
+    steps: int
+    weights: dict[str, torch.Tensor]
+    learner: dict[str, Any]
+
+
+def call_others(setup: LearningSetup, config: TrainConfig) -> None:
+    """Let the other processes build their parts.
+
+    Raises:
+        ValueError: if one of them cannot.
+    """
+    ranks, corpus = setup.learner.ranks, setup.corpus
+    ranks.broadcast(Parts(config, corpus.name, corpus.sha256, torch.get_num_threads()))
+    with ranks.agreeing(*REFUSED):
+        pass
+
+
+def start_others(setup: LearningSetup, folder: Path, progress: Progress) -> None:
+    """Let the other processes begin where this one does, with the same bits."""
+    if setup.learner.ranks.count == 1:
+        return
+    weights = dict(setup.learner.model.named_parameters())
+    state = {"weights": weights, "learner": setup.learner.get_state()}
+    start = Start(folder, progress.phase, progress.steps, **on_cpu(state))
+    setup.learner.ranks.broadcast(start)
+
+
+def follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    """Do the run that the first process does; return its folder and summary.
+
+    Raises:
+        BadInput: if it, or another process, cannot be begun.
+        DivergedError: if the model cannot be trained on.
+        Stopped: if the first process was asked to stop.
+        LostError: if another process has ended before its time.
+    """
+    while True:
+        try:
+            return _follow(ranks)
+        except DivergedError:
+            goes_back: bool = ranks.broadcast()
+            if not goes_back:
+                raise
+
+
+def _follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    with ExitStack() as stack:
+        try:
+            config, setup = _build(ranks, stack)
+        except REFUSED as error:
+            raise BadInput(str(error)) from error
+        learner = setup.learner
+        begun: Start = ranks.broadcast()
+        with torch.no_grad():
+            for name, p in learner.model.named_parameters():
+                p.copy_(begun.weights[name])
+        learner.set_state(begun.learner)
+        steps = begun.steps
+        for phase in make_phases(config.curriculum, config.surgeon)[begun.phase :]:
+            for _ in range(steps, phase.steps):
+                for _ in updates(learner, phase.updates):
+                    pass
+                if phase.commits:
+                    take_edits(ranks, learner.model)
+                signum: int | None = ranks.broadcast()
+                if signum is not None:
+                    raise Stopped(signum, begun.folder)
+            steps = 0
+        folder, summary = ranks.broadcast()
+    return folder, summary
+
+
+def _build(ranks: Ranks, stack: ExitStack) -> tuple[TrainConfig, LearningSetup]:
+    """Build this process's part, once the first has built its own."""
+    with ranks.agreeing(*REFUSED):
+        pass
+    parts: Parts = ranks.broadcast()
+    with ranks.agreeing(*REFUSED):
+        stack.enter_context(torch_threads(parts.n_threads))
+        setup = LearningSetup(parts.config, ranks, parts.corpus)
+        if setup.corpus.sha256 != parts.corpus_sha256:
+            raise ValueError(
+                f"corpus must be the same for every process, got another {parts.corpus!r}"
+            )
+    with ranks.agreeing(*REFUSED):  # the run's folder
+        pass
+    return parts.config, setup
