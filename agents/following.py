@@ -14,7 +14,7 @@ import torch
 
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import DivergedError, make_phases, updates
-from agents.ranks import Ranks, on_cpu, take_edits
+from agents.ranks import Ranks, on_cpu, require_same, take_edits
 from agents.resuming import Progress, Stopped, torch_threads
 from agents.setup import LearningSetup
 
@@ -71,6 +71,7 @@ def follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
         DivergedError: if the model cannot be trained on.
         Stopped: if the first process was asked to stop.
         LostError: if another process has ended before its time.
+        DriftError: if the processes no longer have the same model.
     """
     while True:
         try:
@@ -104,6 +105,7 @@ def _follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
                 if signum is not None:
                     raise Stopped(signum, begun.folder)
             steps = 0
+            require_same(ranks, learner.model)
         folder, summary = ranks.broadcast()
     return folder, summary
 

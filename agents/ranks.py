@@ -6,6 +6,7 @@ Started otherwise there is one process, which is alone: all of this does nothing
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,10 @@ _groups = iter(range(2**31))
 
 class LostError(RuntimeError):
     """Another process of the run has ended, or cannot be reached."""
+
+
+class DriftError(RuntimeError):
+    """The processes of the run no longer have the same model."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,24 @@ def take_edits(ranks: Ranks, model: nn.Module) -> None:
         for name, weight in edits.items():
             theater.write(model.get_parameter(name), weight)
         theater.commit()
+
+
+def require_same(ranks: Ranks, model: nn.Module) -> None:
+    """Make sure that all processes have the same weights, to the last bit.
+
+    Raises:
+        DriftError: in every process, if one of them has others.
+    """
+    if ranks.count == 1:
+        return
+    digest = hashlib.sha256()
+    for p in model.parameters():
+        digest.update(p.detach().cpu().flatten().view(torch.uint8).numpy())
+    if len(set(ranks.gather(digest.digest()))) > 1:
+        raise DriftError(
+            "weights must be the same in every process, got others: "
+            "processors of several kinds round differently"
+        )
 
 
 def on_cpu(state: Any) -> Any:

@@ -21,7 +21,7 @@ from agents.grpo.learner import PRECISIONS
 from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.outcome import summarise
-from agents.ranks import Ranks, joined
+from agents.ranks import DriftError, Ranks, joined, require_same
 from agents.report import LiveReport, write_report
 from agents.resuming import (
     Checkpointer,
@@ -75,8 +75,9 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
             checkpoint.
         LostError: if another process of the run has ended before its time.
+        DriftError: if the processes no longer have the same model.
     """
-    with joined() as ranks, ranks.together(BadInput, DivergedError, Stopped):
+    with joined() as ranks, ranks.together(BadInput, DivergedError, DriftError, Stopped):
         if not ranks.is_first:
             return RunSummary(*follow(ranks))
         try:
@@ -233,6 +234,7 @@ def _run_phases(
             progress.steps = done
             report.refresh()
             checkpointer.stepped(progress)
+        require_same(setup.learner.ranks, setup.learner.model)
         progress.phases.append(journal.end())
         if phase.operations and setup.surgeon is not None:
             journal.say(f"measuring what the surgeon was worth after {phase.name}")

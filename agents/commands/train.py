@@ -25,7 +25,7 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
     Raises:
         Refusal: if something in it is unknown, of the wrong kind, or does not fit.
-        Failure: if the model diverged, or another process of the run is gone.
+        Failure: if the model diverged, or the processes of the run lost one another.
     """
     from agents.ranks import joined
 
@@ -46,13 +46,13 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 def _train(config: TrainConfig, command: str) -> RunSummary:
     from agents.config import BadInput
     from agents.curriculum import DivergedError
-    from agents.ranks import LostError
+    from agents.ranks import DriftError, LostError
     from agents.training import train
 
     try:
         with refusing(BadInput):
             return train(config, command=command)
-    except (DivergedError, LostError) as error:
+    except (DivergedError, DriftError, LostError) as error:
         raise Failure(str(error)) from error
 
 
