@@ -193,7 +193,7 @@ def require_same(ranks: Ranks, model: nn.Module) -> None:
         return
     digest = hashlib.sha256()
     for p in model.parameters():
-        digest.update(p.detach().cpu().flatten().view(torch.uint8).numpy())
+        digest.update(p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     if len(set(ranks.gather(digest.digest()))) > 1:
         raise DriftError(
             "weights must be the same in every process, got others: "

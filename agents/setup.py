@@ -74,6 +74,8 @@ class LearningSetup:
             ValueError: if the configuration does not fit the corpus or the machine.
         """
         self.device = _device(config.device)
+        if ranks.count > 1 and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # for kernels that ask no tensor where it is
         self.corpus = load_corpus(corpus or config.corpus)
         self.corpus.require(config.lm.context, "context")  # windows are one longer than that
         self.generators = Generators.spawn(config.seed)

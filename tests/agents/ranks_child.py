@@ -86,10 +86,14 @@ def refusal(ranks: Ranks, refusing: tuple[int, ...]) -> str:
     try:
         with ranks.agreeing(ValueError, ImportError):
             if ranks.rank in refusing:
-                raise ImportError(f"{ranks.rank} refuses")
+                refuse(ranks.rank)
     except (ValueError, ImportError) as error:
-        return str(error)
+        return f"{type(error).__name__}: {error}"
     return ""
+
+
+def refuse(rank: int) -> None:
+    raise ImportError(f"{rank} refuses")
 
 
 def command_line(out: Path, plan: str, words: list[str]) -> int:
@@ -122,6 +126,8 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], out: Path) 
             time.sleep(1)  # until it has sent it on
         if self.n_done == int(plan.get("die", -1)) and rank == 1:
             os._exit(9)
+        if self.n_done == int(plan.get("boom", -1)) and rank == 0:
+            raise RuntimeError("boom")
         return update(self)
 
     def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,8 +115,9 @@ def test_a_committed_operation_reaches_the_others_bit_for_bit(
 
 def test_a_refusal_of_one_process_is_one_of_all(learned: list[dict[str, Any]]) -> None:
     first, second = (found["refusals"] for found in learned)
-    assert first == ["", "0 refuses", "1 refuses", "0 refuses"]
-    assert second == ["", "0 refuses", "1 refuses", "1 refuses"]
+    own = ["ImportError: 0 refuses", "ImportError: 1 refuses"]
+    assert first == ["", own[0], "ValueError: 1 refuses", own[0]]
+    assert second == ["", "ValueError: 0 refuses", own[1], own[1]]
     assert [found["sum"] for found in learned] == [3, 3]
 
 
@@ -158,7 +158,9 @@ def test_one_process_needs_no_others() -> None:
 
 
 def test_processes_with_other_weights_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs: Callable[[Ranks, bytes], list[bytes]] = lambda _, mine: [mine, mine[::-1]]
+    def theirs(_: Ranks, mine: bytes) -> list[bytes]:
+        return [mine, mine[::-1]]
+
     monkeypatch.setattr(Ranks, "gather", theirs)
     with pytest.raises(DriftError, match=r"^weights must be the same in every process"):
         require_same(Ranks(0, 2), torch.nn.Linear(2, 2))
@@ -211,11 +213,6 @@ def test_another_number_of_processes_cannot_go_on(
     assert snapshot(folder) == before
 
 
-def words(settings: TrainConfig) -> list[str]:
-    """Spell out a run whose surgeon is as small as the command line can have it."""
-    return flags(settings)
-
-
 class Pair(NamedTuple):
     """A run of two processes, with every operation committed."""
 
@@ -226,7 +223,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module")
 def pair(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
-    asked = words(config(text, folder / "run"))
+    asked = flags(config(text, folder / "run"))
     return Pair(folder / "run", launch(folder / "found", "cli", "keep@1", *asked))
 
 
@@ -270,30 +267,24 @@ def test_a_signal_ends_all_processes_and_they_go_on_to_the_very_same_end(
     update: int, pair: Pair, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    asked = words(config(text, folder, checkpoint_seconds=1e9))
+    asked = flags(config(text, folder, checkpoint_seconds=1e9))
     ended = launch(tmp_path / "stopped", "cli", f"keep@1,term@{update}", *asked)
     assert [found["code"] for found in ended.found] == [143, 143], ended.errors
-    told = [
-        f"train.py: stopped; go on with: torchrun --nproc-per-node 2 train.py --resume {folder}"
-    ]
-    assert complaints(ended) == told
+    command = f"torchrun --nproc-per-node 2 train.py --resume {folder}"
+    assert complaints(ended) == [f"train.py: stopped; go on with: {command}"]
     assert len(checkpoint.checkpoints(folder / "checkpoints")) == 1
     again = launch(tmp_path / "again", "cli", "keep@1", "--resume", str(folder))
     assert again.code == 0, again.errors
     assert same(again.found[0]["end"], again.found[1]["end"])
     assert same(again.found[0]["end"], pair.ended.found[0]["end"])
-    assert_same_run(folder, replace_command(pair.folder))
-
-
-def replace_command(folder: Path) -> Path:
-    return folder
+    assert_same_run(folder, pair.folder)
 
 
 @pytest.mark.slow
 def test_a_run_that_diverges_goes_back_once_in_all_processes(
     pair: Pair, text: Path, tmp_path: Path
 ) -> None:
-    asked = words(config(text, tmp_path / "run"))
+    asked = flags(config(text, tmp_path / "run"))
     ended = launch(tmp_path / "found", "cli", "keep@1,once@3", *asked)
     assert ended.code == 0, ended.errors
     assert [found["n"] for found in ended.found] == [2, 2]
@@ -304,7 +295,7 @@ def test_a_run_that_diverges_goes_back_once_in_all_processes(
 
 @pytest.mark.slow
 def test_a_run_that_diverges_again_ends_all_processes(text: Path, tmp_path: Path) -> None:
-    ended = launch(tmp_path / "found", "cli", "nan@3", *words(config(text, tmp_path / "run")))
+    ended = launch(tmp_path / "found", "cli", "nan@3", *flags(config(text, tmp_path / "run")))
     assert [found["code"] for found in ended.found] == [1, 1], ended.errors
     (line,) = complaints(ended)
     assert re.match(r"train.py: error: 3 updates in a row had a loss or gradient", line)
@@ -315,12 +306,21 @@ def test_what_a_lost_process_leaves_can_be_gone_on_with(
     pair: Pair, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    ended = launch(tmp_path / "lost", "cli", "keep@1,die@7", *words(config(text, folder)))
+    ended = launch(tmp_path / "lost", "cli", "keep@1,die@7", *flags(config(text, folder)))
     assert ended.code != 0
     assert not (folder / "summary.json").exists()
     again = launch(tmp_path / "again", "cli", "keep@1", "--resume", str(folder))
     assert again.code == 0, again.errors
     assert_same_run(folder, pair.folder)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_ends_the_others(text: Path, tmp_path: Path) -> None:
+    ended = launch(tmp_path / "found", "cli", "boom@3", *flags(config(text, tmp_path / "run")))
+    assert ended.code != 0
+    assert ended.errors.count("RuntimeError: boom") == 1
+    assert [found["code"] for found in ended.found] == [1]  # the second's, which is silent
+    assert complaints(ended) == []
 
 
 @pytest.mark.slow
@@ -332,11 +332,12 @@ def test_what_a_lost_process_leaves_can_be_gone_on_with(
         (["--corpus", "/nowhere"], r"corpus"),
         (["--device", "cuda:0"], r"device must have no number where each process takes its own"),
     ],
+    ids=["batch", "word", "corpus", "device"],
 )
 def test_bad_input_is_refused_in_one_line_by_all(
     more: list[str], message: str, text: Path, tmp_path: Path
 ) -> None:
-    ended = launch(tmp_path / "found", "cli", "", *words(config(text, tmp_path / "run")), *more)
+    ended = launch(tmp_path / "found", "cli", "", *flags(config(text, tmp_path / "run")), *more)
     assert [found["code"] for found in ended.found] == [2, 2], ended.errors
     (line,) = complaints(ended)
     assert re.match(f"train.py: error: .*{message}", line)
@@ -347,7 +348,7 @@ def test_bad_input_is_refused_in_one_line_by_all(
 def test_a_used_folder_is_refused_by_all_and_help_is_given_once(
     pair: Pair, text: Path, tmp_path: Path
 ) -> None:
-    ended = launch(tmp_path / "used", "cli", "", *words(config(text, pair.folder)))
+    ended = launch(tmp_path / "used", "cli", "", *flags(config(text, pair.folder)))
     assert [found["code"] for found in ended.found] == [2, 2], ended.errors
     assert len(complaints(ended)) == 1
     helped = launch(tmp_path / "help", "cli", "", "--help")
