@@ -74,7 +74,7 @@ class TrainConfig:
     operator: str = "head_gain"
     """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
     seed: int = 0
-    """Of everything: the same seed, machine and threads give the same run."""
+    """Of everything: the same seed, machine, threads and processes give the same run."""
     out: str | None = None
     """Run folder, new or empty; default runs/DATE-TIME-PRESET."""
     resume: str | None = None

@@ -140,7 +140,16 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], out: Path) 
     GRPOLearner.update = planned  # type: ignore[method-assign]
     GRPOLearner._loss = poison  # type: ignore[method-assign]
     import agents.curriculum
+    import agents.training
 
+    if "slow" in plan and rank == 0:  # the first is the last to be done
+        report = agents.training.write_report
+
+        def slowly(folder: Path) -> None:
+            time.sleep(3)
+            report(folder)
+
+        agents.training.write_report = slowly  # type: ignore[assignment, attr-defined]
     agents.curriculum.MOST_BAD_UPDATES = 3
 
 

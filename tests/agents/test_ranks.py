@@ -295,8 +295,11 @@ def test_a_run_that_diverges_goes_back_once_in_all_processes(
 
 @pytest.mark.slow
 def test_a_run_that_diverges_again_ends_all_processes(text: Path, tmp_path: Path) -> None:
-    ended = launch(tmp_path / "found", "cli", "nan@3", *flags(config(text, tmp_path / "run")))
+    ended = launch(
+        tmp_path / "found", "cli", "nan@3,slow@1", *flags(config(text, tmp_path / "run"))
+    )
     assert [found["code"] for found in ended.found] == [1, 1], ended.errors
+    assert (tmp_path / "run" / "report.html").is_file()
     (line,) = complaints(ended)
     assert re.match(r"train.py: error: 3 updates in a row had a loss or gradient", line)
 
