@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+import agents.curriculum
+import agents.training
 from agents import cli
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement
@@ -99,11 +101,15 @@ def refuse(rank: int) -> None:
 def command_line(out: Path, plan: str, words: list[str]) -> int:
     """Do what `train.py` does, with what a plan says happening on the way; note how it ended.
 
-    A plan is words like ``term@3``: at update 3, SIGTERM for whoever started the processes.
+    A plan is words like ``term@3``: at update 3, SIGTERM for whoever started the processes;
+    ``self``: for the first one alone; ``die``: the second ends; ``boom``: the first has an error;
+    ``once``, ``nan``: from then on the second's loss is no number, three times or for ever.
+    ``keep@1`` commits every operation, ``slow@1`` lets the first take its time with the report.
     """
     learners: list[GRPOLearner] = []
-    patch_learner(learners, dict(word.split("@") for word in plan.split(",") if word), out)
-    Judgement.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
+    events = dict(word.split("@") for word in plan.split(",") if word)
+    patch_learner(learners, events)
+    patch_run(events)
     code = cli.main(words)
     end = everything(learners[-1]) if learners else []
     rank = os.environ["RANK"]
@@ -111,7 +117,7 @@ def command_line(out: Path, plan: str, words: list[str]) -> int:
     return code
 
 
-def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], out: Path) -> None:
+def patch_learner(learners: list[GRPOLearner], plan: dict[str, str]) -> None:
     """Note all learners, and let happen what is planned."""
     build, update, loss = GRPOLearner.__init__, GRPOLearner.update, GRPOLearner._loss
     rank, poisoned = int(os.environ["RANK"]), itertools.count()
@@ -124,6 +130,8 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], out: Path) 
         if self.n_done == int(plan.get("term", -1)) and rank == 0:
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(1)  # until it has sent it on
+        if self.n_done == int(plan.get("self", -1)) and rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.n_done == int(plan.get("die", -1)) and rank == 1:
             os._exit(9)
         if self.n_done == int(plan.get("boom", -1)) and rank == 0:
@@ -139,18 +147,20 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], out: Path) 
     GRPOLearner.__init__ = noted  # type: ignore[method-assign]
     GRPOLearner.update = planned  # type: ignore[method-assign]
     GRPOLearner._loss = poison  # type: ignore[method-assign]
-    import agents.curriculum
-    import agents.training
 
-    if "slow" in plan and rank == 0:  # the first is the last to be done
-        report = agents.training.write_report
 
-        def slowly(folder: Path) -> None:
-            time.sleep(3)
-            report(folder)
-
-        agents.training.write_report = slowly  # type: ignore[assignment, attr-defined]
+def patch_run(plan: dict[str, str]) -> None:
+    """Keep what is judged, if planned; give up soon; let the first be the last to be done."""
+    Judgement.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
     agents.curriculum.MOST_BAD_UPDATES = 3
+    report = agents.training.write_report
+
+    def slowly(folder: Path) -> None:
+        time.sleep(3)
+        report(folder)
+
+    if "slow" in plan:
+        agents.training.write_report = slowly  # type: ignore[assignment, attr-defined]
 
 
 if __name__ == "__main__":

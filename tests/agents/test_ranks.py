@@ -262,13 +262,13 @@ def test_a_run_is_written_down_once_and_counts_whole_batches(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", [3, 7])
+@pytest.mark.parametrize("event", ["term@3", "self@7"])
 def test_a_signal_ends_all_processes_and_they_go_on_to_the_very_same_end(
-    update: int, pair: Pair, text: Path, tmp_path: Path
+    event: str, pair: Pair, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     asked = flags(config(text, folder, checkpoint_seconds=1e9))
-    ended = launch(tmp_path / "stopped", "cli", f"keep@1,term@{update}", *asked)
+    ended = launch(tmp_path / "stopped", "cli", f"keep@1,{event}", *asked)
     assert [found["code"] for found in ended.found] == [143, 143], ended.errors
     command = f"torchrun --nproc-per-node 2 train.py --resume {folder}"
     assert complaints(ended) == [f"train.py: stopped; go on with: {command}"]
