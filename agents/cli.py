@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -10,9 +11,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from agents.commands import COMMANDS
 from agents.commands.parsing import Refusal, refusing
+from agents.launch import place, started_by
 from avatarl_env.choices import check_choice
 
 SIGNALLED = 128  # and the signal's number, as shells have it
@@ -26,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from agents.commands import train
 
     words = _words(arguments)
-    return _run("train.py", lambda: train.main(words, "train.py", started=("python", "train.py")))
+    return _run("train.py", lambda: train.main(words, "train.py", started=started_by("train.py")))
 
 
 def avatarl(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +65,26 @@ def _command(name: str, words: list[str], prog: str) -> str:
 
 
 def _run(prog: str, body: Callable[[], str]) -> int:
-    """Print what the body returns; return the exit code."""
+    """Print what the body returns, once, however many processes run it; return the exit code."""
+    rank, count = place()
+    if rank == 0:
+        code = _outcome(prog, body)
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the first process says when to stop
+            signal.signal(number, signal.SIG_IGN)
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            code = _outcome(prog, body)
+    if count > 1:  # torchrun ends what is left when one has failed; this is leaving, with its code
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
+
+
+def _outcome(prog: str, body: Callable[[], str]) -> int:
+    """Print what the body returns, or why it does not; return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show_warning, prog)

@@ -76,7 +76,7 @@ class TrainConfig:
     operator: str = "head_gain"
     """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
     seed: int = 0
-    """Of everything: the same seed, machine and threads give the same run."""
+    """Of everything: the same seed, machine, threads and processes give the same run."""
     out: str | None = None
     """Run folder, new or empty; default runs/DATE-TIME-PRESET."""
     resume: str | None = None
@@ -146,7 +146,8 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
     """
     parts = {"lm": ModelConfig, "grpo": GRPOConfig, "operation": OperationConfig}
     parts |= {"curriculum": CurriculumConfig}
-    known = {name: value for name, value in settings.items() if name != "corpus_sha256"}
+    found = ("corpus_sha256", "processes")  # not chosen
+    known = {name: value for name, value in settings.items() if name not in found}
     try:
         recipe = dict(known["grpo"])
         known["grpo"] = {**recipe, "regularizer": RegularizerConfig(**recipe["regularizer"])}

@@ -6,7 +6,7 @@ operations, then, where the phase allows it, an attempt to commit one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -18,6 +18,7 @@ from agents.divergence import DivergedError
 from agents.effect import Ending, final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
+from agents.ranks import share_edits
 from agents.surgeons import NONE, OperationRecord, Surgeon
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -127,6 +128,29 @@ class Journal(Protocol):
         """Take note of the operation under which the model samples from now on, if any."""
 
 
+Operated = Callable[[], AbstractContextManager[object] | None]
+
+
+def updates(learner: GRPOLearner, n_updates: int, operated: Operated) -> Iterator[GRPOStats]:
+    """Do so many GRPO updates; yield what each was like.
+
+    Args:
+        learner: does them.
+        n_updates: how many.
+        operated: makes the context in which the model samples, or None: as it stands.
+
+    Raises:
+        DivergedError: if too many updates in a row had a loss or gradient that is not finite.
+    """
+    for _ in range(n_updates):
+        yield learner.update(operated())
+        if learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
+            raise DivergedError(
+                f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not finite, "
+                f"up to update {learner.n_done}"
+            )
+
+
 class Curriculum:
     """The loop: GRPO trains the model, the surgeon operates on it."""
 
@@ -174,16 +198,13 @@ class Curriculum:
                 or the surgeon's networks are not.
         """
         for step in range(start, phase.steps):
-            for _ in range(phase.updates):
-                journal.updated(self.learner.update(self._operated()))
+            for stats in updates(self.learner, phase.updates, self._operated):
+                journal.updated(stats)
                 self.exam.model_changed()
-                if self.learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
-                    raise DivergedError(
-                        f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not "
-                        f"finite, up to update {self.learner.n_done}"
-                    )
             if phase.operations and self.surgeon is not None:
-                journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
+                # The first process alone operates; where its surgeon diverges, all end alike.
+                with self.learner.ranks.agreeing(DivergedError):
+                    journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
                 if phase.commits:
                     journal.judged(self._consider(self.surgeon))
                 if phase.rollouts:
@@ -208,6 +229,7 @@ class Curriculum:
         if kept:
             exam.patient.commit(exam.operator, best.coefficients)
             self.learner.model_changed()
+        share_edits(self.learner.ranks, self.learner.model, exam.operator if kept else None)
         return Commit(best.coefficients, judgement, kept)
 
     def _choose(self, surgeon: Surgeon) -> Ending | None:
@@ -215,6 +237,7 @@ class Curriculum:
         best = self._best(surgeon)
         helps = best.total > 0 and best.flatline is None
         self.operation = best.coefficients if helps else None
+        self.learner.ranks.broadcast(self.operation)
         return best if helps else None
 
     def _best(self, surgeon: Surgeon) -> Ending:

@@ -23,6 +23,7 @@ from agents.checkpoint import BadCheckpoint
 from agents.config import TrainConfig, from_settings, preset
 from agents.effect import Effect
 from agents.journal import Journal
+from agents.launch import started_by
 from agents.setup import Setup
 from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter
@@ -36,7 +37,8 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, signum: int, folder: Path) -> None:
         """Remember who asked, and what can be gone on with."""
-        super().__init__(f"stopped; go on with: python train.py --resume {folder}")
+        command = " ".join(started_by("train.py"))
+        super().__init__(f"stopped; go on with: {command} --resume {folder}")
         self.signum = signum
 
 
@@ -84,10 +86,16 @@ class Checkpointer:
         """
         due = time.perf_counter() - self._last >= self._config.checkpoint_seconds
         # What could not be learned from is not what to go back to.
-        if (due or self._signum is not None) and not self._setup.learner.n_bad_in_a_row:
+        may = not self._setup.learner.n_bad_in_a_row
+        n_before = self.n_written
+        if due and may:
             self.write(progress)
-        if self._signum is not None:
-            raise Stopped(self._signum, self.folder)
+        # Asked for once: a signal may come at any time, and all processes have to stop alike.
+        signum: int | None = self._setup.learner.ranks.broadcast(self._signum)
+        if signum is not None:
+            if may and self.n_written == n_before:
+                self.write(progress)
+            raise Stopped(signum, self.folder)
 
     def write(self, progress: Progress) -> None:
         """Write a checkpoint."""
@@ -107,7 +115,7 @@ class Checkpointer:
             "forward_tokens": setup.patient.forward_tokens,
             "surgeon": None if surgeon is None else surgeon.get_state(),
         }
-        about = describe(self._config, setup.corpus.sha256)
+        about = describe(self._config, setup.corpus.sha256, setup.learner.ranks.count)
         checkpoint.write(self._root, self._number, state, about, self._save_surgeon)
         self.n_written += 1
         self._last = time.perf_counter()
@@ -160,22 +168,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(config: TrainConfig, corpus_sha256: str) -> dict[str, Any]:
+def describe(config: TrainConfig, corpus_sha256: str, n_processes: int = 1) -> dict[str, Any]:
     """Return what whoever goes on from a checkpoint has to agree with."""
     settings = {name: value for name, value in asdict(config).items() if name not in OWN}
     about = {"settings": settings, "corpus_sha256": corpus_sha256, "versions": versions()}
-    # As JSON gives it back.
-    return dict(json.loads(json.dumps({**about, "threads": torch.get_num_threads()})))
+    numbers = {"threads": torch.get_num_threads(), "processes": n_processes}
+    return dict(json.loads(json.dumps({**about, **numbers})))  # as JSON gives it back
 
 
-def stored_config(asked: TrainConfig) -> TrainConfig:
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads in the body; 0 leaves its own choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def stored_config(asked: TrainConfig, n_processes: int = 1) -> TrainConfig:
     """Return the configuration of the run that is to be resumed.
 
     Args:
         asked: names the run in ``resume``. Its other settings are the presets' or the run's own.
+        n_processes: how many are to go on with it.
 
     Raises:
-        ValueError: if there is no such run, it has finished, or another setting is asked for.
+        ValueError: if there is no such run, it has finished, another setting is asked for, or it
+            had another number of processes.
     """
     folder = Path(asked.resume or "")
     path = folder / "config.json"
@@ -184,9 +205,11 @@ def stored_config(asked: TrainConfig) -> TrainConfig:
     if (folder / "summary.json").is_file():
         raise ValueError(f"resume must be a run that has not finished, got {asked.resume!r}")
     try:
-        config = from_settings(json.loads(path.read_text(encoding="utf-8")))
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        config = from_settings(settings)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"resume must be a run with a readable config.json, got {path}") from error
+    _check_processes(settings, n_processes, folder)
     usual, own = _flat(preset(asked.preset)), _flat(config)
     for name, value in _flat(asked).items():
         if name not in OWN and value != usual[name] and value != own[name]:
@@ -206,7 +229,13 @@ def latest(folder: Path) -> Path | None:
     return known[-1] if known else None
 
 
-def check(about: Mapping[str, Any], path: Path, config: TrainConfig, corpus_sha256: str) -> None:
+def check(
+    about: Mapping[str, Any],
+    path: Path,
+    config: TrainConfig,
+    corpus_sha256: str,
+    n_processes: int = 1,
+) -> None:
     """Refuse a checkpoint that belongs to something else.
 
     Args:
@@ -214,11 +243,13 @@ def check(about: Mapping[str, Any], path: Path, config: TrainConfig, corpus_sha2
         path: its folder.
         config: of the run that is to go on.
         corpus_sha256: of its text.
+        n_processes: how many are to go on.
 
     Raises:
         BadCheckpoint: (a ValueError) says what differs.
     """
-    here = describe(config, corpus_sha256)
+    _check_processes(about, n_processes, path)
+    here = describe(config, corpus_sha256, n_processes)
     for name, what in (("settings", "configuration"), ("corpus_sha256", "corpus")):
         if about[name] != here[name]:
             raise BadCheckpoint(f"checkpoint must be of this {what}, got another in {path}")
@@ -253,6 +284,20 @@ def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal
     progress = dict(state["progress"])
     effects = [Effect.from_summary(summary) for summary in progress.pop("effects")]
     return Progress(**progress, effects=effects)
+
+
+def _check_processes(about: Mapping[str, Any], n_processes: int, path: Path) -> None:
+    """Refuse to go on with more processes, or fewer: their shares of a sum would round otherwise.
+
+    Raises:
+        BadCheckpoint: says how many there were.
+    """
+    began = about.get("processes", 1)
+    if began != n_processes:
+        raise BadCheckpoint(
+            f"processes must be as many as when the run began, {began}, got {n_processes} for "
+            f"{path} (torchrun --nproc-per-node)"
+        )
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:

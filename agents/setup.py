@@ -13,6 +13,8 @@ from gymnasium.vector import AutoresetMode
 from agents.config import TrainConfig
 from agents.effect import N_OPERATIONS
 from agents.grpo.learner import GRPOLearner
+from agents.launch import own_device
+from agents.ranks import ALONE, Ranks
 from agents.surgeons import NONE, Surgeon, make_surgeon
 from agents.tracking import check_tracking
 from avatarl_env.lm.gpt import GPT
@@ -57,18 +59,24 @@ class Generators:
         )
 
 
-class Setup:
-    """Everything a run consists of, built and checked before anything is written."""
+class LearningSetup:
+    """The language model, its text and who trains it: what every process of a run has."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE, corpus: str = "") -> None:
         """Build it.
+
+        Args:
+            config: of the run.
+            ranks: the processes that train together.
+            corpus: what the first of them found ``config.corpus`` to be.
 
         Raises:
             ValueError: if the configuration does not fit the corpus or the machine.
         """
         self.device = _device(config.device)
-        check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
-        self.corpus = load_corpus(config.corpus)
+        if ranks.count > 1 and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # for kernels that ask no tensor where it is
+        self.corpus = load_corpus(corpus or config.corpus)
         self.corpus.require(config.lm.context, "context")  # windows are one longer than that
         self.generators = Generators.spawn(config.seed)
         # Characters that only held-out text has are unknown, as they would be to any user.
@@ -76,18 +84,32 @@ class Setup:
         sizes = config.lm.with_vocabulary(self.tokenizer.vocab_size)
         model = GPT(sizes, self.generators.init).to(self.device)
         self.patient = Patient(model, self.tokenizer, self.corpus)
-        rules = {"operator": config.operator, **asdict(config.operation)}
-        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
-        # Of its own, so that trying operations out disturbs none under way.
-        self.exam = AttentionSurgeryVectorEnv(
-            N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
-        )
         self.learner = GRPOLearner(
             model,
             self.patient.splits["train"],
             config.grpo,
             n_updates=config.curriculum.n_updates,
             rng=self.generators.grpo,
+            ranks=ranks,
+        )
+
+
+class Setup(LearningSetup):
+    """Everything a run consists of, built and checked before anything is written."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
+        """Build it.
+
+        Raises:
+            ValueError: if the configuration does not fit the corpus or the machine.
+        """
+        check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
+        super().__init__(config, ranks)
+        rules = {"operator": config.operator, **asdict(config.operation)}
+        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
+        # Of its own, so that trying operations out disturbs none under way.
+        self.exam = AttentionSurgeryVectorEnv(
+            N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
         )
         self.surgeon: Surgeon | None = None
         if config.surgeon != NONE:
@@ -102,7 +124,8 @@ def _device(name: str) -> torch.device:
         ValueError: if there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = own_device(name)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too

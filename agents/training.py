@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -19,20 +17,24 @@ from agents.checkpoint import State, locked, read, read_about
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import Curriculum, make_phases
 from agents.divergence import DivergedError
-from agents.effect import measure_effect, verdict
-from agents.evaluation import evaluate_references, evaluate_text
+from agents.effect import measure_effect
+from agents.evaluation import evaluate_references
+from agents.following import REFUSED, call_others, follow, start_others
 from agents.grpo.estimators import ESTIMATORS, SAMPLED
 from agents.grpo.learner import PRECISIONS
 from agents.journal import Journal
+from agents.outcome import summarise
+from agents.ranks import DriftError, Ranks, joined, require_same
 from agents.report import LiveReport, write_report
 from agents.resuming import (
     Checkpointer,
     Progress,
+    Stopped,
     check,
     latest,
     restore,
     stored_config,
-    versions,
+    torch_threads,
 )
 from agents.setup import Setup
 from agents.surgeons import save_surgeon
@@ -57,6 +59,9 @@ class RunSummary:
 def train(config: TrainConfig, *, quiet: bool = False, command: str | None = None) -> RunSummary:
     """Run the curriculum: build, train and operate, measure, write down.
 
+    In each of the processes that torchrun starts this trains on a share of every batch; the first
+    does the rest, with its own configuration. All return the same.
+
     Args:
         config: what to do; with ``resume`` what to go on with.
         quiet: show no progress.
@@ -74,13 +79,18 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
             checkpoint.
         Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
             checkpoint.
+        LostError: if another process of the run has ended before its time.
+        DriftError: if the processes no longer have the same model.
     """
-    try:
-        return _attempt(config, quiet=quiet, command=command)
-    except _GoBackError as error:
-        tqdm.write(f"{error.__cause__}: going back to the last checkpoint, once")
-        again = replace(config, resume=str(error.folder))
-        return _attempt(again, quiet=quiet, command=command, may_go_back=False)
+    with joined() as ranks, ranks.together(BadInput, DivergedError, DriftError, Stopped):
+        if not ranks.is_first:
+            return RunSummary(*follow(ranks))
+        try:
+            return _attempt(config, ranks, quiet=quiet, command=command)
+        except _GoBackError as error:
+            tqdm.write(f"{error.__cause__}: going back to the last checkpoint, once")
+            again = replace(config, resume=str(error.folder))
+            return _attempt(again, ranks, quiet=quiet, command=command, may_go_back=False)
 
 
 class _GoBackError(Exception):
@@ -92,12 +102,17 @@ class _GoBackError(Exception):
 
 
 def _attempt(
-    config: TrainConfig, *, quiet: bool, command: str | None, may_go_back: bool = True
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    quiet: bool,
+    command: str | None,
+    may_go_back: bool = True,
 ) -> RunSummary:
     with ExitStack() as stack:
         try:
-            begun = _begin(config, stack)
-        except (ImportError, ValueError) as error:  # a later one is no fault of the input, but ours
+            begun = _begin(config, ranks, stack)
+        except REFUSED as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
         config, setup, folder, checkpoint = begun
         stack.enter_context(folder.written_to())
@@ -105,6 +120,7 @@ def _attempt(
         state = None if checkpoint is None else read(checkpoint)
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
         settings |= {"resume": None, "corpus_sha256": setup.corpus.sha256}
+        settings |= {"processes": ranks.count}
         writer = stack.enter_context(
             MetricWriter(
                 folder,
@@ -132,15 +148,16 @@ def _attempt(
             journal.say(f"going on from {checkpoint}, {journal.seconds:.0f} s into the run")
         elif config.resume:
             journal.say("there is no checkpoint yet: the run begins anew")
+        start_others(setup, folder.path, progress)
         checkpointer = Checkpointer(config, setup, journal, writer)
         try:
             with checkpointer.listening():
                 _run_phases(config, setup, journal, progress, checkpointer)
         except DivergedError as error:
-            if may_go_back and latest(folder.path) is not None:
+            if ranks.broadcast(may_go_back and latest(folder.path) is not None):
                 raise _GoBackError(folder.path) from error
             raise
-        summary = _summarise(config, setup, journal, progress)
+        summary = summarise(config, setup, journal, progress)
         summary |= {**references, "command": command, "seconds": journal.seconds}
         summary["checkpoints"] = {
             "written": checkpointer.n_written,
@@ -148,35 +165,48 @@ def _attempt(
         }
         _save(config, setup, folder, command)
         writer.write_summary(summary)
+        ranks.broadcast((folder.path, summary))
     return RunSummary(folder.path, summary)
 
 
 def _begin(
-    config: TrainConfig, stack: ExitStack
+    config: TrainConfig, ranks: Ranks, stack: ExitStack
 ) -> tuple[TrainConfig, Setup, RunFolder, Path | None]:
     """Build a run, or build it again; return its configuration, parts, folder and checkpoint.
 
     Raises:
         ValueError: if it cannot be done; nothing has been trained or written then.
     """
-    if config.resume is None:
-        stack.enter_context(_threads(config.threads))
-        if config.out:
-            refuse_used(config.out)
-        setup = Setup(config)
-        folder = RunFolder(config.out or _new_folder_name(config.preset))
-        stack.enter_context(locked(folder.path))
-        return config, setup, folder, None
-    config = stored_config(config)
+    folder = checkpoint = None
+    with ranks.agreeing(*REFUSED):
+        if config.resume is None:
+            stack.enter_context(torch_threads(config.threads))
+            if config.out:
+                refuse_used(config.out)
+            setup = Setup(config, ranks)
+        else:
+            config, setup, folder, checkpoint = _build_again(config, ranks, stack)
+    call_others(setup, config)
+    with ranks.agreeing(*REFUSED):
+        if folder is None:
+            folder = RunFolder(config.out or _new_folder_name(config.preset))
+            stack.enter_context(locked(folder.path))
+    return config, setup, folder, checkpoint
+
+
+def _build_again(
+    config: TrainConfig, ranks: Ranks, stack: ExitStack
+) -> tuple[TrainConfig, Setup, RunFolder, Path | None]:
+    config = stored_config(config, ranks.count)
     folder = RunFolder.reopen(config.resume or "")
     stack.enter_context(locked(folder.path))
     checkpoint = latest(folder.path)
     about = None if checkpoint is None else read_about(checkpoint)
     # As many threads as when the run began: others would round otherwise.
-    stack.enter_context(_threads(config.threads if about is None else about["threads"]))
-    setup = Setup(config)
+    stack.enter_context(torch_threads(config.threads if about is None else about["threads"]))
+    setup = Setup(config, ranks)
     if checkpoint is not None and about is not None:
-        check(about, checkpoint, config, setup.corpus.sha256)
+        check(about, checkpoint, config, setup.corpus.sha256, ranks.count)
     return config, setup, folder, checkpoint
 
 
@@ -216,45 +246,13 @@ def _run_phases(
             progress.operation = None if operation is None else operation.tolist()
             report.refresh()
             checkpointer.stepped(progress)
+        require_same(setup.learner.ranks, setup.learner.model)
         progress.phases.append(journal.end())
         if phase.operations and setup.surgeon is not None:
             journal.say(f"measuring what the surgeon was worth after {phase.name}")
             effect = measure_effect(setup.surgeon, setup.exam, phase.name, setup.generators.effect)
             progress.effects.append(effect._replace(n_practised=journal.n_operations))
         progress.phase, progress.steps = progress.phase + 1, 0
-
-
-def _summarise(
-    config: TrainConfig,
-    setup: Setup,
-    journal: Journal,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Return what ``summary.json`` says, but for references, time and command."""
-    model, validation = setup.patient.model, setup.patient.splits["validation"]
-    return {
-        "preset": config.preset,
-        "seed": config.seed,
-        "surgeon": config.surgeon,
-        "surgeon_options": config.surgeon_options,
-        "operator": config.operator,
-        "corpus": setup.corpus.name,
-        "corpus_sha256": setup.corpus.sha256,
-        "phases": progress.phases,
-        "validation": evaluate_text(model, validation)._asdict(),
-        "validation_unknown_characters": setup.tokenizer.n_unknown(
-            setup.corpus.split("validation")
-        ),
-        "commits": journal.commit_summary(config.curriculum.commit),
-        "surgeon_effect": {
-            "verdict": verdict(progress.effects, config.surgeon),
-            "measurements": [effect.as_summary() for effect in progress.effects],
-        },
-        "skipped_updates": setup.learner.n_skipped,
-        "forward_tokens": journal.forward_tokens,
-        "n_parameters": model.n_parameters,
-        "environment": _environment(setup.device),
-    }
 
 
 def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | None) -> None:
@@ -281,25 +279,16 @@ def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
     kind = ", the exact expectation, a bound on RL" if config.grpo.exploration != SAMPLED else ""
     if ESTIMATORS[estimator].is_control:
         kind = ", a supervised control, not RL"
+    n = setup.learner.ranks.count
+    processes = f"{n} processes, each " if n > 1 else ""
     backend = attention_backend(setup.device, PRECISIONS[config.grpo.precision])
     return (
         f"{setup.corpus.name}, {len(setup.corpus.text):,} characters; a GPT of "
         f"{setup.patient.model.n_parameters:,} parameters on {setup.device} "
-        f"({torch.get_num_threads()} threads, attention by {backend}); "
+        f"({processes}{torch.get_num_threads()} threads, attention by {backend}); "
         f"{estimator}, {config.grpo.exploration}{kind}; surgeon {config.surgeon}; "
         f"into {folder.path}"
     )
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    """Return versions and machine, as far as results depend on them."""
-    return {
-        **versions(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-    }
 
 
 @contextmanager
@@ -312,17 +301,6 @@ def _report_at_the_end(folder: Path) -> Iterator[None]:
             write_report(folder)
         raise
     write_report(folder)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads in the body; 0 leaves its own choice."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _new_folder_name(preset: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from agents.config import ModelConfig, TrainConfig
 from agents.curriculum import CurriculumConfig
 from agents.grpo.learner import GRPOConfig, GRPOLearner
+from agents.ranks import ALONE, Ranks
 from agents.surgeons import OperationRecord, Surgeon
 from agents.surgeons.base import BoolArray, FloatArray, OperationRecorder
 from avatarl_env.episode import OperationConfig
@@ -41,12 +42,19 @@ CE: dict[str, Any] = {"estimator": "ce", "exploration": "all_actions"}
 
 
 def make_learner(
-    model: GPT, tokens: NDArray[np.int64], *, n_updates: int = 100, seed: int = 0, **recipe: Any
+    model: GPT,
+    tokens: NDArray[np.int64],
+    *,
+    n_updates: int = 100,
+    seed: int = 0,
+    ranks: Ranks = ALONE,
+    **recipe: Any,
 ) -> GRPOLearner:
     """Build a learner of small batches."""
     recipe = {"batch_size": 4, "warmup_updates": 5, **recipe}
     rng = np.random.default_rng(seed)
-    return GRPOLearner(model, tokens, GRPOConfig(**recipe), n_updates=n_updates, rng=rng)
+    config = GRPOConfig(**recipe)
+    return GRPOLearner(model, tokens, config, n_updates=n_updates, rng=rng, ranks=ranks)
 
 
 def fresh_model(vocab_size: int = 16, context: int = 16, seed: int = 0, width: int = 32) -> GPT:

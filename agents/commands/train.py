@@ -8,10 +8,11 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agents.commands.parsing import Failure, read_words, refusing
+from agents.commands.parsing import Failure, Refusal, read_words, refusing
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
+    from agents.training import RunSummary
 
 
 def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "train")) -> str:
@@ -24,27 +25,37 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
     Raises:
         Refusal: if something in it is unknown, of the wrong kind, or does not fit.
-        Failure: if the model or the surgeon diverged, or the disk took no more of the run.
+        Failure: if the model or the surgeon diverged, the disk took no more of the run, or its
+            processes lost one another.
     """
-    config = _read(words, prog)
-    if config is None:
-        return ""
-    from agents.config import BadInput
-    from agents.divergence import DivergedError
-    from agents.run_folder import NotWritten
-    from agents.training import train
+    from agents.ranks import joined
 
-    try:
-        with refusing(BadInput):
-            run = train(config, command=shlex.join([*started, *words]))
-    except (DivergedError, NotWritten) as error:
-        raise Failure(str(error)) from error
+    with joined() as ranks:
+        with ranks.agreeing(Refusal):
+            config = _read(words, prog)
+        if config is None:
+            return ""
+        run = _train(config, shlex.join([*started, *words]))
     metrics = run.summary["validation"]
     return (
         f"\nvalidation: accuracy {metrics['accuracy']:.1%}, loss {metrics['loss']:.3f} nats/char, "
         f"entropy {metrics['entropy']:.2f} nats; {run.summary['seconds']:.0f} s\n"
         f"{run.verdict}\nreport: {run.folder / 'report.html'}"
     )
+
+
+def _train(config: TrainConfig, command: str) -> RunSummary:
+    from agents.config import BadInput
+    from agents.divergence import DivergedError
+    from agents.ranks import DriftError, LostError
+    from agents.run_folder import NotWritten
+    from agents.training import train
+
+    try:
+        with refusing(BadInput):
+            return train(config, command=command)
+    except (DivergedError, DriftError, LostError, NotWritten) as error:
+        raise Failure(str(error)) from error
 
 
 def _read(words: Sequence[str], prog: str) -> TrainConfig | None:

@@ -21,7 +21,9 @@ from agents.grpo import objectives
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import ESTIMATORS, SAMPLED, Question, sampled_loss
 from agents.grpo.optimizer import Optimizer
+from agents.grpo.regularizer import Regularizer
 from agents.grpo.rollouts import prompt_length, roll_out
+from agents.ranks import ALONE, Ranks
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.graphs import GraphedGeneration
@@ -55,7 +57,8 @@ class _Reading(NamedTuple):
     reward: Tensor
     accuracy: Tensor
     entropy: Tensor
-    kl: Tensor | None = None
+    kl: Tensor
+    """From the bigram model; 0 where it does not count."""
 
 
 class GRPOLearner:
@@ -69,6 +72,7 @@ class GRPOLearner:
         *,
         n_updates: int,
         rng: np.random.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare the optimizer.
 
@@ -78,17 +82,24 @@ class GRPOLearner:
             config: the recipe.
             n_updates: length of the learning-rate schedule.
             rng: draws windows and actions; nothing else does.
+            ranks: the processes that share each batch.
 
         Raises:
-            ValueError: if the text is not longer than the context, or the context not longer than
-                the horizon.
+            ValueError: if the text is not longer than the context, the context not longer than the
+                horizon, or the processes cannot have equal shares of a batch.
         """
         if len(tokens) <= model.context:
             raise ValueError(
                 f"context must be less than {len(tokens)} (train), got {model.context}"
             )
+        if config.batch_size % ranks.count:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of processes, {ranks.count}, "
+                f"got {config.batch_size}"
+            )
         self.model = model
         self.config = config
+        self.ranks = ranks
         self.n_done = 0
         """Updates so far."""
         self.n_skipped = 0
@@ -97,7 +108,7 @@ class GRPOLearner:
         """Of these, the latest without a good one since."""
         self.forward_tokens = 0
         """Compute so far: 1 for each token of a forward, 3 where a backward follows."""
-        self.kl_coefficient = config.regularizer.kl_coefficient
+        self.regularizer = Regularizer(config.regularizer, tokens, model.vocab_size)
         self.optimizer = Optimizer(
             model,
             config.optimizer,
@@ -110,17 +121,14 @@ class GRPOLearner:
         self._rng = rng
         self._write = GraphedGeneration()
         self._old: GPT | None = copy.deepcopy(model) if config.sync_every > 1 else None
-        self._bigrams: Tensor | None = None
         self._reference: NGramReference | None = None
         if config.horizon > 1:
             self._n_prompt = prompt_length(model.context, config.horizon)
             self._reference = NGramReference.fit(tokens, model.vocab_size)
-        elif config.regularizer.kl_coefficient or config.regularizer.partial_credit:
-            self._bigrams = _bigram_log_probs(tokens, model.vocab_size).to(self._device)
 
     @property
     def tokens_per_update(self) -> int:
-        """Characters of one batch that are learned from: N, or those of all texts."""
+        """Characters of one batch, of all processes, that are learned from: N, or all texts'."""
         config = self.config
         if config.horizon > 1:
             return config.batch_size * config.group_size * config.horizon
@@ -143,14 +151,20 @@ class GRPOLearner:
         reading = read(operated)
         self.optimizer.zero_grad()
         reading.loss.backward()  # type: ignore[no-untyped-call]
+        numbers = torch.stack([x.detach() for x in reading])
+        # One sum of everything, not DistributedDataParallel: that wraps a forward, which rollouts,
+        # theaters and the optimizer would have to know; what its overlap hides is little here. With
+        # the readings in it, a loss that is no number in one process is none in all.
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.ranks.average([*grads, numbers])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        numbers = torch.stack([*(x.detach() for x in reading[:4]), norm]).tolist()
-        stats = GRPOStats._make([*numbers, rate])
+        *means, kl, grad_norm = torch.cat([numbers, norm[None]]).tolist()
+        stats = GRPOStats._make([*means, grad_norm, rate])
         # A step along what is no number would leave no number anywhere.
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
             self.optimizer.schedule(factor)
             self.optimizer.step()
-            self._adapt(reading.kl)
+            self.regularizer.adapt(kl)
             self.n_bad_in_a_row = 0
         else:
             self.n_skipped += 1
@@ -170,7 +184,7 @@ class GRPOLearner:
             "n_skipped": self.n_skipped,
             "n_bad_in_a_row": self.n_bad_in_a_row,
             "forward_tokens": self.forward_tokens,
-            "kl_coefficient": self.kl_coefficient,
+            "kl_coefficient": self.regularizer.kl_coefficient,
             "rng": dict(self._rng.bit_generator.state),
             "optimizer": self.optimizer.get_state(self._names),
             "old": None if self._old is None else dict(self._old.named_parameters()),
@@ -181,7 +195,7 @@ class GRPOLearner:
         self.n_done, self.n_skipped = state["n_done"], state["n_skipped"]
         self.n_bad_in_a_row = state["n_bad_in_a_row"]
         self.forward_tokens = state["forward_tokens"]
-        self.kl_coefficient = state["kl_coefficient"]
+        self.regularizer.kl_coefficient = state["kl_coefficient"]
         self._rng.bit_generator.state = state["rng"]
         self.optimizer.set_state(state["optimizer"], self._names)
         if self._old is not None:
@@ -197,8 +211,8 @@ class GRPOLearner:
         # Before the forward to be learned from: a theater that opens after it voids its graph.
         behavior = self._behavior(inputs, operated)
         log_probs = self._log_probs(inputs)  # (N, V)
-        self.forward_tokens += TRAINING_COST * targets.numel()
-        question = Question(log_probs, targets, config.group_size, self._credit(context))
+        self._spend(TRAINING_COST * targets.numel())
+        question = Question(log_probs, targets, config.group_size, self.regularizer.credit(context))
         if config.exploration == SAMPLED:
             assert estimator.sampled is not None
             behavior = log_probs.detach() if behavior is None else behavior
@@ -208,7 +222,7 @@ class GRPOLearner:
         else:
             assert estimator.all_actions is not None
             loss = estimator.all_actions(question)
-        loss, kl = self._regularized(loss, log_probs, context)
+        loss, kl = self.regularizer.add(loss, log_probs, context)
         with torch.no_grad():
             probs = log_probs.exp()
             right = probs.gather(1, targets[:, None]).mean()
@@ -234,7 +248,7 @@ class GRPOLearner:
             )
         texts = rollouts.tokens
         n_read = texts[:, 1:].numel()
-        self.forward_tokens += (1 + TRAINING_COST) * n_read  # written once, read once
+        self._spend((1 + TRAINING_COST) * n_read)  # written once, read once
         log_probs = self._log_probs(texts[:, :-1]).view(len(texts), -1, self.model.vocab_size)
         log_probs = log_probs[:, -config.horizon :]  # (B * K, H, V)
         taken = log_probs.gather(2, texts[:, -config.horizon :, None])[:, :, 0]
@@ -247,35 +261,12 @@ class GRPOLearner:
         loss = sampling.surrogate(taken, behavior, advantages, config.clip, config.clip_high)
         spread = objectives.entropy(log_probs)
         loss = loss - config.regularizer.entropy_bonus * spread
-        return _Reading(loss, rollouts.rewards.mean(), rollouts.matched.mean(), spread)
+        no_kl = torch.zeros_like(spread)
+        return _Reading(loss, rollouts.rewards.mean(), rollouts.matched.mean(), spread, no_kl)
 
-    def _regularized(
-        self, loss: Tensor, log_probs: Tensor, context: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Add what the configuration adds to a loss; return the KL too where it counts."""
-        extra, kl = self.config.regularizer, None
-        if extra.entropy_bonus or extra.entropy_floor:
-            spread = objectives.entropy(log_probs)
-            loss = loss - extra.entropy_bonus * spread + (extra.entropy_floor - spread).relu()
-        if extra.kl_coefficient:
-            assert self._bigrams is not None
-            kl = objectives.kl_divergence(log_probs, self._bigrams[context])
-            loss = loss + self.kl_coefficient * kl
-            kl = kl.detach()
-        return loss, kl
-
-    def _adapt(self, kl: Tensor | None) -> None:
-        target = self.config.regularizer.kl_target
-        if kl is not None and target:
-            self.kl_coefficient = objectives.adapted(self.kl_coefficient, float(kl), target)
-
-    def _credit(self, context: Tensor) -> Tensor | None:
-        """Return each action's partial credit (N, V) after the characters ``context``, if any."""
-        weight = self.config.regularizer.partial_credit
-        if not weight:
-            return None
-        assert self._bigrams is not None
-        return weight * self._bigrams[context].exp()
+    def _spend(self, n_tokens: int) -> None:
+        """Count so many tokens of this process, and as many of each other one."""
+        self.forward_tokens += n_tokens * self.ranks.count
 
     def _behavior(
         self, inputs: Tensor, operated: AbstractContextManager[object] | None
@@ -283,7 +274,7 @@ class GRPOLearner:
         """Return the log-probabilities (N, V) of who samples, if it is not the policy itself."""
         if operated is None and self._old is None:
             return None
-        self.forward_tokens += inputs.numel()
+        self._spend(inputs.numel())
         with torch.no_grad(), operated or nullcontext():
             return self._log_probs(inputs, self._old if operated is None else None)
 
@@ -299,17 +290,24 @@ class GRPOLearner:
         return windows[:, :-1], windows[:, 1:].flatten()
 
     def _windows(self, length: int) -> Tensor:
-        """Draw B windows of the training text: (B, length)."""
+        """Draw B windows of the training text; return this process's share of them: (B, length).
+
+        Every process draws all: all generators stand where the one of a single process would.
+        """
         starts = self._rng.integers(0, len(self._tokens) - length + 1, self.config.batch_size)
+        starts = self.ranks.mine(starts)
         windows = self._tokens[starts[:, None] + np.arange(length)]
         return torch.from_numpy(windows).to(self._device)
 
     def _sample(self, log_probs: Tensor) -> Tensor:
-        """Sample K actions per position: (N, K)."""
-        return inverse_cdf(log_probs, self._uniforms(log_probs.size(0), self.config.group_size))
+        """Sample K actions for each position of this process's share: (N, K)."""
+        n_all = log_probs.size(0) * self.ranks.count
+        return inverse_cdf(log_probs, self._uniforms(n_all, self.config.group_size))
 
     def _uniforms(self, *shape: int) -> Tensor:
-        return torch.from_numpy(self._rng.random(shape, dtype=np.float32)).to(self._device)
+        """Draw uniforms for all processes; return this one's rows."""
+        uniforms = self.ranks.mine(self._rng.random(shape, dtype=np.float32))
+        return torch.from_numpy(uniforms).to(self._device)
 
     def _sync(self) -> None:
         if self.n_done % self.config.sync_every == 0:
@@ -328,10 +326,3 @@ class GRPOLearner:
     @property
     def _names(self) -> dict[Tensor, str]:
         return {p: name for name, p in self.model.named_parameters()}
-
-
-def _bigram_log_probs(tokens: NDArray[np.int64], vocab_size: int) -> Tensor:
-    """Return log q(next | last) of the text's bigrams, (V, V)."""
-    pairs = np.stack([np.arange(vocab_size)] * 2, axis=1)  # what follows does not count
-    bigrams = NGramReference.fit(tokens, vocab_size, 2).next_log_probs(pairs, first=1)
-    return torch.from_numpy(bigrams[:, 0])

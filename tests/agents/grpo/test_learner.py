@@ -372,7 +372,7 @@ def test_a_divergence_from_the_texts_bigrams_is_charged(spy: Spy) -> None:
     assert divergence > 0.01
     plain = -log_probs.gather(1, targets[:, None]).mean()
     assert loss == pytest.approx(float(plain + 0.5 * divergence), rel=1e-5)
-    assert learner.kl_coefficient == 0.5  # without a target it stays
+    assert learner.regularizer.kl_coefficient == 0.5  # without a target it stays
 
 
 @pytest.mark.parametrize(("target", "factor"), [(1e-4, 2.0), (100.0, 0.5)])
@@ -382,7 +382,7 @@ def test_the_coefficient_of_the_divergence_adapts(target: float, factor: float) 
     found = []
     for _ in range(3):
         learner.update()
-        found.append(learner.kl_coefficient)
+        found.append(learner.regularizer.kl_coefficient)
     assert found == pytest.approx([0.1 * factor, 0.1 * factor**2, 0.1 * factor**3])
 
 
@@ -395,7 +395,7 @@ def test_an_update_that_was_skipped_adapts_nothing(monkeypatch: pytest.MonkeyPat
     assert math.isnan(learner.update().loss)
     assert same(everything(learner), before)
     assert (learner.n_done, learner.n_skipped, learner.n_bad_in_a_row) == (1, 1, 1)
-    assert learner.kl_coefficient == 0.1
+    assert learner.regularizer.kl_coefficient == 0.1
 
 
 def test_partial_credit_is_the_bigrams_probability_and_never_negative(spy: Spy) -> None:

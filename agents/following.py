@@ -1,0 +1,164 @@
+"""What the processes of a run but the first do: the same updates, each on its share of a batch.
+
+The first process alone operates, evaluates, and writes. What it does to the model, when to stop,
+and where a resumed run stands, it tells the others in these calls; they make theirs in turn.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.config import BadInput, TrainConfig
+from agents.curriculum import Phase, make_phases, updates
+from agents.divergence import DivergedError
+from agents.ranks import Ranks, on_cpu, require_same, take_edits
+from agents.resuming import Progress, Stopped, torch_threads
+from agents.setup import LearningSetup
+from avatarl_env.surgery import make_operator
+
+REFUSED = (ValueError, ImportError)
+"""Errors before anything is trained or written: the input's fault."""
+
+
+class Parts(NamedTuple):
+    """What every process builds its part of the run of."""
+
+    config: TrainConfig
+    corpus: str
+    corpus_sha256: str
+    n_threads: int
+
+
+class Start(NamedTuple):
+    """Where the run stands when the processes begin."""
+
+    folder: Path
+    phase: int
+    steps: int
+    weights: dict[str, torch.Tensor]
+    learner: dict[str, Any]
+    operation: NDArray[np.float64] | None
+    """Coefficients under which the model samples what it learns from, if any."""
+
+
+def call_others(setup: LearningSetup, config: TrainConfig) -> None:
+    """Let the other processes build their parts.
+
+    Raises:
+        ValueError: if one of them cannot.
+    """
+    ranks, corpus = setup.learner.ranks, setup.corpus
+    ranks.broadcast(Parts(config, corpus.name, corpus.sha256, torch.get_num_threads()))
+    with ranks.agreeing(*REFUSED):
+        pass
+
+
+def start_others(setup: LearningSetup, folder: Path, progress: Progress) -> None:
+    """Let the other processes begin where this one does, with the same bits."""
+    if setup.learner.ranks.count == 1:
+        return
+    weights = dict(setup.learner.model.named_parameters())
+    state = {"weights": weights, "learner": setup.learner.get_state()}
+    operation = None if progress.operation is None else np.asarray(progress.operation)
+    start = Start(folder, progress.phase, progress.steps, **on_cpu(state), operation=operation)
+    setup.learner.ranks.broadcast(start)
+
+
+def follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    """Do the run that the first process does; return its folder and summary.
+
+    Raises:
+        BadInput: if it, or another process, cannot be begun.
+        DivergedError: if the model cannot be trained on.
+        Stopped: if the first process was asked to stop.
+        LostError: if another process has ended before its time.
+        DriftError: if the processes no longer have the same model.
+    """
+    while True:
+        try:
+            return _follow(ranks)
+        except DivergedError:
+            goes_back: bool = ranks.broadcast()
+            if not goes_back:
+                raise
+
+
+def _follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    with ExitStack() as stack:
+        try:
+            config, setup = _build(ranks, stack)
+        except REFUSED as error:
+            raise BadInput(str(error)) from error
+        begun: Start = ranks.broadcast()
+        follower = Follower(config, setup, begun)
+        steps = begun.steps
+        for phase in make_phases(config.curriculum, config.surgeon)[begun.phase :]:
+            for _ in range(steps, phase.steps):
+                follower.step(phase)
+                signum: int | None = ranks.broadcast()
+                if signum is not None:
+                    raise Stopped(signum, begun.folder)
+            steps = 0
+            require_same(ranks, setup.learner.model)
+        folder, summary = ranks.broadcast()
+    return folder, summary
+
+
+class Follower:
+    """Does a process's part of each step: updates, and what the first process then tells."""
+
+    def __init__(self, config: TrainConfig, setup: LearningSetup, begun: Start) -> None:
+        """Begin where the first process does."""
+        self._config = config
+        self._patient, self._learner = setup.patient, setup.learner
+        self._operation = begun.operation
+        with torch.no_grad():
+            for name, p in setup.learner.model.named_parameters():
+                p.copy_(begun.weights[name])
+        setup.learner.set_state(begun.learner)
+
+    def step(self, phase: Phase) -> None:
+        """Do one step of a phase.
+
+        Raises:
+            DivergedError: if the model, or the first process's surgeon, cannot be trained on.
+        """
+        learner, ranks = self._learner, self._learner.ranks
+        for _ in updates(learner, phase.updates, self._operated):
+            pass
+        if phase.operations:
+            with ranks.agreeing(DivergedError):  # the surgeon's
+                pass
+        if phase.commits and take_edits(ranks, learner.model):
+            learner.model_changed()
+        if phase.rollouts:
+            self._operation = ranks.broadcast()
+
+    def _operated(self) -> AbstractContextManager[object] | None:
+        if self._operation is None:
+            return None
+        operator = make_operator(self._config.operator, self._patient.targets)
+        return self._patient.operated(operator, self._operation)
+
+
+def _build(ranks: Ranks, stack: ExitStack) -> tuple[TrainConfig, LearningSetup]:
+    """Build this process's part, once the first has built its own."""
+    with ranks.agreeing(*REFUSED):
+        pass
+    parts: Parts = ranks.broadcast()
+    with ranks.agreeing(*REFUSED):
+        stack.enter_context(torch_threads(parts.n_threads))
+        setup = LearningSetup(parts.config, ranks, parts.corpus)
+        if setup.corpus.sha256 != parts.corpus_sha256:
+            raise ValueError(
+                f"corpus must be the same for every process, got another {parts.corpus!r}"
+            )
+    with ranks.agreeing(*REFUSED):  # the run's folder
+        pass
+    return parts.config, setup

@@ -1,0 +1,172 @@
+"""What tests/agents/test_ranks.py lets torchrun start: one of its jobs, in several processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import agents.curriculum
+import agents.training
+from agents import cli
+from agents.grpo.learner import GRPOLearner, GRPOStats
+from agents.judgement import Judgement
+from agents.ranks import Ranks, joined, share_edits, take_edits
+from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
+from tests.patients import tiny_patient
+from tests.training_runs import CE, everything, make_learner
+
+RECIPES: dict[str, dict[str, Any]] = {"brier": {}, "ce": CE}
+N_UPDATES = 20
+
+
+def learn(recipe: str, ranks: Ranks) -> tuple[GRPOLearner, list[GRPOStats]]:
+    """Learn for a while; alone this is what several processes are held against."""
+    patient = tiny_patient()
+    learner = make_learner(
+        patient.model, patient.splits["train"], ranks=ranks, learning_rate=5e-3, **RECIPES[recipe]
+    )
+    return learner, [learner.update() for _ in range(N_UPDATES)]
+
+
+def curves(out: Path) -> None:
+    """Learn together, one loss no number; then let the first process operate, and tell."""
+    with joined() as ranks:
+        found: dict[str, Any] = {}
+        for recipe in RECIPES:
+            learner, stats = learn(recipe, ranks)
+            found[recipe] = {"stats": stats, "after": everything(learner)}
+        found["skipped"] = skip(learner, ranks)
+        found["after the skip"] = everything(learner)
+        found["operated"] = operate(learner, ranks)
+        found["after the operation"] = everything(learner)
+        found["refusals"] = [refusal(ranks, refusing) for refusing in ((), (0,), (1,), (0, 1))]
+        with joined() as again:
+            assert again == ranks
+    with joined() as ranks:  # a second group, once the first is gone
+        found["sum"] = sum(ranks.gather(ranks.rank + 1))
+    torch.save(found, out / f"{ranks.rank}.pt")
+
+
+def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
+    """Do an update whose loss is no number, in the last process."""
+    loss = learner._loss
+    factor = float("nan") if ranks.rank == ranks.count - 1 else 1.0
+    learner._loss = lambda *arguments: loss(*arguments) * factor  # type: ignore[method-assign]
+    stats = learner.update()
+    learner._loss = loss  # type: ignore[method-assign]
+    return stats, learner.n_bad_in_a_row
+
+
+def operate(learner: GRPOLearner, ranks: Ranks) -> list[bool]:
+    """Share nothing, then an operation; return what changed the weights here."""
+    changed = []
+    for kept in (False, True):
+        before = [p.detach().clone() for p in learner.model.parameters()]
+        if ranks.is_first:
+            operator = HeadGain(find_targets(learner.model))
+            with SurgicalTheater(learner.model, [operator]) as theater:
+                operator.apply(theater, [0.5, -0.5, 0.25, 1.0])
+                if kept:
+                    theater.commit()
+            share_edits(ranks, learner.model, operator if kept else None)
+        else:
+            take_edits(ranks, learner.model)
+        after = learner.model.parameters()
+        changed.append(any(not torch.equal(p, q) for p, q in zip(after, before, strict=True)))
+    return changed
+
+
+def refusal(ranks: Ranks, refusing: tuple[int, ...]) -> str:
+    """Agree, some processes refusing; return why in the end."""
+    try:
+        with ranks.agreeing(ValueError, ImportError):
+            if ranks.rank in refusing:
+                refuse(ranks.rank)
+    except (ValueError, ImportError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def refuse(rank: int) -> None:
+    raise ImportError(f"{rank} refuses")
+
+
+def command_line(out: Path, plan: str, words: list[str]) -> int:
+    """Do what `train.py` does, with what a plan says happening on the way; note how it ended.
+
+    A plan is words like ``term@3``: at update 3, SIGTERM for whoever started the processes;
+    ``self``: for the first one alone; ``die``: the second ends; ``boom``: the first has an error;
+    ``once``, ``nan``: from then on the second's loss is no number, three times or for ever.
+    ``keep@1`` commits every operation, ``slow@1`` lets the first take its time with the report.
+    """
+    learners: list[GRPOLearner] = []
+    events = dict(word.split("@") for word in plan.split(",") if word)
+    patch_learner(learners, events)
+    patch_run(events)
+    code = cli.main(words)
+    end = everything(learners[-1]) if learners else []
+    rank = os.environ["RANK"]
+    torch.save({"code": code, "end": end, "n": len(learners)}, out / f"{rank}.pt")
+    return code
+
+
+def patch_learner(learners: list[GRPOLearner], plan: dict[str, str]) -> None:
+    """Note all learners, and let happen what is planned."""
+    build, update, loss = GRPOLearner.__init__, GRPOLearner.update, GRPOLearner._loss
+    rank, poisoned = int(os.environ["RANK"]), itertools.count()
+
+    def noted(self: GRPOLearner, *arguments: Any, **keywords: Any) -> None:
+        build(self, *arguments, **keywords)
+        learners.append(self)
+
+    def planned(self: GRPOLearner) -> GRPOStats:
+        if self.n_done == int(plan.get("term", -1)) and rank == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(1)  # until it has sent it on
+        if self.n_done == int(plan.get("self", -1)) and rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.n_done == int(plan.get("die", -1)) and rank == 1:
+            os._exit(9)
+        if self.n_done == int(plan.get("boom", -1)) and rank == 0:
+            raise RuntimeError("boom")
+        return update(self)
+
+    def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:
+        start = int(plan.get("once", plan.get("nan", 10**6)))
+        bad = self.n_done >= start and rank == 1
+        bad = bad and ("nan" in plan or next(poisoned) < 3)
+        return loss(self, *arguments) * (float("nan") if bad else 1.0)
+
+    GRPOLearner.__init__ = noted  # type: ignore[method-assign]
+    GRPOLearner.update = planned  # type: ignore[method-assign]
+    GRPOLearner._loss = poison  # type: ignore[method-assign]
+
+
+def patch_run(plan: dict[str, str]) -> None:
+    """Keep what is judged, if planned; give up soon; let the first be the last to be done."""
+    Judgement.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
+    agents.curriculum.MOST_BAD_UPDATES = 3
+    report = agents.training.write_report
+
+    def slowly(folder: Path) -> None:
+        time.sleep(3)
+        report(folder)
+
+    if "slow" in plan:
+        agents.training.write_report = slowly  # type: ignore[assignment, attr-defined]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    job, place, *rest = sys.argv[1:]
+    if job == "curves":
+        curves(Path(place))
+    else:
+        sys.exit(command_line(Path(place), rest[0], rest[1:]))
