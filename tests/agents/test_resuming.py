@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from agents.checkpoint import locked
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import CurriculumConfig
 from agents.evaluation import REFERENCE_NAMES
-from agents.grpo.config import GRPOConfig
+from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.learner import GRPOLearner
-from agents.resuming import Checkpointer, Stopped
+from agents.resuming import Checkpointer, Stopped, stored_config
 from agents.training import RunSummary, train
 from tests.agents.broken_runs import (
     KILLS,
@@ -413,6 +413,20 @@ def test_another_setting_is_refused(broken: Path) -> None:
         train(resume(broken, seed=7), quiet=True)
     with pytest.raises(BadInput, match=r"^resume must be a run folder, .*, got '/nowhere'$"):
         train(resume(Path("/nowhere")), quiet=True)
+
+
+def test_each_setting_of_a_part_within_a_part_is_compared_by_itself(tmp_path: Path) -> None:
+    def asked(**changes: float) -> TrainConfig:
+        recipe = GRPOConfig(estimator="grpo", regularizer=RegularizerConfig(**changes))
+        return TrainConfig(grpo=recipe, resume=str(tmp_path))
+
+    own = asked(entropy_bonus=0.25, kl_coefficient=0.5)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(own)), encoding="utf-8")
+    assert stored_config(TrainConfig(resume=str(tmp_path))).grpo == own.grpo
+    assert stored_config(asked(entropy_bonus=0.25)).grpo == own.grpo
+    message = r"^grpo.regularizer.entropy_bonus must be the run's own .*, 0\.25, got 0\.5$"
+    with pytest.raises(ValueError, match=message):
+        stored_config(asked(entropy_bonus=0.5))
 
 
 def test_a_second_process_is_refused(broken: Path) -> None:

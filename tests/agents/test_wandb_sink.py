@@ -202,6 +202,7 @@ def test_every_group_of_metrics_has_the_compute_as_its_axis(
         "score/*",
         "baseline/*",
         "commit/*",
+        "behavior/*",
     ]
     assert set(groups.values()) == {"forward_tokens"}
 

@@ -36,6 +36,7 @@ class Seen(NamedTuple):
     log_probs: Tensor
     behavior: Tensor
     advantages: Tensor
+    bounds: tuple[float, ...]
 
     @property
     def ratios(self) -> Tensor:
@@ -49,7 +50,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     assert row is not None
 
     def spy(log_probs: Tensor, behavior: Tensor, advantages: Tensor, *bounds: float) -> Tensor:
-        given.append(Seen(log_probs.detach().clone(), behavior.clone(), advantages))
+        given.append(Seen(log_probs.detach().clone(), behavior.clone(), advantages, bounds))
         return row.surrogate(log_probs, behavior, advantages, *bounds)
 
     changed = ESTIMATORS["grpo"]._replace(sampled=row._replace(surrogate=spy))
@@ -114,6 +115,24 @@ def test_at_a_synchronisation_the_ratio_of_a_character_is_exactly_one(seen: list
     learner = make_learner(fresh_model(), NOISE, sync_every=2, **GRPO)
     learner.update()
     assert torch.equal(seen[0].ratios, torch.ones_like(seen[0].ratios))
+
+
+@pytest.mark.parametrize("recipe", [GRPO, TEXTS], ids=["characters", "texts"])
+def test_ratios_are_bounded_as_the_recipe_says(recipe: dict[str, Any], seen: list[Seen]) -> None:
+    make_learner(fresh_model(), NOISE, clip=0.11, clip_high=0.47, **recipe).update()
+    assert seen[0].bounds == (0.11, 0.47)
+
+
+@pytest.mark.parametrize("recipe", [GRPO, TEXTS], ids=["characters", "texts"])
+def test_who_samples_does_so_at_the_policys_temperature(
+    recipe: dict[str, Any], seen: list[Seen]
+) -> None:
+    model = fresh_model()
+    with torch.no_grad():
+        model.embed.weight.mul_(30)  # far from uniform
+    make_learner(model, NOISE, temperature=2.0, sync_every=2, **recipe).update()
+    assert (seen[0].ratios - 1).abs().max() < 1e-4
+    assert seen[0].log_probs.std() > 0.2  # another temperature would be seen
 
 
 def test_who_synchronises_at_every_update_learns_as_who_needs_no_old_policy() -> None:
@@ -182,9 +201,12 @@ def test_behaviour_is_recorded_inside_the_theater_and_the_policy_outside(
     assert (inside - outside).abs().max() > 1e-2
 
 
-def test_so_it_is_with_single_characters(seen: list[Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sync_every", [1, 3])  # with an old policy, which does not sample now
+def test_so_it_is_with_single_characters(
+    sync_every: int, seen: list[Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Optimizer, "step", lambda self: None)
-    clinic = Clinic(**GRPO)
+    clinic = Clinic(sync_every=sync_every, **GRPO)
     batches: list[tuple[Tensor, Tensor]] = []
     drawn: list[Tensor] = []
     batch, sample = GRPOLearner._batch, GRPOLearner._sample

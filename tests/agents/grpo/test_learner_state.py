@@ -133,3 +133,23 @@ def test_there_is_an_old_policy_only_where_one_is_asked_for() -> None:
     assert len(old) == len(new)
     assert same(old, list(fresh_model().parameters()))
     assert not same(old, new)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", RECIPES)
+def test_on_a_device_it_learns_as_on_the_cpu_and_goes_on_from_a_checkpoint(
+    name: str, tmp_path: Path
+) -> None:
+    recipe = RECIPES[name]
+    model = fresh_model().cuda()
+    learner = make_learner(model, NOISE, **recipe)
+    _, expected = trained(1, **recipe)
+    np.testing.assert_allclose(learner.update(), expected[0], rtol=0.05, atol=0.01)
+    path = checkpoint.write(tmp_path, 1, {"learner": learner.get_state()}, {})
+    other = make_learner(copy.deepcopy(model), NOISE, seed=5, **recipe)
+    other.set_state(checkpoint.read(path)["learner"])
+    assert same(everything(other), everything(learner))
+    for one in (learner, other):
+        one.update()
+    torch.testing.assert_close(everything(other), everything(learner), rtol=1e-3, atol=1e-4)
