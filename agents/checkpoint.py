@@ -138,14 +138,20 @@ def locked(folder: Path) -> Iterator[None]:
     The lock goes with the process, however that ends.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: if another process holds it, or the folder cannot be written to.
     """
     try:
         import fcntl
     except ImportError:  # not on this system
         yield
         return
-    with (folder / ".lock").open("a") as handle:
+    try:
+        handle = (folder / ".lock").open("a")
+    except OSError as error:
+        raise ValueError(
+            f"out must be a folder that can be written to, got {str(folder)!r}: {error.strerror}"
+        ) from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.curriculum import CurriculumConfig
-from agents.grpo.learner import GRPOConfig
+from agents.curriculum import ROLLOUT, CurriculumConfig
+from agents.grpo.config import GRPOConfig, RegularizerConfig
+from agents.grpo.estimators import ALL_ACTIONS, ESTIMATORS
 from agents.surgeons import check_surgeon
 from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
@@ -15,7 +16,7 @@ from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPTConfig
 from avatarl_env.surgery import OPERATORS
 
-PRESET_NAMES = ("smoke", "laptop", "full")
+PRESET_NAMES = ("smoke", "laptop", "full", "seed_sampled", "seed_exhaustive")
 MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
 
 
@@ -63,7 +64,8 @@ class TrainConfig:
     """
 
     preset: str = "laptop"
-    """smoke (under a minute), laptop (a few minutes on two cores) or full (a GPU)."""
+    """smoke (under a minute), laptop (a few minutes on two cores), full (a GPU), or the recipes
+    that came before (seed_sampled, seed_exhaustive)."""
     corpus: str = "auto"
     """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
     surgeon: str = "sac"
@@ -114,6 +116,16 @@ class TrainConfig:
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         self.operation.check_context(self.lm.context)
+        self._check_judged_as_it_is()
+
+    def _check_judged_as_it_is(self) -> None:
+        """Refuse what would let others sample for an estimator, or judge another model or text."""
+        if self.curriculum.commit == ROLLOUT and not ESTIMATORS[self.grpo.estimator].is_off_policy:
+            able = ", ".join(name for name, made in ESTIMATORS.items() if made.is_off_policy)
+            raise ValueError(
+                f"estimator must be one that others may sample for ({able}) where commit is "
+                f"rollout, got {self.grpo.estimator!r}"
+            )
         if self.operation.injury:
             raise ValueError(
                 "injury must be 0 in a run, which judges operations on the healthy model, "
@@ -137,6 +149,8 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
     found = ("corpus_sha256", "processes")  # not chosen
     known = {name: value for name, value in settings.items() if name not in found}
     try:
+        recipe = dict(known["grpo"])
+        known["grpo"] = {**recipe, "regularizer": RegularizerConfig(**recipe["regularizer"])}
         made = {name: make(**known[name]) for name, make in parts.items()}
         return TrainConfig(**{**known, **made})
     except (KeyError, TypeError) as error:
@@ -150,7 +164,9 @@ def preset(name: str) -> TrainConfig:
         ValueError: if there is none of that name; names the closest.
     """
     check_choice("preset", name, PRESET_NAMES)
-    return {"smoke": _smoke, "laptop": TrainConfig, "full": _full}[name]()
+    made = {"smoke": _smoke, "laptop": TrainConfig, "full": _full}
+    made |= {"seed_sampled": _seed_sampled, "seed_exhaustive": _seed_exhaustive}
+    return made[name]()
 
 
 def _smoke() -> TrainConfig:
@@ -189,4 +205,42 @@ def _full() -> TrainConfig:
             n_rows=128,
             evaluate_every=250,
         ),
+    )
+
+
+def _seed_sampled() -> TrainConfig:
+    """The sampled recipe for this task that came before, to show where it ends."""
+    return TrainConfig(
+        preset="seed_sampled",
+        surgeon="none",
+        grpo=GRPOConfig(
+            estimator="seed_sampled",
+            group_size=4,
+            temperature=1.2,
+            sync_every=5,
+            clip=0.5,
+            clip_high=0.5,
+            optimizer="adamw",
+            learning_rate=2e-3,
+            regularizer=RegularizerConfig(
+                entropy_bonus=0.01, kl_coefficient=0.1, kl_target=0.5, partial_credit=0.1
+            ),
+        ),
+        curriculum=CurriculumConfig(surgery_rounds=0, joint_rounds=0),
+    )
+
+
+def _seed_exhaustive() -> TrainConfig:
+    """The exhaustive recipe for this task that came before, to show where it ends."""
+    return TrainConfig(
+        preset="seed_exhaustive",
+        surgeon="none",
+        grpo=GRPOConfig(
+            estimator="seed_exhaustive",
+            exploration=ALL_ACTIONS,
+            optimizer="adamw",
+            learning_rate=2e-3,
+            regularizer=RegularizerConfig(entropy_floor=1.5, partial_credit=0.1),
+        ),
+        curriculum=CurriculumConfig(surgery_rounds=0, joint_rounds=0),
     )

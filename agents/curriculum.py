@@ -6,14 +6,16 @@ operations, then, where the phase allows it, an attempt to commit one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.effect import final_operations
+from agents.divergence import DivergedError
+from agents.effect import Ending, final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
 from agents.ranks import share_edits
@@ -21,7 +23,7 @@ from agents.surgeons import NONE, OperationRecord, Surgeon
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
-PROBE, IF_BETTER = "probe", "if_better"
+PROBE, IF_BETTER, ROLLOUT = "probe", "if_better", "rollout"
 MOST_BAD_UPDATES = 10  # in a row, with nothing learned from any
 FALSE_COMMIT_RATE = 0.05  # chance that a worthless operation passes one of a commit's two bounds
 
@@ -47,7 +49,9 @@ class CurriculumConfig:
     operations_per_round: int = 1
     """Operations of a round, on every row."""
     commit: str = IF_BETTER
-    """probe (operations are always undone) or if_better (kept in joint, if judged to be better)."""
+    """probe (operations are always undone), if_better (kept in joint, if judged to be better) or
+    rollout (never kept: in joint the operated model samples what the model as it stands learns
+    from)."""
     judge_prompts: int = 256
     """Fresh prompts, and as many windows, that an operation is judged on."""
     evaluate_every: int = 50
@@ -59,7 +63,7 @@ class CurriculumConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < least.get(name, 0):
                 raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
-        check_choice("commit", self.commit, (PROBE, IF_BETTER))
+        check_choice("commit", self.commit, (PROBE, IF_BETTER, ROLLOUT))
 
     @property
     def n_updates(self) -> int:
@@ -78,6 +82,8 @@ class Phase(NamedTuple):
     """Operations per step, on every row."""
     commits: bool
     """Whether each step ends with an attempt to commit."""
+    rollouts: bool = False
+    """Whether each step ends with the choice of an operation under which the next one samples."""
 
 
 def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
@@ -87,16 +93,15 @@ def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
     """
     operations = 0 if surgeon == NONE else config.operations_per_round
     commits = config.commit == IF_BETTER and operations > 0
+    rollouts = config.commit == ROLLOUT and operations > 0
     phases = (
         Phase("bootstrap", config.bootstrap_updates, 1, 0, commits=False),
         Phase("surgery", config.surgery_rounds, 0, operations, commits=False),
-        Phase("joint", config.joint_rounds, config.updates_per_round, operations, commits),
+        Phase(
+            "joint", config.joint_rounds, config.updates_per_round, operations, commits, rollouts
+        ),
     )
     return tuple(p for p in phases if p.steps and (p.updates or p.operations))
-
-
-class DivergedError(RuntimeError):
-    """The model cannot be trained on: what it computes is not finite."""
 
 
 class Commit(NamedTuple):
@@ -119,15 +124,27 @@ class Journal(Protocol):
     def judged(self, commit: Commit) -> None:
         """Take note of an attempt to commit."""
 
+    def behaved(self, operation: Ending | None) -> None:
+        """Take note of the operation under which the model samples from now on, if any."""
 
-def updates(learner: GRPOLearner, n_updates: int) -> Iterator[GRPOStats]:
+
+def updates(
+    learner: GRPOLearner,
+    n_updates: int,
+    operated: Callable[[], AbstractContextManager[object] | None] = lambda: None,
+) -> Iterator[GRPOStats]:
     """Do so many GRPO updates; yield what each was like.
+
+    Args:
+        learner: does them.
+        n_updates: how many.
+        operated: makes the context in which the actions of an update are sampled, or None.
 
     Raises:
         DivergedError: if too many updates in a row had a loss or gradient that is not finite.
     """
     for _ in range(n_updates):
-        yield learner.update()
+        yield learner.update(operated())
         if learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
             raise DivergedError(
                 f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not finite, "
@@ -160,6 +177,8 @@ class Curriculum:
         self.exam = exam
         self.surgeon = surgeon
         self.config = config
+        self.operation: NDArray[np.float64] | None = None
+        """Coefficients under which the model samples what it learns from; None: as it stands."""
         self._rng = rng
 
     def run(self, phase: Phase, journal: Journal) -> None:
@@ -176,16 +195,21 @@ class Curriculum:
             start: steps that were done before.
 
         Raises:
-            DivergedError: if too many updates in a row had a loss or gradient that is not finite.
+            DivergedError: if too many updates in a row had a loss or gradient that is not finite,
+                or the surgeon's networks are not.
         """
         for step in range(start, phase.steps):
-            for stats in updates(self.learner, phase.updates):
+            for stats in updates(self.learner, phase.updates, self._operated):
                 journal.updated(stats)
                 self.exam.model_changed()
             if phase.operations and self.surgeon is not None:
-                journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
+                with self.learner.ranks.telling(DivergedError):
+                    records = self.surgeon.operate(phase.operations)
+                journal.operated(records, self.surgeon)
                 if phase.commits:
                     journal.judged(self._consider(self.surgeon))
+                if phase.rollouts:
+                    journal.behaved(self._choose(self.surgeon))
             yield step + 1
 
     def _consider(self, surgeon: Surgeon) -> Commit:
@@ -193,9 +217,7 @@ class Curriculum:
 
         The best by its own prompts, which is no cheating: what it is judged on is fresh.
         """
-        exam = self.exam
-        endings = final_operations(surgeon, exam, int(self._rng.integers(2**31)))
-        best = max(endings, key=lambda ending: ending.total)
+        exam, best = self.exam, self._best(surgeon)
         judgement = judge(
             exam.patient,
             exam.operator,
@@ -207,5 +229,24 @@ class Curriculum:
         kept = judgement.is_improvement and best.flatline is None
         if kept:
             exam.patient.commit(exam.operator, best.coefficients)
+            self.learner.model_changed()
         share_edits(self.learner.ranks, self.learner.model, exam.operator if kept else None)
         return Commit(best.coefficients, judgement, kept)
+
+    def _choose(self, surgeon: Surgeon) -> Ending | None:
+        """Choose under which operation the model samples next: the best, if it helped at all."""
+        best = self._best(surgeon)
+        helps = best.total > 0 and best.flatline is None
+        self.operation = best.coefficients if helps else None
+        self.learner.ranks.broadcast(self.operation)
+        return best if helps else None
+
+    def _best(self, surgeon: Surgeon) -> Ending:
+        """Try a deterministic operation on every row; return the best, by its own prompts."""
+        endings = final_operations(surgeon, self.exam, int(self._rng.integers(2**31)))
+        return max(endings, key=lambda ending: ending.total)
+
+    def _operated(self) -> AbstractContextManager[object] | None:
+        if self.operation is None:
+            return None
+        return self.exam.patient.operated(self.exam.operator, self.operation)

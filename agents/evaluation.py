@@ -6,16 +6,18 @@ Shapes: B windows, T characters, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from avatarl_env.lm.gpt import GPT
-from avatarl_env.patient import eval_mode
+from avatarl_env.patient import Patient, eval_mode
+from avatarl_env.text.ngram import NGramReference
 
 PROGRESS_CHARACTERS = 16_384  # length of the fixed slice that progress is measured on
+REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
 _TOKENS_PER_BATCH = 8_192
 
 
@@ -77,3 +79,25 @@ def _sums(model: GPT, windows: torch.Tensor, counted: torch.Tensor) -> NDArray[n
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     stacked = torch.stack([loss, hits, entropy]).double() * counted
     return np.asarray(stacked.sum((1, 2)).cpu().numpy())
+
+
+def evaluate_references(patient: Patient) -> list[dict[str, Any]]:
+    """Score n-gram tables on the validation text, which were counted on the training text.
+
+    Returns:
+        One row each of name, loss, bits_per_char, accuracy and entropy, as :class:`TextMetrics`.
+    """
+    rows = []
+    for order, name in enumerate(REFERENCE_NAMES, start=2):
+        ngram = NGramReference.fit(patient.splits["train"], patient.tokenizer.vocab_size, order)
+        metrics = ngram.evaluate(patient.splits["validation"])
+        rows.append(
+            {
+                "name": name,
+                "loss": metrics.loss,
+                "bits_per_char": metrics.bits_per_token,
+                "accuracy": metrics.accuracy,
+                "entropy": metrics.entropy,
+            }
+        )
+    return rows

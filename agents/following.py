@@ -6,17 +6,19 @@ and where a resumed run stands, it tells the others in these calls; they make th
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import DivergedError, make_phases, updates
+from agents.curriculum import Phase, make_phases, updates
+from agents.divergence import DivergedError
 from agents.ranks import Ranks, on_cpu, require_same, take_edits
 from agents.resuming import Progress, Stopped, torch_threads
 from agents.setup import LearningSetup
+from avatarl_env.surgery import make_operator
 
 REFUSED = (ValueError, ImportError)
 """Errors before anything is trained or written: the input's fault."""
@@ -39,6 +41,8 @@ class Start(NamedTuple):
     steps: int
     weights: dict[str, torch.Tensor]
     learner: dict[str, Any]
+    operation: list[float] | None
+    """Coefficients under which the model samples, if any."""
 
 
 def call_others(setup: LearningSetup, config: TrainConfig) -> None:
@@ -59,7 +63,8 @@ def start_others(setup: LearningSetup, folder: Path, progress: Progress) -> None
         return
     weights = dict(setup.learner.model.named_parameters())
     state = {"weights": weights, "learner": setup.learner.get_state()}
-    start = Start(folder, progress.phase, progress.steps, **on_cpu(state))
+    at = (folder, progress.phase, progress.steps)
+    start = Start(*at, **on_cpu(state), operation=progress.operation)
     setup.learner.ranks.broadcast(start)
 
 
@@ -88,26 +93,49 @@ def _follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
             config, setup = _build(ranks, stack)
         except REFUSED as error:
             raise BadInput(str(error)) from error
-        learner = setup.learner
         begun: Start = ranks.broadcast()
-        with torch.no_grad():
-            for name, p in learner.model.named_parameters():
-                p.copy_(begun.weights[name])
-        learner.set_state(begun.learner)
+        follower = _Follower(config, setup, begun)
         steps = begun.steps
         for phase in make_phases(config.curriculum, config.surgeon)[begun.phase :]:
             for _ in range(steps, phase.steps):
-                for _ in updates(learner, phase.updates):
-                    pass
-                if phase.commits:
-                    take_edits(ranks, learner.model)
+                follower.step(phase)
                 signum: int | None = ranks.broadcast()
                 if signum is not None:
                     raise Stopped(signum, begun.folder)
             steps = 0
-            require_same(ranks, learner.model)
+            require_same(ranks, setup.learner.model)
         folder, summary = ranks.broadcast()
     return folder, summary
+
+
+class _Follower:
+    """One process's learner, and what the first process does to its model."""
+
+    def __init__(self, config: TrainConfig, setup: LearningSetup, begun: Start) -> None:
+        """Stand where the first process stands."""
+        self._learner = setup.learner
+        self._patient = setup.patient
+        self._operator = make_operator(config.operator, setup.patient.targets)
+        self._operation = begun.operation
+        with torch.no_grad():
+            for name, p in self._learner.model.named_parameters():
+                p.copy_(begun.weights[name])
+        self._learner.set_state(begun.learner)
+
+    def step(self, phase: Phase) -> None:
+        """Do one step of a phase: this process's share of it."""
+        ranks, learner = self._learner.ranks, self._learner
+        for _ in updates(learner, phase.updates, self._operated):
+            pass
+        if phase.commits and take_edits(ranks, learner.model):
+            learner.model_changed()
+        if phase.rollouts:
+            self._operation = ranks.broadcast()
+
+    def _operated(self) -> AbstractContextManager[object] | None:
+        if self._operation is None:
+            return None
+        return self._patient.operated(self._operator, self._operation)
 
 
 def _build(ranks: Ranks, stack: ExitStack) -> tuple[TrainConfig, LearningSetup]:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.curriculum import FALSE_COMMIT_RATE, Commit, Phase
+from agents.effect import Ending
 from agents.evaluation import PROGRESS_CHARACTERS, evaluate_text
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.surgeons import OperationRecord, Surgeon
@@ -19,7 +20,6 @@ from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 WRITE_EVERY = 5  # updates between two rows of kind "grpo"
 SAMPLE_EVERY = 5  # evaluations between two samples
 SAMPLE_CHARACTERS = 240
-TRAINING_COST = 3  # a forward and backward costs about as much as three forwards
 
 
 class Journal:
@@ -74,8 +74,7 @@ class Journal:
 
         Evaluations for the reader (progress, final figures, samples) are not counted.
         """
-        learned = self._learner.n_done * self._learner.tokens_per_update
-        return TRAINING_COST * learned + self._env.patient.forward_tokens
+        return self._learner.forward_tokens + self._env.patient.forward_tokens
 
     @property
     def seconds(self) -> float:
@@ -213,6 +212,13 @@ class Journal:
         kept = sum(record["kept"] for record in self.commits)
         self._advance(0, commits=f"{kept}/{len(self.commits)}")
         self._last_update = time.perf_counter()
+
+    def behaved(self, operation: Ending | None) -> None:
+        """Take note of who samples from now on: the model under an operation, or as it stands."""
+        row: dict[str, Any] = {"behavior/operated": operation is not None}
+        row["behavior/gain"] = None if operation is None else operation.total
+        row["behavior/coefficients"] = None if operation is None else operation.coefficients
+        self._write("behavior", row)
 
     def commit_summary(self, policy: str) -> dict[str, Any]:
         """Return tries, keeps and the number of false ones to be expected at most."""

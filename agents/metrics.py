@@ -15,6 +15,7 @@ AXES = {
     "operation": "operation",
     "surgeon": "operation",
     "commit": "operation",
+    "behavior": "operation",
     "sample": "update",
 }
 """Kinds of rows, each with the field of the clock that counts its steps."""
@@ -57,19 +58,34 @@ METRICS = (
         ("forward_tokens",),
         CLOCK,
         "tokens",
-        "compute: 1 for each token of a forward of the patient, 3 for each of an update's B T; "
-        "without evaluations and samples",
+        "compute: 1 for each token of a forward of the patient, 3 for each that a backward follows "
+        "(an update's B T, or what its rollouts hold); without evaluations and samples",
     ),
     Metric(("seconds",), CLOCK, "s", "time since the run began"),
     Metric(
         ("grpo/loss",),
         "grpo",
         "depends on the estimator",
-        "`brier`, `grpo`: -mean A log p(a) over positions and samples, A the advantage; "
-        "`ce`: -mean log p(y); `brier` over all actions: -mean(p(y) - sum_a p(a)^2 / 2)",
+        "`proper_maxrl`, `maxrl`, `brier`: -mean A log p(a) over positions and samples, A the "
+        "advantage; `proper_maxrl` also +mean sum_a (1 - p(a))^(K + 1) / (K + 1); `grpo`, "
+        "`dr_grpo`, `rloo`, `gspo`, `seed_sampled`: -mean of the clipped r A, r the ratio to who "
+        "sampled; `cispo`: -mean clipped r A log p(a); over all actions the expectation; `ce`: "
+        "-mean log p(y); plus what `regularizer` adds",
     ),
-    Metric(("grpo/reward",), "grpo", "share", "mean p(y), the chance of drawing what is right"),
-    Metric(("grpo/accuracy",), "grpo", "share", "mean 1[argmax p = y], on the training batch"),
+    Metric(
+        ("grpo/reward",),
+        "grpo",
+        "share",
+        "mean p(y), the chance of drawing what is right; of rollouts (horizon above 1) the mean "
+        "reward",
+    ),
+    Metric(
+        ("grpo/accuracy",),
+        "grpo",
+        "share",
+        "mean 1[argmax p = y], on the training batch; of rollouts the share of leading characters "
+        "that are the real ones",
+    ),
     Metric(("grpo/entropy",), "grpo", "nats/char", "mean -sum_a p(a) log p(a), training batch"),
     Metric(("grpo/grad_norm",), "grpo", "as the loss", "L2 norm of the gradient, unclipped"),
     Metric(("grpo/learning_rate",), "grpo", "1", "AdamW's, after warm-up and cosine"),
@@ -157,6 +173,18 @@ METRICS = (
         "commit",
         "prompts, windows",
         "n, the pairs compared: `judge_prompts`",
+    ),
+    Metric(
+        ("behavior/operated",),
+        "behavior",
+        "0 or 1",
+        "1 if from here on the operated model samples what is learned from (commit policy rollout)",
+    ),
+    Metric(
+        ("behavior/gain",),
+        "behavior",
+        "nats/char",
+        "return of that operation on the prompts it was chosen by",
     ),
     Metric(
         ("surgeon/n_updates",),

@@ -14,10 +14,6 @@ from agents.evaluation import evaluate_text
 from agents.journal import Journal
 from agents.resuming import Progress, versions
 from agents.setup import Setup
-from avatarl_env.patient import Patient
-from avatarl_env.text.ngram import NGramReference
-
-REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
 
 
 def summarise(
@@ -26,7 +22,7 @@ def summarise(
     journal: Journal,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says, but for time and command."""
+    """Return what ``summary.json`` says, but for references, time and command."""
     model, validation = setup.patient.model, setup.patient.splits["validation"]
     return {
         "preset": config.preset,
@@ -36,13 +32,11 @@ def summarise(
         "operator": config.operator,
         "corpus": setup.corpus.name,
         "corpus_sha256": setup.corpus.sha256,
-        "corpus_nats_per_char": setup.corpus.nats_per_char,
         "phases": progress.phases,
         "validation": evaluate_text(model, validation)._asdict(),
         "validation_unknown_characters": setup.tokenizer.n_unknown(
             setup.corpus.split("validation")
         ),
-        "references": _references(setup.patient),
         "commits": journal.commit_summary(config.curriculum.commit),
         "surgeon_effect": {
             "verdict": verdict(progress.effects, config.surgeon),
@@ -53,24 +47,6 @@ def summarise(
         "n_parameters": model.n_parameters,
         "environment": _environment(setup),
     }
-
-
-def _references(patient: Patient) -> list[dict[str, Any]]:
-    """Score n-gram models, counted on the same training text, on the same validation text."""
-    rows = []
-    for order, name in enumerate(REFERENCE_NAMES, start=2):
-        ngram = NGramReference.fit(patient.splits["train"], patient.tokenizer.vocab_size, order)
-        metrics = ngram.evaluate(patient.splits["validation"])
-        rows.append(
-            {
-                "name": name,
-                "loss": metrics.loss,
-                "bits_per_char": metrics.bits_per_token,
-                "accuracy": metrics.accuracy,
-                "entropy": metrics.entropy,
-            }
-        )
-    return rows
 
 
 def _environment(setup: Setup) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Progress:
     phases: list[dict[str, Any]] = field(default_factory=list)
     """Records of the phases that have ended."""
     effects: list[Effect] = field(default_factory=list)
+    operation: list[float] | None = None
+    """Coefficients under which the model samples what it learns from, if any."""
 
 
 class Checkpointer:

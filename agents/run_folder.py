@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+
+
+class NotWritten(OSError):
+    """The disk took no more of a run; the message says what became of it."""
 
 
 class RunFolder:
@@ -20,6 +25,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         config: `config.json`, the settings of the run.
+        references: `references.json`, what its model is to be held against.
         metrics: `metrics.jsonl`, the rows of the run.
         samples: `samples.txt`, the samples in a form to read.
         summary: `summary.json`, the outcome; absent until the run has finished.
@@ -83,9 +89,35 @@ class RunFolder:
             if file.exists():
                 os.truncate(file, length)
 
+    @contextmanager
+    def written_to(self) -> Iterator[None]:
+        """Let the body write the run.
+
+        Raises:
+            NotWritten: If the disk is full, or does not take it for another reason. What was there
+                before is whole.
+        """
+        try:
+            yield
+        except BrokenPipeError:  # of who reads what the run prints
+            raise
+        except OSError as error:
+            path = str(self.path)
+            if self.summary.is_file():
+                remedy = f"; the run has finished, get its report with: avatarl report {path}"
+            elif self.config.is_file():
+                remedy = f"; once it can, go on with: python train.py --resume {path}"
+            else:
+                remedy = ""
+            reason = error.strerror or str(error)
+            raise NotWritten(
+                f"out must be a folder that can be written to, got {path!r}: {reason}{remedy}"
+            ) from error
+
     def _name_files(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.references = self.path / "references.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.txt"
         self.summary = self.path / "summary.json"

@@ -1,9 +1,10 @@
 """The record of a run: one folder of plain files, and whoever else is to be told.
 
-`config.json` holds the settings, `metrics.jsonl` one JSON object per line, `samples.txt` text to
-read, `summary.json` the outcome. All of it is strict JSON: a number that is not finite is written
-as null. Weights & Biases and TensorBoard are told what has been written, and a run never depends on
-them: whatever goes wrong there costs one warning.
+`config.json` holds the settings, `references.json` what the model is to be held against,
+`metrics.jsonl` one JSON object per line, `samples.txt` text to read, `summary.json` the outcome.
+All of it is strict JSON: a number that is not finite is written as null. Weights & Biases and
+TensorBoard are told what has been written, and a run never depends on them: whatever goes wrong
+there costs one warning.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -164,6 +166,19 @@ class MetricWriter:
             os.fsync(file.fileno())
         return self.folder.metrics.stat().st_size, self.folder.samples.stat().st_size
 
+    def write_references(self, references: Mapping[str, object]) -> None:
+        """Write `references.json`: what is known of the text before anything is learned from it.
+
+        Args:
+            references: `references`, the scores of n-gram tables, and `corpus_nats_per_char`, the
+                true entropy of the text or None. The summary has them too.
+
+        Raises:
+            TypeError: If a value has no form in JSON.
+        """
+        content = to_json(references, "references")
+        _write_atomic(self.folder.references, _dump(content, indent=2))
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` in one piece: a reader finds all of it or nothing.
 
@@ -177,10 +192,11 @@ class MetricWriter:
 
     def close(self, *, failed: bool = False) -> None:
         """Close the files and let the others finish; a second call does nothing."""
-        self._metrics.close()
-        self._samples.close()
-        for sink in self._sinks:
-            sink.finish(failed=failed)
+        with ExitStack() as stack:  # all of them, also where a full disk takes no last row
+            for sink in self._sinks:
+                stack.callback(sink.finish, failed=failed)
+            stack.callback(self._samples.close)
+            stack.callback(self._metrics.close)
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         for sink in self._sinks:
@@ -246,5 +262,8 @@ def _dump(value: object, indent: int | None = None) -> str:
 def _write_atomic(path: Path, text: str) -> None:
     """Replace a file in one step, so that nobody ever reads half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from agents.checkpoint import State, locked, read, read_about
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import Curriculum, DivergedError, make_phases
+from agents.curriculum import Curriculum, make_phases
+from agents.divergence import DivergedError
 from agents.effect import measure_effect
+from agents.evaluation import evaluate_references
 from agents.following import REFUSED, call_others, follow, start_others
+from agents.grpo.estimators import ESTIMATORS, SAMPLED
 from agents.grpo.learner import PRECISIONS
-from agents.grpo.objectives import ESTIMATORS, SAMPLED
 from agents.journal import Journal
 from agents.outcome import summarise
 from agents.ranks import DriftError, Ranks, joined, require_same
@@ -71,7 +74,9 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, the
             run folder is not empty, or there is nothing to go on with exactly. Nothing has been
             trained or written then.
-        DivergedError: if the model cannot be trained on, also not from its last checkpoint.
+        NotWritten: (an OSError) if the disk is full, or does not take the run for another reason.
+        DivergedError: if the model or the surgeon cannot be trained on, also not from the last
+            checkpoint.
         Stopped: (a KeyboardInterrupt) if SIGINT or SIGTERM asked the run to stop; it has written a
             checkpoint.
         LostError: if another process of the run has ended before its time.
@@ -110,6 +115,7 @@ def _attempt(
         except REFUSED as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
         config, setup, folder, checkpoint = begun
+        stack.enter_context(folder.written_to())
         stack.enter_context(_report_at_the_end(folder.path))
         state = None if checkpoint is None else read(checkpoint)
         settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
@@ -133,6 +139,8 @@ def _attempt(
             quiet=quiet,
         )
         journal.say(_introduction(config, setup, folder))
+        references = _references(setup)
+        writer.write_references(references)
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
         progress = Progress()
         if state is not None and checkpoint is not None:
@@ -150,7 +158,7 @@ def _attempt(
                 raise _GoBackError(folder.path) from error
             raise
         summary = summarise(config, setup, journal, progress)
-        summary |= {"command": command, "seconds": journal.seconds}
+        summary |= {**references, "command": command, "seconds": journal.seconds}
         summary["checkpoints"] = {
             "written": checkpointer.n_written,
             "seconds": checkpointer.seconds,
@@ -224,6 +232,8 @@ def _run_phases(
         setup.learner, setup.exam, setup.surgeon, config.curriculum, setup.generators.commit
     )
     phases = make_phases(config.curriculum, config.surgeon)
+    if progress.operation is not None:
+        curriculum.operation = np.asarray(progress.operation)
     report = LiveReport(checkpointer.folder)
     for phase in phases[progress.phase :]:
         if progress.steps:
@@ -232,6 +242,8 @@ def _run_phases(
             journal.begin(phase)
         for done in curriculum.steps(phase, journal, progress.steps):
             progress.steps = done
+            operation = curriculum.operation
+            progress.operation = None if operation is None else operation.tolist()
             report.refresh()
             checkpointer.stepped(progress)
         require_same(setup.learner.ranks, setup.learner.model)
@@ -252,6 +264,14 @@ def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | N
     if setup.surgeon is not None:
         seed, options = setup.generators.surgeon_seed, config.surgeon_options
         save_surgeon(setup.surgeon, checkpoint, config.surgeon, seed, options)
+
+
+def _references(setup: Setup) -> dict[str, Any]:
+    """Return what the model is to be held against: it is known before anything is learned."""
+    return {
+        "references": evaluate_references(setup.patient),
+        "corpus_nats_per_char": setup.corpus.nats_per_char,
+    }
 
 
 def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
@@ -276,8 +296,11 @@ def _report_at_the_end(folder: Path) -> Iterator[None]:
     """Write the report of what there is when the body ends, also if it breaks off."""
     try:
         yield
-    finally:
-        write_report(folder)
+    except BaseException:
+        with suppress(OSError, ValueError):  # what broke off is what is to be told
+            write_report(folder)
+        raise
+    write_report(folder)
 
 
 def _new_folder_name(preset: str) -> str:

@@ -184,7 +184,7 @@ class Patient:
         self, operator: Operator, coefficients: ArrayLike, prompts: Prompts, terms: Terms = None
     ) -> Evaluation:
         """Do the same under an operation, which is undone before this returns."""
-        with self._in_place(operator, coefficients):
+        with self.operated(operator, coefficients):
             return self._evaluate([prompts], terms)[0]
 
     def evaluate_many(
@@ -275,12 +275,12 @@ class Patient:
             with Overlay(operator, rows):
                 yield
         else:
-            with self._in_place(operator, rows[0]):
+            with self.operated(operator, rows[0]):
                 yield
 
     @contextmanager
-    def _in_place(self, operator: Operator, coefficients: ArrayLike) -> Iterator[SurgicalTheater]:
-        """Operate on the shared model while the body runs."""
+    def operated(self, operator: Operator, coefficients: ArrayLike) -> Iterator[SurgicalTheater]:
+        """Operate on the shared model, in place, while the body runs."""
         with SurgicalTheater(self.model, [operator]) as theater:
             operator.apply(theater, coefficients)
             yield theater
@@ -338,7 +338,7 @@ class Patient:
 
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
         """Operate for good: same parameters, new values."""
-        with self._in_place(operator, coefficients) as theater:
+        with self.operated(operator, coefficients) as theater:
             theater.commit()
         self.n_changes += 1
 

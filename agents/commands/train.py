@@ -25,7 +25,8 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
     Raises:
         Refusal: if something in it is unknown, of the wrong kind, or does not fit.
-        Failure: if the model diverged, or the processes of the run lost one another.
+        Failure: if the model or the surgeon diverged, the disk took no more of the run, or its
+            processes lost one another.
     """
     from agents.ranks import joined
 
@@ -45,14 +46,15 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
 def _train(config: TrainConfig, command: str) -> RunSummary:
     from agents.config import BadInput
-    from agents.curriculum import DivergedError
+    from agents.divergence import DivergedError
     from agents.ranks import DriftError, LostError
+    from agents.run_folder import NotWritten
     from agents.training import train
 
     try:
         with refusing(BadInput):
             return train(config, command=command)
-    except (DivergedError, DriftError, LostError) as error:
+    except (DivergedError, DriftError, LostError, NotWritten) as error:
         raise Failure(str(error)) from error
 
 

@@ -1,13 +1,15 @@
 """The learner: one update of the language model per call.
 
-Shapes: B windows, T characters, N = B * T positions, K actions each, V vocabulary.
+Shapes: B windows, T characters, N = B * T positions, K actions each, V vocabulary; or B prompts,
+K texts of H characters each.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,51 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.grpo.objectives import ESTIMATORS, SAMPLED, check_estimator
-from agents.ranks import ALONE, Ranks
-from avatarl_env.choices import check_choice
+from agents.grpo import objectives
+from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
+from agents.grpo.estimators import ESTIMATORS, SAMPLED, Question, Sampling
+from agents.grpo.optimizer import Optimizer
+from agents.grpo.rollouts import prompt_length, roll_out
+from agents.ranks import ALONE, Ranks, average_gradients
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.graphs import GraphedGeneration
+from avatarl_env.text.ngram import NGramReference
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = ["PRECISIONS", "GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class GRPOConfig:
-    """How the language model learns.
-
-    Raises:
-        ValueError: if a value is unknown or out of range, or a combination does not exist.
-    """
-
-    estimator: str = "brier"
-    """brier, grpo, or ce (the supervised control, not RL)."""
-    exploration: str = "sampled"
-    """sampled (K characters per position) or all_actions (the limit without sampling noise)."""
-    group_size: int = 16
-    """K, characters sampled at each position."""
-    batch_size: int = 16
-    """B, windows per update; each is a whole context long."""
-    learning_rate: float = 6e-3
-    """Peak of AdamW's learning rate."""
-    warmup_updates: int = 30
-    """Updates of linear warm-up, on top of a cosine from the peak down to a tenth of it."""
-    weight_decay: float = 0.1
-    """AdamW's, on matrices only."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient."""
-    precision: str = "float32"
-    """Of the forward's matrix products: float32, or bfloat16 by autocast."""
-
-    def __post_init__(self) -> None:
-        check_estimator(self.estimator, self.exploration, self.group_size)
-        check_choice("precision", self.precision, PRECISIONS)
-        for name in ("batch_size", "learning_rate", "grad_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_updates", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+TRAINING_COST = 3  # a forward and backward costs about as much as three forwards
 
 
 class GRPOStats(NamedTuple):
@@ -67,14 +38,25 @@ class GRPOStats(NamedTuple):
 
     loss: float
     reward: float
-    """Probability of sampling the right character: mean p(y)."""
+    """Probability of sampling the right character, mean p(y); of rollouts their mean reward."""
     accuracy: float
-    """Share of positions whose most probable character is right."""
+    """Share of positions whose most probable character is right; of rollouts the share of leading
+    characters that are."""
     entropy: float
     """Of the policy, nats per character."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+
+
+class _Reading(NamedTuple):
+    """What a batch says: the loss, and what it is reported with, all single numbers."""
+
+    loss: Tensor
+    reward: Tensor
+    accuracy: Tensor
+    entropy: Tensor
+    kl: Tensor | None = None
 
 
 class GRPOLearner:
@@ -101,8 +83,8 @@ class GRPOLearner:
             ranks: the processes that share each batch.
 
         Raises:
-            ValueError: if the text is not longer than the context, or the processes cannot have
-                equal shares of a batch.
+            ValueError: if the text is not longer than the context, the context not longer than the
+                horizon, or the processes cannot have equal shares of a batch.
         """
         if len(tokens) <= model.context:
             raise ValueError(
@@ -122,57 +104,63 @@ class GRPOLearner:
         """Of these, updates whose loss or gradient was not finite: no step was made."""
         self.n_bad_in_a_row = 0
         """Of these, the latest without a good one since."""
+        self.forward_tokens = 0
+        """Compute so far, of all processes: 1 for each token of a forward, 3 if learned from."""
+        self.kl_coefficient = config.regularizer.kl_coefficient
+        self.optimizer = Optimizer(
+            model,
+            config.optimizer,
+            rate=config.learning_rate,
+            matrix_rate=config.matrix_learning_rate,
+            weight_decay=config.weight_decay,
+        )
         self._tokens = tokens
         self._n_updates = n_updates
         self._rng = rng
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() == 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-            fused=True,
-        )
+        self._write = GraphedGeneration()
+        self._old: GPT | None = copy.deepcopy(model) if config.sync_every > 1 else None
+        self._bigrams: Tensor | None = None
+        self._reference: NGramReference | None = None
+        if config.horizon > 1:
+            self._n_prompt = prompt_length(model.context, config.horizon)
+            self._reference = NGramReference.fit(tokens, model.vocab_size)
+        elif config.regularizer.kl_coefficient or config.regularizer.partial_credit:
+            self._bigrams = _bigram_log_probs(tokens, model.vocab_size).to(self._device)
 
     @property
     def tokens_per_update(self) -> int:
-        """Positions of one batch, N, those of all processes."""
-        return self.config.batch_size * self.model.context
+        """Characters of a whole batch that are learned from: N, or those of all texts."""
+        config = self.config
+        if config.horizon > 1:
+            return config.batch_size * config.group_size * config.horizon
+        return config.batch_size * self.model.context
 
     def learning_rate(self) -> float:
-        """Return the rate of the next update: linear warm-up times a cosine down to a tenth."""
-        config = self.config
-        warm = min(1.0, (self.n_done + 1) / max(1, config.warmup_updates))
-        progress = min(1.0, self.n_done / max(1, self._n_updates))
-        return config.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * progress))
+        """Return AdamW's rate of the next update; Muon's has the same schedule."""
+        return self.config.learning_rate * self._schedule()
 
-    def update(self) -> GRPOStats:
-        """Read a batch, sample actions, reward them, step."""
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        inputs, targets = self._batch()  # (B, T), (N,)
-        dtype = PRECISIONS[self.config.precision]
-        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.model(inputs).float()  # (B, T, V)
-        log_probs = torch.log_softmax(logits, dim=-1).flatten(0, 1)  # (N, V)
-        loss = self._loss(log_probs, targets)
+    def update(self, operated: AbstractContextManager[object] | None = None) -> GRPOStats:
+        """Read a batch, sample actions, reward them, step.
+
+        Args:
+            operated: a context in which the model is operated on: there the actions are sampled,
+                by what the model then is. The update is on the model as it stands outside.
+        """
+        rate, factor = self.learning_rate(), self._schedule()
+        self._sync()
+        read = self._read_positions if self.config.horizon == 1 else self._read_rollouts
+        reading = read(operated)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        readings = _readings(loss, log_probs.detach(), targets)  # (4,)
-        # One sum of everything, not DistributedDataParallel: that wraps a forward, which rollouts,
-        # theaters and the optimizer would have to know; what its overlap hides is little here. With
-        # the readings in it, a loss that is no number in one process is none in all.
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.ranks.average([*grads, readings])
+        reading.loss.backward()  # type: ignore[no-untyped-call]
+        reading = self._averaged(reading)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        stats = GRPOStats._make([*readings.tolist(), norm.item(), rate])
+        numbers = torch.stack([*(x.detach() for x in reading[:4]), norm]).tolist()
+        stats = GRPOStats._make([*numbers, rate])
         # A step along what is no number would leave no number anywhere.
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
+            self.optimizer.schedule(factor)
             self.optimizer.step()
+            self._adapt(reading.kl)
             self.n_bad_in_a_row = 0
         else:
             self.n_skipped += 1
@@ -180,69 +168,220 @@ class GRPOLearner:
         self.n_done += 1
         return stats
 
+    def model_changed(self) -> None:
+        """Take note that somebody else wrote the model: the old policy is what it now is."""
+        if self._old is not None:
+            self._old.load_state_dict(self.model.state_dict())
+
     def get_state(self) -> dict[str, Any]:
         """Return the optimizer's state, the counters and the dice; the weights are the model's."""
-        moments = {
-            name: dict(self.optimizer.state[p])
-            for name, p in self.model.named_parameters()
-            if p in self.optimizer.state
-        }
         return {
             "n_done": self.n_done,
             "n_skipped": self.n_skipped,
             "n_bad_in_a_row": self.n_bad_in_a_row,
+            "forward_tokens": self.forward_tokens,
+            "kl_coefficient": self.kl_coefficient,
             "rng": dict(self._rng.bit_generator.state),
-            "optimizer": moments,
+            "optimizer": self.optimizer.get_state(self._names),
+            "old": None if self._old is None else dict(self._old.named_parameters()),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on exactly from what ``get_state`` returned."""
         self.n_done, self.n_skipped = state["n_done"], state["n_skipped"]
         self.n_bad_in_a_row = state["n_bad_in_a_row"]
+        self.forward_tokens = state["forward_tokens"]
+        self.kl_coefficient = state["kl_coefficient"]
         self._rng.bit_generator.state = state["rng"]
-        self.optimizer.state.clear()
-        for name, p in self.model.named_parameters():
-            if name in state["optimizer"]:
-                moments = state["optimizer"][name]
-                self.optimizer.state[p] = {key: x.to(p.device) for key, x in moments.items()}
+        self.optimizer.set_state(state["optimizer"], self._names)
+        if self._old is not None:
+            with torch.no_grad():
+                for name, p in self._old.named_parameters():
+                    p.copy_(state["old"][name])
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Read this process's share of a batch.
-
-        Every process draws all of it, and so all generators stand where the one of a single
-        process would.
-        """
-        context = self.model.context
-        starts = self._rng.integers(0, len(self._tokens) - context, self.config.batch_size)
-        starts = self.ranks.mine(starts)
-        windows = torch.from_numpy(self._tokens[starts[:, None] + np.arange(context + 1)])
-        windows = windows.to(self.model.embed.weight.device)
-        return windows[:, :-1], windows[:, 1:].flatten()
-
-    def _loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
-        estimator = ESTIMATORS[self.config.estimator]
+    def _read_positions(self, operated: AbstractContextManager[object] | None) -> _Reading:
+        """Take every position of a batch of windows for an episode of one character."""
+        inputs, targets = self._batch()  # (B, T), (N,)
+        estimator, context = ESTIMATORS[self.config.estimator], inputs.flatten()
+        # Before the forward to be learned from: a theater that opens after it voids its graph.
+        behavior = self._behavior(inputs, operated)
+        log_probs = self._log_probs(inputs)  # (N, V)
+        self._count(TRAINING_COST * targets.numel())
         if self.config.exploration == SAMPLED:
             assert estimator.sampled is not None
-            return estimator.sampled(log_probs, targets, self._sample(log_probs.detach()))
-        assert estimator.all_actions is not None
-        return estimator.all_actions(log_probs, targets)
+            behavior = log_probs.detach() if behavior is None else behavior
+            loss = self._sampled_loss(estimator.sampled, log_probs, behavior, targets, context)
+        else:
+            assert estimator.all_actions is not None
+            credit = self._credit(context)
+            question = Question(log_probs, targets, self.config.group_size, credit)
+            loss = estimator.all_actions(question)
+        loss, kl = self._regularized(loss, log_probs, context)
+        with torch.no_grad():
+            probs = log_probs.exp()
+            right = probs.gather(1, targets[:, None]).mean()
+            accuracy = (log_probs.argmax(1) == targets).float().mean()
+            return _Reading(loss, right, accuracy, objectives.entropy(log_probs.detach()), kl)
+
+    def _sampled_loss(
+        self,
+        sampling: Sampling,
+        log_probs: Tensor,
+        behavior: Tensor,
+        targets: Tensor,
+        context: Tensor,
+    ) -> Tensor:
+        """Sample K actions per position, reward them, and hold them against each other."""
+        config = self.config
+        actions = self._sample(behavior)  # (N, K)
+        rewards = sampling.reward(actions, targets)
+        credit = self._credit(context)
+        if credit is not None:
+            rewards = rewards + credit.gather(1, actions)
+        advantages = sampling.advantage(rewards)
+        taken = log_probs.gather(1, actions)[:, :, None]  # (N, K, 1)
+        sampled_with = behavior.gather(1, actions)[:, :, None]
+        loss = sampling.surrogate(taken, sampled_with, advantages, config.clip, config.clip_high)
+        if sampling.bonus is not None:
+            loss = loss - sampling.bonus(log_probs, config.group_size)
+        return loss
+
+    def _read_rollouts(self, operated: AbstractContextManager[object] | None) -> _Reading:
+        """Let the behaviour policy write K texts after each prompt; learn from them."""
+        config, sampling = self.config, ESTIMATORS[self.config.estimator].sampled
+        assert sampling is not None
+        assert self._reference is not None
+        windows = self._windows(self._n_prompt + config.horizon)
+        uniforms = self._uniforms(config.batch_size, config.group_size, config.horizon)
+        with operated or nullcontext():
+            rollouts = roll_out(
+                self._old if self._old is not None and operated is None else self.model,
+                windows,
+                uniforms,
+                self._reference,
+                temperature=config.temperature,
+                match_bonus=config.match_bonus,
+                write=self._write,
+            )
+        texts = rollouts.tokens
+        n_read = texts[:, 1:].numel()
+        self._count((1 + TRAINING_COST) * n_read)  # written once, read once
+        log_probs = self._log_probs(texts[:, :-1]).view(len(texts), -1, self.model.vocab_size)
+        log_probs = log_probs[:, -config.horizon :]  # (B * K, H, V)
+        taken = log_probs.gather(2, texts[:, -config.horizon :, None])[:, :, 0]
+        behavior = rollouts.behavior_log_probs
+        if self._old is None and operated is None:
+            # The very same numbers, not those that a cache rounds its own way: the ratio is 1.
+            behavior = taken.detach().view(behavior.shape)
+        advantages = sampling.advantage(rollouts.rewards)
+        taken = taken.view(behavior.shape)
+        loss = sampling.surrogate(taken, behavior, advantages, config.clip, config.clip_high)
+        spread = objectives.entropy(log_probs)
+        loss = loss - config.regularizer.entropy_bonus * spread
+        return _Reading(loss, rollouts.rewards.mean(), rollouts.matched.mean(), spread)
+
+    def _averaged(self, reading: _Reading) -> _Reading:
+        """Average the gradients, and what is reported, over all processes."""
+        if self.ranks.count == 1:
+            return reading
+        numbers = torch.stack([x.detach() for x in reading if x is not None])
+        average_gradients(self.ranks, self.model, numbers)
+        return _Reading(*numbers)
+
+    def _regularized(
+        self, loss: Tensor, log_probs: Tensor, context: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add what the configuration adds to a loss; return the KL too where it counts."""
+        extra, kl = self.config.regularizer, None
+        if extra.entropy_bonus or extra.entropy_floor:
+            spread = objectives.entropy(log_probs)
+            loss = loss - extra.entropy_bonus * spread + (extra.entropy_floor - spread).relu()
+        if extra.kl_coefficient:
+            assert self._bigrams is not None
+            kl = objectives.kl_divergence(log_probs, self._bigrams[context])
+            loss = loss + self.kl_coefficient * kl
+            kl = kl.detach()
+        return loss, kl
+
+    def _adapt(self, kl: Tensor | None) -> None:
+        target = self.config.regularizer.kl_target
+        if kl is not None and target:
+            self.kl_coefficient = objectives.adapted(self.kl_coefficient, float(kl), target)
+
+    def _credit(self, context: Tensor) -> Tensor | None:
+        """Return each action's partial credit (N, V) after the characters ``context``, if any."""
+        weight = self.config.regularizer.partial_credit
+        if not weight:
+            return None
+        assert self._bigrams is not None
+        return weight * self._bigrams[context].exp()
+
+    def _behavior(
+        self, inputs: Tensor, operated: AbstractContextManager[object] | None
+    ) -> Tensor | None:
+        """Return the log-probabilities (N, V) of who samples, if it is not the policy itself."""
+        if operated is None and self._old is None:
+            return None
+        self._count(inputs.numel())
+        with torch.no_grad(), operated or nullcontext():
+            return self._log_probs(inputs, self._old if operated is None else None)
+
+    def _log_probs(self, inputs: Tensor, model: GPT | None = None) -> Tensor:
+        """Return the policy's log-probabilities (N, V) at every position of (B, T) inputs."""
+        dtype = PRECISIONS[self.config.precision]
+        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+            logits = (model or self.model)(inputs).float()  # (B, T, V)
+        return torch.log_softmax(logits / self.config.temperature, dim=-1).flatten(0, 1)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        windows = self._windows(self.model.context + 1)
+        return windows[:, :-1], windows[:, 1:].flatten()
+
+    def _windows(self, length: int) -> Tensor:
+        """Draw windows of the training text, B for all processes: (B, length), this one's share.
+
+        Every process draws those of all, and so all generators stand where the one of a single
+        process would.
+        """
+        starts = self._rng.integers(0, len(self._tokens) - length + 1, self.config.batch_size)
+        starts = self.ranks.mine(starts)
+        windows = self._tokens[starts[:, None] + np.arange(length)]
+        return torch.from_numpy(windows).to(self._device)
 
     def _sample(self, log_probs: Tensor) -> Tensor:
-        """Sample K actions for each position of this process's share: (N, K)."""
-        shape = (log_probs.size(0) * self.ranks.count, self.config.group_size)
-        uniforms = torch.from_numpy(self.ranks.mine(self._rng.random(shape, dtype=np.float32)))
-        return inverse_cdf(log_probs, uniforms.to(log_probs.device))
+        """Sample K actions per position of this process's share: (N, K)."""
+        n_positions = log_probs.size(0) * self.ranks.count
+        return inverse_cdf(log_probs, self._uniforms(n_positions, self.config.group_size))
+
+    def _uniforms(self, *shape: int) -> Tensor:
+        """Draw dice for all processes; return this one's share."""
+        dice = self.ranks.mine(self._rng.random(shape, dtype=np.float32))
+        return torch.from_numpy(dice).to(self._device)
+
+    def _count(self, n_tokens: int) -> None:
+        self.forward_tokens += n_tokens * self.ranks.count
+
+    def _sync(self) -> None:
+        if self.n_done % self.config.sync_every == 0:
+            self.model_changed()
+
+    def _schedule(self) -> float:
+        """Return the next update's share of the peak rates: linear warm-up times a cosine."""
+        warm = min(1.0, (self.n_done + 1) / max(1, self.config.warmup_updates))
+        progress = min(1.0, self.n_done / max(1, self._n_updates))
+        return warm * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    @property
+    def _names(self) -> dict[Tensor, str]:
+        return {p: name for name, p in self.model.named_parameters()}
 
 
-@torch.no_grad()
-def _readings(loss: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Return loss, reward, accuracy and entropy."""
-    probs = log_probs.exp()
-    return torch.stack(
-        [
-            loss.detach(),
-            probs.gather(1, targets[:, None]).mean(),
-            (log_probs.argmax(1) == targets).float().mean(),
-            -(probs * log_probs).sum(1).mean(),
-        ]
-    )
+def _bigram_log_probs(tokens: NDArray[np.int64], vocab_size: int) -> Tensor:
+    """Return log q(next | last) of the text's bigrams, (V, V)."""
+    pairs = np.stack([np.arange(vocab_size)] * 2, axis=1)  # what follows does not count
+    bigrams = NGramReference.fit(tokens, vocab_size, 2).next_log_probs(pairs, first=1)
+    return torch.from_numpy(bigrams[:, 0])

@@ -62,3 +62,51 @@ def brier_reward(actions: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"group_size must be at least 3 for brier, got {group_size}")
     correction = (group_size - 1) / (group_size - 2)
     return exact_match(actions, targets) - correction * others_that_agree(actions)
+
+
+def credited_match(
+    actions: Tensor, targets: Tensor, reference_log_probs: Tensor, credit: float
+) -> Tensor:
+    """Return exact match plus partial credit for what a reference finds likely; never negative.
+
+    ``r_i = 1[a_i = y] + credit * q(a_i)``, as the first sampled recipe for this task paid it.
+
+    Args:
+        actions: (N, K) int64.
+        targets: (N,) int64.
+        reference_log_probs: (N, V) of the reference q.
+        credit: at least 0.
+
+    Returns:
+        (N, K) float32.
+    """
+    return exact_match(actions, targets) + credit * reference_log_probs.gather(1, actions).exp()
+
+
+def imitation_reward(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Return for each text how much likelier, per character, the reference finds it.
+
+    ``r = mean_t (log q(a_t | own text) - log p(a_t | own text))``; its mean over a policy's own
+    texts is ``-KL(policy || reference)`` per character, largest where the two agree.
+
+    Args:
+        log_probs: (B, K, H) of what was written, under who wrote it.
+        reference_log_probs: (B, K, H) of the same under the reference.
+
+    Returns:
+        (B, K) nats per character.
+    """
+    return (reference_log_probs - log_probs).mean(2)
+
+
+def matching_prefix(written: Tensor, real: Tensor) -> Tensor:
+    """Return the share of leading characters that equal the real continuation.
+
+    Args:
+        written: (B, K, H) int64.
+        real: (B, H) int64.
+
+    Returns:
+        (B, K) float32 in [0, 1].
+    """
+    return (written == real[:, None]).long().cumprod(2).float().mean(2)

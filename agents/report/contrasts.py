@@ -195,11 +195,11 @@ def _last_measurement(entry: Entry) -> dict[str, Any]:
 def _common_references(entries: Sequence[Entry]) -> list[Row]:
     if len({entry.run.fact("corpus_sha256") for entry in entries}) != 1:
         return []
-    return next((list(e.run.summary["references"]) for e in entries if _has_references(e)), [])
+    return next((list(e.run.fact("references")) for e in entries if _has_references(e)), [])
 
 
 def _has_references(entry: Entry) -> bool:
-    return bool(entry.run.summary.get("references"))
+    return bool(entry.run.fact("references"))
 
 
 def _name(entry: Entry, link: str | None = None) -> Html:

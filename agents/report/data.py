@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -55,6 +55,7 @@ class RunRecord:
         config: The content of `config.json`.
         rows: The rows of `metrics.jsonl`, in the order of writing.
         summary: The content of `summary.json`; empty for a run that has not finished.
+        references: The content of `references.json`; empty where there is none.
         torn: How many lines of `metrics.jsonl` are no rows, and were left out.
     """
 
@@ -62,6 +63,7 @@ class RunRecord:
     config: dict[str, Any]
     rows: list[Row]
     summary: dict[str, Any]
+    references: dict[str, Any] = field(default_factory=dict)
     torn: int = 0
 
     @property
@@ -87,8 +89,8 @@ class RunRecord:
         )
 
     def fact(self, name: str) -> Any:
-        """Look a fact up in the summary, else in the settings; None where neither has it."""
-        return self.summary.get(name, self.config.get(name))
+        """Look a fact up in the summary, references and settings; None where none has it."""
+        return ChainMap(self.summary, self.references, self.config).get(name)
 
     def scores(self) -> Row:
         """Give the final scores on held-out text, else the latest of a fixed slice, else none."""
@@ -163,13 +165,14 @@ def load_run(folder: Path) -> RunRecord:
     missing = [name for name in ("config.json", "metrics.jsonl") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"run_folder must hold {' and '.join(missing)}, got {str(folder)!r}")
-    summary = folder / "summary.json"
+    summary, references = folder / "summary.json", folder / "references.json"
     rows, torn = _read_rows(folder / "metrics.jsonl")
     return RunRecord(
         name=folder.resolve().name,
         config=_read_object(folder / "config.json"),
         rows=rows,
         summary=_read_object(summary) if summary.is_file() else {},
+        references=_read_object(references) if references.is_file() else {},
         torn=torn,
     )
 

@@ -66,7 +66,7 @@ def reference_levels(run: RunRecord, curve: Curve) -> dict[str, float]:
     """Name the horizontal lines of a figure: n-gram tables, and the entropy of the text."""
     if curve.reference is None:
         return {}
-    references = run.summary.get("references") or []
+    references = run.fact("references") or []
     levels = {row["name"]: row[curve.reference] for row in references}
     floor = run.fact("corpus_nats_per_char")
     if curve.key == "loss" and floor is not None:

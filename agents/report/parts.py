@@ -76,7 +76,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     return Html(
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">\n'
-        f"<table><caption>{escape(caption)}</caption>\n"
+        f"<table><caption><span>{escape(caption)}</span></caption>\n"
         f"<thead><tr>{names}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 

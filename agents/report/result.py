@@ -18,8 +18,11 @@ def result_section(run: RunRecord, control: RunRecord | None = None) -> Html:
     scores = run.scores()
     if not scores:
         return paragraph("Nothing has been measured yet.")
-    references = run.summary.get("references") or []
-    where = "all of the held-out text" if run.finished else "a fixed slice of the held-out text"
+    references = run.fact("references") or []
+    where = "all of the held-out text"
+    if not run.finished:
+        where = "a fixed slice of the held-out text"
+        where += ", the tables on all of it" if references else ""
     tiles = [
         tile(
             "Next-character accuracy",

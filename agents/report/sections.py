@@ -115,6 +115,8 @@ def _frames(
             f"end, between {curve.show(min(values))} and {curve.show(max(values))}."
         )
         caption = f"{curve.caption} {_lines_note(run, curve)}".strip()
+        if CONTROL in layers(drawn):
+            caption += " The broken curve is the supervised control."
         frames.append(figure(curve.key, curve.title, caption, spoken))
     return frames
 
@@ -122,7 +124,7 @@ def _frames(
 def _lines_note(run: RunRecord, curve: Curve) -> str:
     """Explain the horizontal lines that the curve's figure has."""
     levels = reference_levels(run, curve)
-    note = curve.reference_note if run.summary.get("references") else ""
+    note = curve.reference_note if run.fact("references") else ""
     if LIMIT in levels:
         note += (
             " The line called limit is the true entropy of the grammar that wrote the text, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agents.divergence import DivergedError
 from agents.surgeons.algorithms import ALGORITHMS, GAMMA, class_of, settings_of
 from agents.surgeons.base import (
     BoolArray,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ALGORITHMS", "SB3Surgeon"]
 
 ZIP, NORMALISATION = "surgeon.zip", "surgeon_normalisation.json"
+LARGEST_WEIGHT = 1e6  # healthy networks are far below
 # Two runs of one seed are equal on the CPU; nets of this size are no faster elsewhere.
 DEVICE = "cpu"
 
@@ -79,16 +82,25 @@ class SB3Surgeon:
         self._silence()
 
     def operate(self, n_operations: int) -> list[OperationRecord]:
-        """Perform so many whole operations on every row, beginning afresh, and learn from them."""
+        """Perform so many whole operations on every row, beginning afresh, and learn from them.
+
+        Raises:
+            DivergedError: if that left the networks with weights that nothing can be learned from.
+        """
         # SB3 keeps the last observation between calls of learn(). It belongs to the model as it
         # was then: going on from it would pay the model's own progress out to the surgeon.
         self.model._last_obs = None
-        with self._randomness.use():
-            self.model.learn(
-                n_operations * self._steps_per_operation,
-                log_interval=None,  # type: ignore[arg-type]  # never, says the code
-                reset_num_timesteps=False,
-            )
+        try:
+            with self._randomness.use():
+                self.model.learn(
+                    n_operations * self._steps_per_operation,
+                    log_interval=None,  # type: ignore[arg-type]  # never, says the code
+                    reset_num_timesteps=False,
+                )
+        except ValueError as error:  # torch's of distributions, ours of actions
+            self._refuse_diverged(error)
+            raise
+        self._refuse_diverged()
         return self._recorder.collect()
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
@@ -112,7 +124,9 @@ class SB3Surgeon:
 
     def save(self, folder: Path) -> None:
         """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder."""
-        self.model.save(folder / ZIP)
+        archive = io.BytesIO()  # written by us, for torch hides that a disk is full
+        self.model.save(archive)
+        (folder / ZIP).write_bytes(archive.getvalue())
         observations, returns = self._normalisations()
         content = {
             "mean": observations.mean.tolist(),
@@ -184,6 +198,16 @@ class SB3Surgeon:
 
         assert isinstance(self._env.obs_rms, RunningMeanStd)
         return self._env.obs_rms, self._env.ret_rms
+
+    def _refuse_diverged(self, error: Exception | None = None) -> None:
+        """Raise a DivergedError if a weight is no number, or as large as none ought to be."""
+        for name, p in self.model.policy.named_parameters():
+            if not (p.detach().abs() <= LARGEST_WEIGHT).all():
+                raise DivergedError(
+                    f"the surgeon's {name} must be numbers of at most {LARGEST_WEIGHT:g} in size, "
+                    f"got others after {self.model.num_timesteps} steps; its learning_rate may be "
+                    "too high"
+                ) from error
 
     def _silence(self) -> None:
         """Let the algorithm keep its figures without printing them."""

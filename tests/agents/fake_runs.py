@@ -47,6 +47,8 @@ class MadeUpRun:
             "corpus_sha256": SHA256,
         }
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        known = {"references": REFERENCES, "corpus_nats_per_char": None}
+        (folder / "references.json").write_text(json.dumps(known), encoding="utf-8")
         self.save()
 
     def add(self, kind: str, phase: str, metrics: dict[str, Any]) -> None:

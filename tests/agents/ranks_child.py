@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import agents.curriculum
@@ -56,12 +58,22 @@ def curves(out: Path) -> None:
 
 def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
     """Do an update whose loss is no number, in the last process."""
-    loss = learner._loss
     factor = float("nan") if ranks.rank == ranks.count - 1 else 1.0
-    learner._loss = lambda *arguments: loss(*arguments) * factor  # type: ignore[method-assign]
-    stats = learner.update()
-    learner._loss = loss  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, lambda _: factor)
+        stats = learner.update()
     return stats, learner.n_bad_in_a_row
+
+
+def spoil(patch: pytest.MonkeyPatch, factor: Callable[[GRPOLearner], float]) -> None:
+    """Multiply what a learner learns from."""
+    read = GRPOLearner._read_positions
+
+    def spoilt(self: GRPOLearner, *arguments: Any) -> Any:
+        reading = read(self, *arguments)
+        return reading._replace(loss=reading.loss * factor(self))
+
+    patch.setattr(GRPOLearner, "_read_positions", spoilt)
 
 
 def operate(learner: GRPOLearner, ranks: Ranks) -> list[bool]:
@@ -119,7 +131,7 @@ def command_line(out: Path, plan: str, words: list[str]) -> int:
 
 def patch_learner(learners: list[GRPOLearner], plan: dict[str, str]) -> None:
     """Note all learners, and let happen what is planned."""
-    build, update, loss = GRPOLearner.__init__, GRPOLearner.update, GRPOLearner._loss
+    build, update = GRPOLearner.__init__, GRPOLearner.update
     rank, poisoned = int(os.environ["RANK"]), itertools.count()
 
     def noted(self: GRPOLearner, *arguments: Any, **keywords: Any) -> None:
@@ -138,15 +150,14 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str]) -> None:
             raise RuntimeError("boom")
         return update(self)
 
-    def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:
+    def factor(learner: GRPOLearner) -> float:
         start = int(plan.get("once", plan.get("nan", 10**6)))
-        bad = self.n_done >= start and rank == 1
-        bad = bad and ("nan" in plan or next(poisoned) < 3)
-        return loss(self, *arguments) * (float("nan") if bad else 1.0)
+        bad = learner.n_done >= start and rank == 1
+        return float("nan") if bad and ("nan" in plan or next(poisoned) < 3) else 1.0
 
     GRPOLearner.__init__ = noted  # type: ignore[method-assign]
     GRPOLearner.update = planned  # type: ignore[method-assign]
-    GRPOLearner._loss = poison  # type: ignore[method-assign]
+    spoil(pytest.MonkeyPatch(), factor)
 
 
 def patch_run(plan: dict[str, str]) -> None:

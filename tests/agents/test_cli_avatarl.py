@@ -18,7 +18,7 @@ from agents import cli
 from agents.cli import avatarl
 from agents.commands import COMMANDS
 from agents.config import BadInput, TrainConfig, preset
-from agents.curriculum import DivergedError
+from agents.divergence import DivergedError
 from agents.resuming import Stopped
 from agents.training import RunSummary
 

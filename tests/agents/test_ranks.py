@@ -20,15 +20,9 @@ from agents.launch import own_device, place, started_by
 from agents.ranks import ALONE, DriftError, Ranks, joined, require_same
 from agents.resuming import Stopped
 from agents.training import train
+from tests.agents.broken_runs import assert_same_run, config
 from tests.agents.ranks_child import RECIPES, learn
-from tests.agents.test_resuming import (
-    BrokenOff,
-    assert_same_run,
-    break_off,
-    config,
-    edit_manifest,
-    snapshot,
-)
+from tests.agents.test_resuming import BrokenOff, break_off, edit_manifest, snapshot
 from tests.fakes import tiny_gpt
 from tests.training_runs import everything, flags, make_learner, same, write_text
 

@@ -315,13 +315,24 @@ def test_a_run_that_goes_on_says_so_and_shows_what_there_is(tmp_path: Path) -> N
     (tmp_path / "summary.json").unlink()
     page = Page(write_report(tmp_path))
     assert "This run has not finished" in page.text
-    assert "Measured on a fixed slice of the held-out text." in page.text
+    assert "Measured on a fixed slice of the held-out text, the tables on all of it." in page.text
+    assert '<th scope="row">5-gram</th>' in page.html
     assert {"accuracy", "return"} <= set(page.figures)
     assert not any(key.startswith("effect") for key in page.figures)
     assert "Phases so far" in page.text
-    assert "dashed lines" not in page.text
+    assert "The dashed lines are tables that count" in page.text
     assert '<span class="yes">kept</span>' in page.html
     assert "corpus tinyshakespeare" in page.text
+
+
+def test_a_run_of_which_no_references_are_known_is_shown_without(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    for name in ("summary.json", "references.json"):
+        (tmp_path / name).unlink()
+    page = Page(write_report(tmp_path))
+    assert "Measured on a fixed slice of the held-out text." in page.text
+    assert "dashed lines" not in page.text
+    assert '<th scope="row">5-gram</th>' not in page.html
 
 
 def test_only_the_page_of_a_run_that_goes_on_loads_itself_anew(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from agents import checkpoint
 from agents.checkpoint import locked
 from agents.config import BadInput, TrainConfig
-from agents.curriculum import DivergedError
+from agents.evaluation import REFERENCE_NAMES
 from agents.grpo.learner import GRPOLearner
 from agents.resuming import Checkpointer, Stopped
 from agents.training import RunSummary, train
-from tests.training_runs import QUICK_SAC, small_config, write_text
+from tests.agents.broken_runs import (
+    KILLS,
+    Kill,
+    assert_same_run,
+    config,
+    count_calls,
+    killed,
+    random_kill,
+    rows,
+)
+from tests.agents.report.pages import Page
+from tests.training_runs import write_text
 
-CLOCKS = {"seconds", "time/tokens_per_second"}
 N_CHECKPOINTS = 10  # of a whole run: 6 updates, 2 rounds of surgery, 2 joint ones
-QUICK = {key: value for key, value in QUICK_SAC.items() if key != "policy_kwargs"}
 
 
 class BrokenOff(Exception):
@@ -41,56 +50,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text"))
 
 
-def config(text: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings = {"surgeon_options": QUICK, "checkpoint_seconds": 0.0, **changes}
-    return small_config(text, out, **settings)
-
-
 @pytest.fixture(scope="module")
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """A run that nothing happened to."""
     return train(config(text, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in CLOCKS}
-        for line in lines
-    ]
-
-
-def surgeon_parameters(folder: Path) -> dict[str, torch.Tensor]:
-    from stable_baselines3 import SAC
-
-    model = SAC.load(folder / "checkpoints" / "final" / "surgeon.zip", device="cpu")
-    return dict(model.policy.state_dict())
-
-
-def without_clocks(value: Any) -> Any:
-    if isinstance(value, dict):
-        left_out = {*CLOCKS, "command", "checkpoints", "environment"}
-        return {key: without_clocks(x) for key, x in value.items() if key not in left_out}
-    return [without_clocks(x) for x in value] if isinstance(value, list) else value
-
-
-def assert_same_run(left: Path, right: Path) -> None:
-    """Check that two runs came to the same end on the same way, bit for bit."""
-    weights, others = (
-        load_file(folder / "checkpoints" / "final" / "model.safetensors")
-        for folder in (left, right)
-    )
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
-    mine, yours = surgeon_parameters(left), surgeon_parameters(right)
-    assert all(torch.equal(mine[name], yours[name]) for name in mine)
-    assert rows(left) == rows(right)
-    assert (left / "samples.txt").read_bytes() == (right / "samples.txt").read_bytes()
-    summaries = [
-        json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        for folder in (left, right)
-    ]
-    assert without_clocks(summaries[0]) == without_clocks(summaries[1])
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -203,91 +166,77 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert_same_run(folder, whole.folder)
 
 
-CHILD = """
-import json, os, signal, sys, threading, time
-os.environ["OMP_NUM_THREADS"] = "1"
-folder, text, kind, moment = sys.argv[1:]
-from agents.training import train
-from agents.config import TrainConfig
-from tests.agents.test_resuming import config
-from pathlib import Path
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if kind == "any time":
-    threading.Thread(target=lambda: (time.sleep(float(moment)), die()), daemon=True).start()
-else:
-    name = {"in a checkpoint": "agents.checkpoint._sync",
-            "in the theater": "avatarl_env.surgery.theater.SurgicalTheater.__exit__"}[kind]
-    import importlib
-    *path, last = name.split(".")
-    owner = None
-    for n in range(len(path), 0, -1):
-        try:
-            owner = importlib.import_module(".".join(path[:n]))
-        except ImportError:
-            continue
-        for attribute in path[n:]:
-            owner = getattr(owner, attribute)
-        break
-    function, calls = getattr(owner, last), [0]
-    def wrapped(*arguments, **keywords):
-        calls[0] += 1
-        if calls[0] == int(moment):
-            die()
-        return function(*arguments, **keywords)
-    setattr(owner, last, wrapped)
-train(config(Path(text), Path(folder)), quiet=True)
-"""
-
-
-def killed(folder: Path, text: Path, kind: str, moment: float) -> None:
-    """Let a child train, and be killed without a chance to say goodbye."""
-    arguments = [sys.executable, "-c", CHILD, str(folder), str(text), kind, str(moment)]
-    code = subprocess.run(arguments, check=False, capture_output=True, timeout=300).returncode
-    assert code in (-signal.SIGKILL, 0)
-
-
-def survives(folder: Path, text: Path, whole: RunSummary) -> None:
+def survives(folder: Path, whole: RunSummary) -> None:
     """Check that what a killed run left leads to the same end, or that there is nothing of it."""
     root = folder / "checkpoints"
-    for path in checkpoint.checkpoints(root) if root.is_dir() else []:
+    known = checkpoint.checkpoints(root) if root.is_dir() else []
+    for path in known:
         checkpoint.read_about(path)  # none is torn
-    if (folder / "summary.json").is_file():
-        assert_same_run(folder, whole.folder)  # it was too late
-    elif (folder / "config.json").is_file():
-        train(TrainConfig(resume=str(folder)), quiet=True)
-        assert_same_run(folder, whole.folder)
+    if not (folder / "config.json").is_file():
+        return  # it had not begun
+    if not (folder / "summary.json").is_file():
+        resumed = train(TrainConfig(resume=str(folder)), quiet=True)
+        # With a checkpoint after each step, no more is lost than the step under way.
+        n_done = checkpoint.number_of(known[-1]) if known else 0
+        assert resumed.summary["checkpoints"]["written"] == N_CHECKPOINTS - n_done
+    assert_same_run(folder, whole.folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "moment"),
+    "kill",
     [
-        ("in a checkpoint", 3),
-        ("in a checkpoint", 47),
-        ("in the theater", 2),
-        ("any time", 4.0),
-        ("any time", 6.5),
+        Kill("at a step of a checkpoint", 3),
+        Kill("at a step of a checkpoint", 147),
+        Kill("while a checkpoint is written", 5, 0.004),
+        Kill("in the theater", 2),
+        Kill("any time", 1, 0.5),
     ],
+    ids=lambda kill: f"{kill.kind} {kill.call}",
 )
 def test_a_run_that_was_killed_goes_on_to_the_very_same_end(
-    kind: str, moment: float, text: Path, whole: RunSummary, tmp_path: Path
+    kill: Kill, text: Path, whole: RunSummary, tmp_path: Path
 ) -> None:
-    killed(tmp_path / "run", text, kind, moment)
-    survives(tmp_path / "run", text, whole)
+    folder = tmp_path / "run"
+    assert killed(folder, text, kill)
+    survives(folder, whole)
+
+
+def tell(line: str) -> None:
+    """Say something to whoever looks on, with ``-s``."""
+    sys.stdout.write(f"\n{line}")
+    sys.stdout.flush()
 
 
 @pytest.mark.exhaustive
-def test_a_hundred_kills_at_random_moments(text: Path, whole: RunSummary) -> None:
-    rng = np.random.default_rng()
-    for n in range(100):
-        kind = ("any time", "in a checkpoint", "in the theater")[n % 3]
-        moment: float = rng.uniform(2.0, 12.0) if kind == "any time" else int(rng.integers(1, 60))
+def test_a_hundred_kills_at_random_moments(text: Path, whole: RunSummary, tmp_path: Path) -> None:
+    seed = int(os.environ.get("AVATARL_KILL_SEED", np.random.SeedSequence().generate_state(1)[0]))
+    tell(f"AVATARL_KILL_SEED={seed} repeats these kills")
+    rng = np.random.default_rng(seed)
+    n_calls = count_calls(config(text, tmp_path / "counted"))
+    died: Counter[str] = Counter()
+    late: Counter[str] = Counter()
+    for n_runs in itertools.count():
+        if died.total() >= 100:
+            break
         with tempfile.TemporaryDirectory() as name:
-            killed(Path(name) / "run", text, kind, moment)
-            survives(Path(name) / "run", text, whole)
+            folder = Path(name) / "run"
+            for again in range(int(rng.choice([1, 1, 2, 3]))):  # now and then it is killed again
+                kill = random_kill(rng, n_calls)
+                begun, ended = (folder / f"{part}.json" for part in ("config", "summary"))
+                if again and (ended.is_file() or not begun.is_file()):
+                    break  # killed before there was anything, or while the report was written
+                tell(f"run {n_runs}, {'gone on with' if again else 'new'}: {kill}")
+                tried = kill.kind + ", gone on with" * (again > 0)
+                if not killed(folder, text, kill):
+                    late[tried] += 1
+                    break
+                died[tried] += 1
+            survives(folder, whole)
+    for tried in sorted({*died, *late}):
+        tell(f"{tried}: {died[tried]} killed, {late[tried]} finished before")
+    tell(f"{died.total()} killed, {late.total()} finished before, {n_runs} runs, none lost")
+    assert {name.partition(",")[0] for name in died} == set(KILLS)
 
 
 @pytest.fixture(scope="module")
@@ -431,55 +380,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert_same_run(folder, whole.folder)
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool]) -> None:
-    """Let the loss of some updates be no number."""
-    loss = GRPOLearner._loss
-
-    def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:
-        value = loss(self, *arguments)
-        return value * float("nan") if at(self.n_done) else value
-
-    monkeypatch.setattr(GRPOLearner, "_loss", poison)
-
-
-def test_an_update_that_is_no_number_is_skipped_and_counted(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poisoned(monkeypatch, lambda n: n in (2, 4))
-    run = train(config(text, tmp_path / "run"), quiet=True)
-    assert run.summary["skipped_updates"] == 2
-    assert np.isfinite(run.summary["validation"]["loss"])
-    weights = load_file(run.folder / "checkpoints" / "final" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-@pytest.fixture
-def few_bad_updates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("agents.curriculum.MOST_BAD_UPDATES", 3)
-    return
-
-
-@pytest.mark.usefixtures("few_bad_updates")
-def test_a_run_that_diverges_goes_back_once_and_goes_on_if_that_helps(
-    text: Path, whole: RunSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def once(n: int) -> bool:
-        seen.append(n)
-        return n >= 3 and seen.count(3) == 1
-
-    poisoned(monkeypatch, once)
-    run = train(config(text, tmp_path / "run"), quiet=True)
-    assert seen[:9] == [0, 1, 2, 3, 4, 5, 3, 4, 5]
-    assert_same_run(run.folder, whole.folder)
-
-
-@pytest.mark.usefixtures("few_bad_updates")
-def test_a_run_that_diverges_again_ends_with_a_clear_error(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poisoned(monkeypatch, lambda n: n >= 3)
-    with pytest.raises(DivergedError, match=r"^3 updates in a row had a loss or gradient that"):
-        train(config(text, tmp_path / "run"), quiet=True)
-    assert not (tmp_path / "run" / "summary.json").exists()
+def test_the_report_of_a_run_under_way_has_the_references(broken: Path, whole: RunSummary) -> None:
+    known = json.loads((broken / "references.json").read_text(encoding="utf-8"))
+    assert {name: whole.summary[name] for name in known} == known
+    assert [row["name"] for row in known["references"]] == [*REFERENCE_NAMES]
+    page = Page(broken / "report.html")
+    assert "This run has not finished" in page.text
+    for row in known["references"]:
+        assert f'<th scope="row">{row["name"]}</th>' in page.html
+    levels = {shape["y0"] for shape in page.figures["loss"]["layout"]["shapes"]}
+    assert {row["loss"] for row in known["references"]} <= levels

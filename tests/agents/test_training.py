@@ -75,6 +75,7 @@ def test_the_run_folder_holds_everything(run: RunSummary) -> None:
     assert names == {
         ".lock",
         "config.json",
+        "references.json",
         "metrics.jsonl",
         "summary.json",
         "samples.txt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,10 +105,14 @@ def test_dragging_zooms_and_a_double_click_comes_back(
     browser.until(f"!{SHAPES}.includes('phases')")
     assert browser.run(RANGE) == zoomed
     x, y = browser.middle("#plot-loss .nsewdrag")
-    for count in (1, 2):
-        browser.mouse("press", x, y, button="left", clickCount=count)
-        browser.mouse("release", x, y, button="left", clickCount=count)
-    browser.until(f"JSON.stringify({RANGE}) === '[{before[0]},{before[1]}]'")
+    for _ in range(20):  # on a busy machine two clicks may come too far apart to be a double one
+        for count in (1, 2):
+            browser.mouse("press", x, y, button="left", clickCount=count)
+            browser.mouse("release", x, y, button="left", clickCount=count)
+        time.sleep(0.5)
+        if browser.run(RANGE) == before:
+            break
+    assert browser.run(RANGE) == before
     assert browser.errors == []
 
 

@@ -1,0 +1,121 @@
+"""How the language model learns: what can be chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from agents.grpo.estimators import ESTIMATORS, SAMPLED, check_estimator
+from agents.grpo.optimizer import MUON, OPTIMIZERS
+from avatarl_env.choices import check_choice
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerConfig:
+    """What is added to an estimator's loss or reward; all off by default.
+
+    Raises:
+        ValueError: if a value is negative or not finite.
+    """
+
+    entropy_bonus: float = 0.0
+    """Weight of the policy's entropy."""
+    entropy_floor: float = 0.0
+    """Nats below which missing entropy is charged, one for one."""
+    kl_coefficient: float = 0.0
+    """Weight of KL(policy || bigram model of the training text); the first one, if it adapts."""
+    kl_target: float = 0.0
+    """Nats that the coefficient adapts to; 0: it stays."""
+    partial_credit: float = 0.0
+    """Reward of a character besides an exact match: so much times its bigram probability."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.kl_target and not self.kl_coefficient:
+            raise ValueError(
+                f"kl_coefficient must be positive where kl_target is, got {self.kl_coefficient}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """How the language model learns.
+
+    Raises:
+        ValueError: if a value is unknown or out of range, or a combination does not exist.
+    """
+
+    estimator: str = "proper_maxrl"
+    """proper_maxrl, brier, maxrl, grpo, dr_grpo, rloo, gspo, cispo, the recipes that came before
+    (seed_sampled, seed_exhaustive), or ce (the supervised control, not RL)."""
+    exploration: str = SAMPLED
+    """sampled (K characters per position) or all_actions (the limit without sampling noise)."""
+    horizon: int = 1
+    """H, characters of an episode: 1, or texts that the model goes on with by itself."""
+    group_size: int = 16
+    """K, characters (or texts) sampled at each position (or prompt)."""
+    batch_size: int = 8
+    """B, windows (or prompts) per update; windows are a whole context long."""
+    temperature: float = 1.0
+    """Of the policy, wherever it counts: softmax(logits / temperature)."""
+    sync_every: int = 1
+    """Updates that an old policy samples before it is the present one again; 1: there is none."""
+    clip: float = 0.2
+    """How far below 1 a ratio of new to old probability counts."""
+    clip_high: float = 0.28
+    """How far above 1."""
+    match_bonus: float = 1.0
+    """Reward of a text, H > 1: so much times its share of leading characters that are right."""
+    optimizer: str = MUON
+    """muon (for matrices; AdamW for the rest) or adamw (for everything)."""
+    learning_rate: float = 6e-3
+    """Peak of AdamW's learning rate."""
+    matrix_learning_rate: float = 0.02
+    """Peak of Muon's."""
+    warmup_updates: int = 30
+    """Updates of linear warm-up, on top of a cosine from the peak down to a tenth of it."""
+    weight_decay: float = 0.1
+    """On matrices only."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    precision: str = "float32"
+    """Of the forward's matrix products: float32, or bfloat16 by autocast."""
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    """What is added to the loss."""
+
+    def __post_init__(self) -> None:
+        check_estimator(self.estimator, self.exploration, self.group_size, self.horizon)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        positive = ("batch_size", "temperature", "sync_every", "clip", "clip_high")
+        for name in (*positive, "learning_rate", "matrix_learning_rate", "grad_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("match_bonus", "warmup_updates", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        estimator, extra = ESTIMATORS[self.estimator], self.regularizer
+        if self.sync_every > 1 and not estimator.is_off_policy:
+            raise ValueError(
+                f"sync_every must be 1 for {self.estimator}, whose policy samples itself, "
+                f"got {self.sync_every}"
+            )
+        if extra.partial_credit and not (estimator.takes_credit and self.horizon == 1):
+            raise ValueError(
+                f"partial_credit must be 0 for {self.estimator} at horizon {self.horizon}, "
+                f"got {extra.partial_credit}"
+            )
+        if self.horizon > 1 and (extra.kl_coefficient or extra.entropy_floor):
+            raise ValueError(
+                "kl_coefficient and entropy_floor must be 0 where horizon is above 1, whose reward "
+                f"is a KL itself, got {extra.kl_coefficient} and {extra.entropy_floor}"
+            )

@@ -1,0 +1,167 @@
+"""What does an update of the language model cost, and how far is it from what the machine can do?
+
+For models of 0.8 and 10.6 million parameters, updates of every kind are timed in turn on batches of
+the same number of tokens: the supervised control, the default estimator over all actions, and with
+K sampled characters per position. Each is compared with the control, and with the rate at which
+the same threads multiply matrices in the same minute. Memory is read off fresh processes: how far
+an update's peak lies above what was there before it.
+
+    python benchmarks/bench_grpo.py --threads 2 --out benchmarks/results/bench_grpo.json
+
+The last line of stdout is one JSON object with everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+from measure import gemm_rate, interleaved, publish
+
+from agents.grpo.learner import TRAINING_COST, GRPOConfig, GRPOLearner
+from avatarl_env import GPT, GPTConfig
+
+VOCAB_SIZE = 66
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 32},
+    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
+    "10.6M": {"n_layers": 6, "n_heads": 6, "width": 384, "context": 256},
+}
+ALL = {"exploration": "all_actions"}
+CONTROL = "ce"
+KINDS: dict[str, dict[str, Any]] = {
+    CONTROL: {"estimator": "ce", **ALL},
+    "all actions": ALL,
+    "sampled K = 16": {"group_size": 16},
+    "sampled K = 64": {"group_size": 64},
+    "brier, sampled K = 16": {"estimator": "brier"},
+}
+MEMORY_UPDATES = 3
+
+
+def make_learner(size: str, kind: str, options: argparse.Namespace) -> GRPOLearner:
+    """Build a learner on random text."""
+    sizes = SIZES[size]
+    batch_size = max(1, options.tokens[options.sizes.index(size)] // sizes["context"])
+    model = GPT(GPTConfig(vocab_size=VOCAB_SIZE, **sizes)).to(options.device)
+    config = GRPOConfig(
+        batch_size=batch_size,
+        optimizer=options.optimizer,
+        precision=options.precision,
+        **KINDS[kind],
+    )
+    text = np.random.default_rng(0).integers(0, VOCAB_SIZE, 100_000)
+    return GRPOLearner(model, text, config, n_updates=1000, rng=np.random.default_rng(1))
+
+
+def useful_flops(learner: GRPOLearner) -> int:
+    """Return the operations of an update's forward and backward; the optimizer's are not counted.
+
+    A position attends to half a context on average; the backward takes twice the forward.
+    """
+    forward = learner.model.flops_per_token(learner.model.context // 2)
+    return TRAINING_COST * forward * learner.tokens_per_update
+
+
+def time_updates(size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Time one update of every kind, in turn."""
+    learners = {kind: make_learner(size, kind, options) for kind in KINDS}
+    steps = {kind: learner.update for kind, learner in learners.items()}
+    timings = interleaved(steps, repeats=options.repeats, warm_up=2)
+    rate = gemm_rate(device=options.device)
+    control = timings[CONTROL].median
+    rows = {}
+    for kind, timing in timings.items():
+        flops = useful_flops(learners[kind])
+        rows[kind] = {
+            **timing._asdict(),
+            "over_control": timing.median / control,
+            "tokens_per_second": learners[kind].tokens_per_update / timing.median,
+            "share_of_gemm_rate": flops / timing.median / rate,
+        }
+    tokens = learners[CONTROL].tokens_per_update
+    return {"tokens_per_update": tokens, "gemm_flops_per_second": rate, "kinds": rows}
+
+
+def peak_memory(size: str, kind: str, options: argparse.Namespace) -> int:
+    """Return the bytes that updates take at their peak, in a process of their own."""
+    if options.device.startswith("cuda"):
+        learner = make_learner(size, kind, options)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        learner.update()
+        return torch.cuda.max_memory_allocated() - before
+    script = [sys.executable, __file__, "--child", size, kind, "--threads", str(options.threads)]
+    tokens = ["--tokens", *map(str, options.tokens), "--sizes", *options.sizes]
+    chosen = ["--optimizer", options.optimizer, "--precision", options.precision]
+    made = subprocess.run([*script, *tokens, *chosen], capture_output=True, check=True, text=True)
+    return int(json.loads(made.stdout.splitlines()[-1])["bytes"])
+
+
+def measure_child(size: str, kind: str, options: argparse.Namespace) -> None:
+    """Make a few updates; print how far the peak of this process's memory rose."""
+    learner = make_learner(size, kind, options)
+    before = _resident()
+    for _ in range(MEMORY_UPDATES):
+        learner.update()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"bytes": peak - before}))
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Measure, print, publish."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["0.8M", "10.6M"], choices=list(SIZES))
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, default=[1024, 4096], help="of an update, for each size"
+    )
+    parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", nargs=2, metavar=("SIZE", "KIND"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if len(options.tokens) != len(options.sizes):
+        parser.error(f"tokens must be one for each of {len(options.sizes)} sizes")
+    torch.set_num_threads(options.threads)
+    if options.child:
+        measure_child(*options.child, options)
+        return
+    result = {}
+    for size in options.sizes:
+        result[size] = time_updates(size, options)
+        base = 0
+        print(f"\n{size}, {result[size]['tokens_per_update']} tokens, {options.optimizer}")
+        for kind, row in result[size]["kinds"].items():
+            row["peak_bytes"] = peak_memory(size, kind, options)
+            base = base or row["peak_bytes"]
+            row["memory_over_control"] = row["peak_bytes"] / base
+            print(
+                f"  {kind:<24} {1e3 * row['median']:8.1f} ms"
+                f" [{1e3 * row['low']:.1f}, {1e3 * row['high']:.1f}]"
+                f" {row['over_control']:6.2f} x control"
+                f" {row['share_of_gemm_rate']:6.0%} of products"
+                f" {row['peak_bytes'] / 2**20:7.0f} MiB {row['memory_over_control']:5.2f} x"
+            )
+    publish({"results": result}, options, options.device)
+
+
+if __name__ == "__main__":
+    main()
