@@ -219,6 +219,7 @@ class Journal:
         row["behavior/gain"] = None if operation is None else operation.total
         row["behavior/coefficients"] = None if operation is None else operation.coefficients
         self._write("behavior", row)
+        self._last_update = time.perf_counter()
 
     def commit_summary(self, policy: str) -> dict[str, Any]:
         """Return tries, keeps and the number of false ones to be expected at most."""

@@ -302,10 +302,12 @@ def _check_processes(about: Mapping[str, Any], n_processes: int, path: Path) -> 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
     """Return all settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        if isinstance(value, dict) and name != "surgeon_options":
-            flat |= {f"{name}.{part}": inner for part, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
+
+    def walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in settings.items():
+            if isinstance(value, dict) and name != "surgeon_options":
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    return dict(walk(asdict(config), ""))

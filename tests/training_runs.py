@@ -66,9 +66,8 @@ def fresh_model(vocab_size: int = 16, context: int = 16, seed: int = 0, width: i
 @functools.cache
 def _taught_weights() -> dict[str, Tensor]:
     patient = tiny_patient()
-    learner = make_learner(
-        patient.model, patient.splits["train"], n_updates=200, learning_rate=5e-3, **CE
-    )
+    recipe = {"learning_rate": 5e-3, "optimizer": "adamw", **CE}
+    learner = make_learner(patient.model, patient.splits["train"], n_updates=200, **recipe)
     for _ in range(200):
         learner.update()
     return patient.model.state_dict()
@@ -98,14 +97,13 @@ def small_exam(
 
 def everything(learner: GRPOLearner) -> list[Tensor]:
     """Copy all parameters and the whole state of the optimizer, in a fixed order."""
-    parameters = list(learner.model.parameters())
+    known = learner.get_state()["optimizer"]
     state = [
         entry
-        for p in parameters
-        for entry in learner.optimizer.state.get(p, {}).values()
-        if isinstance(entry, Tensor)
+        for name, _ in learner.model.named_parameters()
+        for entry in known.get(name, {}).values()
     ]
-    return [tensor.detach().clone() for tensor in (*parameters, *state)]
+    return [tensor.detach().clone() for tensor in (*learner.model.parameters(), *state)]
 
 
 def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

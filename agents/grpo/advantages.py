@@ -65,6 +65,8 @@ def mean_normalised(rewards: Tensor) -> Tensor:
     """Return rewards centred and divided by their group's mean.
 
     ``A_i = (r_i - mean r) / mean r``, zero where nobody succeeded (MaxRL, arXiv 2602.02710).
+    The baseline does not count in groups without success, which costs one term: the expected
+    gradient at rewards of 0 and 1 is that of :func:`share_of_success` with K - 1 actions.
 
     Args:
         rewards: (N, K), none negative.

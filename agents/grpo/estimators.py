@@ -44,8 +44,8 @@ Surrogate = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 SEED_LEAST_STD = 0.1
 CONFIDENCE_POWER, MOST_CONFIDENCE = 0.7, 2.0
 MOST_ORDER = 128
-"""Largest K of a closed form that is cut after K terms. Beyond 190 its weight would be within 5 %
-of cross-entropy's even at chance level (p = 1 / 64): a supervised control by another name."""
+"""Largest K of a closed form that is cut after K or K - 1 terms. Beyond 190 its weight would be
+within 5 % of cross-entropy's even at chance level (p = 1 / 64): a control by another name."""
 
 
 class Question(NamedTuple):
@@ -56,7 +56,7 @@ class Question(NamedTuple):
     targets: Tensor
     """(N,) the characters that follow."""
     order: int
-    """K, which the closed forms of truncated likelihoods are cut after."""
+    """K: closed forms of truncated likelihoods have the expected gradient of groups of K."""
     credit: Tensor | None = None
     """(N, V) partial credit for each action, or None."""
 
@@ -107,6 +107,10 @@ def _truncated(question: Question) -> Tensor:
     return -objectives.truncated_log_likelihood(log_probs, targets, order)
 
 
+def _maxrl(question: Question) -> Tensor:
+    return _truncated(question._replace(order=question.order - 1))  # as its sampled form
+
+
 def _proper_truncated(question: Question) -> Tensor:
     return _truncated(question) - objectives.rarity_bonus(question.log_probs, question.order)
 
@@ -129,6 +133,36 @@ def seed_exhaustive(question: Question) -> Tensor:
     return -(weights * log_probs).mean()
 
 
+def sampled_loss(
+    sampling: Sampling,
+    question: Question,
+    actions: Tensor,
+    behavior_log_probs: Tensor,
+    clip: float,
+    clip_high: float,
+) -> Tensor:
+    """Return the loss of sampled next characters: rewarded, held against each other, weighed.
+
+    Args:
+        sampling: the estimator's row.
+        question: where the policy stands, and what is right there.
+        actions: (N, K) int64, what was sampled.
+        behavior_log_probs: (N, V) of who sampled it.
+        clip: how far below 1 a ratio counts.
+        clip_high: how far above.
+    """
+    rewards = sampling.reward(actions, question.targets)
+    if question.credit is not None:
+        rewards = rewards + question.credit.gather(1, actions)
+    taken = question.log_probs.gather(1, actions)[:, :, None]  # (N, K, 1)
+    sampled_with = behavior_log_probs.gather(1, actions)[:, :, None]
+    relative = sampling.advantage(rewards)
+    loss = sampling.surrogate(taken, sampled_with, relative, clip, clip_high)
+    if sampling.bonus is not None:
+        loss = loss - sampling.bonus(question.log_probs, question.order)
+    return loss
+
+
 _grpo = Sampling(exact_match, advantages.group_normalised, objectives.clipped)
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -148,7 +182,7 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "maxrl": Estimator(
         Sampling(exact_match, advantages.mean_normalised, objectives.reinforce),
-        _truncated,
+        _maxrl,
     ),
     "grpo": Estimator(_grpo, None, horizons="any", takes_credit=True),
     "dr_grpo": Estimator(
@@ -190,12 +224,12 @@ def check_estimator(name: str, exploration: str, group_size: int, horizon: int =
         raise ValueError(f"horizon must be 1 for {name}, got {horizon}")
     if estimator.horizons == "many" and horizon == 1:
         raise ValueError(f"horizon must be above 1 for {name}, got {horizon}")
-    if estimator.sampled is not None and exploration == SAMPLED:
-        least = estimator.sampled.least_group
-        if group_size < least:
-            raise ValueError(f"group_size must be at least {least} for {name}, got {group_size}")
-    elif name in ("maxrl", "proper_maxrl") and not 1 <= group_size <= MOST_ORDER:
+    least = 0 if estimator.sampled is None else estimator.sampled.least_group
+    if exploration == SAMPLED and group_size < least:
+        raise ValueError(f"group_size must be at least {least} for {name}, got {group_size}")
+    is_cut = exploration == ALL_ACTIONS and name in ("maxrl", "proper_maxrl")
+    if is_cut and not least <= group_size <= MOST_ORDER:
         raise ValueError(
-            f"group_size must be within 1 and {MOST_ORDER} for {name} over all actions, "
+            f"group_size must be within {least} and {MOST_ORDER} for {name} over all actions, "
             f"got {group_size}"
         )

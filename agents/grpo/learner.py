@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agents.grpo import objectives
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
-from agents.grpo.estimators import ESTIMATORS, SAMPLED, Question, Sampling
+from agents.grpo.estimators import ESTIMATORS, SAMPLED, Question, sampled_loss
 from agents.grpo.optimizer import Optimizer
 from agents.grpo.rollouts import prompt_length, roll_out
 from agents.ranks import ALONE, Ranks, average_gradients
@@ -201,20 +201,22 @@ class GRPOLearner:
 
     def _read_positions(self, operated: AbstractContextManager[object] | None) -> _Reading:
         """Take every position of a batch of windows for an episode of one character."""
+        config, estimator = self.config, ESTIMATORS[self.config.estimator]
         inputs, targets = self._batch()  # (B, T), (N,)
-        estimator, context = ESTIMATORS[self.config.estimator], inputs.flatten()
+        context = inputs.flatten()
         # Before the forward to be learned from: a theater that opens after it voids its graph.
         behavior = self._behavior(inputs, operated)
         log_probs = self._log_probs(inputs)  # (N, V)
         self._count(TRAINING_COST * targets.numel())
-        if self.config.exploration == SAMPLED:
+        question = Question(log_probs, targets, config.group_size, self._credit(context))
+        if config.exploration == SAMPLED:
             assert estimator.sampled is not None
             behavior = log_probs.detach() if behavior is None else behavior
-            loss = self._sampled_loss(estimator.sampled, log_probs, behavior, targets, context)
+            actions = self._sample(behavior)  # (N, K)
+            bounds = config.clip, config.clip_high
+            loss = sampled_loss(estimator.sampled, question, actions, behavior, *bounds)
         else:
             assert estimator.all_actions is not None
-            credit = self._credit(context)
-            question = Question(log_probs, targets, self.config.group_size, credit)
             loss = estimator.all_actions(question)
         loss, kl = self._regularized(loss, log_probs, context)
         with torch.no_grad():
@@ -222,29 +224,6 @@ class GRPOLearner:
             right = probs.gather(1, targets[:, None]).mean()
             accuracy = (log_probs.argmax(1) == targets).float().mean()
             return _Reading(loss, right, accuracy, objectives.entropy(log_probs.detach()), kl)
-
-    def _sampled_loss(
-        self,
-        sampling: Sampling,
-        log_probs: Tensor,
-        behavior: Tensor,
-        targets: Tensor,
-        context: Tensor,
-    ) -> Tensor:
-        """Sample K actions per position, reward them, and hold them against each other."""
-        config = self.config
-        actions = self._sample(behavior)  # (N, K)
-        rewards = sampling.reward(actions, targets)
-        credit = self._credit(context)
-        if credit is not None:
-            rewards = rewards + credit.gather(1, actions)
-        advantages = sampling.advantage(rewards)
-        taken = log_probs.gather(1, actions)[:, :, None]  # (N, K, 1)
-        sampled_with = behavior.gather(1, actions)[:, :, None]
-        loss = sampling.surrogate(taken, sampled_with, advantages, config.clip, config.clip_high)
-        if sampling.bonus is not None:
-            loss = loss - sampling.bonus(log_probs, config.group_size)
-        return loss
 
     def _read_rollouts(self, operated: AbstractContextManager[object] | None) -> _Reading:
         """Let the behaviour policy write K texts after each prompt; learn from them."""

@@ -111,8 +111,8 @@ def rarity_bonus(log_probs: Tensor, order: int) -> Tensor:
 def truncated_log_likelihood(log_probs: Tensor, targets: Tensor, order: int) -> Tensor:
     """Return the mean of ``f(p_y) = -sum_{k <= N} (1 - p_y)^k / k``, ``log p_y`` cut after N terms.
 
-    The objective whose gradient MaxRL estimates from groups of N (arXiv 2602.02710). Plain: its
-    optimum is sharper than the data.
+    The objective whose gradient MaxRL estimates (arXiv 2602.02710), from groups of N without its
+    baseline and of N + 1 with it. Plain: its optimum is sharper than the data.
 
     Args:
         log_probs: (P, V).

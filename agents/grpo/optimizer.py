@@ -48,32 +48,33 @@ class Optimizer:
             betas=ADAM_BETAS,
             fused=True,
         )
-        self._parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, rate)]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, rate)]
+        """Optimizers, each with its peak learning rate."""
         if inner:
             muon = torch.optim.Muon(inner, lr=matrix_rate, weight_decay=weight_decay)
-            self._parts.append((muon, matrix_rate))
+            self.parts.append((muon, matrix_rate))
 
     def schedule(self, factor: float) -> None:
         """Set every learning rate to so much of its peak."""
-        for optimizer, peak in self._parts:
+        for optimizer, peak in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for optimizer, _ in self._parts:
+        for optimizer, _ in self.parts:
             optimizer.zero_grad()
 
     def step(self) -> None:
         """Step along the present gradients."""
-        for optimizer, _ in self._parts:
+        for optimizer, _ in self.parts:
             optimizer.step()
 
     def get_state(self, names: Mapping[Tensor, str]) -> dict[str, dict[str, Any]]:
         """Return what is known of each parameter, by the parameters' names."""
         return {
             names[p]: dict(moments)
-            for optimizer, _ in self._parts
+            for optimizer, _ in self.parts
             for p, moments in optimizer.state.items()
         }
 
@@ -81,7 +82,7 @@ class Optimizer:
         self, state: Mapping[str, Mapping[str, Any]], names: Mapping[Tensor, str]
     ) -> None:
         """Go on exactly from what :meth:`get_state` returned."""
-        for optimizer, _ in self._parts:
+        for optimizer, _ in self.parts:
             optimizer.state.clear()
             for group in optimizer.param_groups:
                 for p in group["params"]:

@@ -1,6 +1,6 @@
-"""Rewards of sampled next characters.
+"""Rewards of sampled next characters, and of sampled texts.
 
-Shapes: N positions, K actions (characters) sampled at each.
+Shapes: N positions, K actions (characters) sampled at each; or B prompts, K texts of H characters.
 """
 
 from __future__ import annotations
@@ -62,25 +62,6 @@ def brier_reward(actions: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"group_size must be at least 3 for brier, got {group_size}")
     correction = (group_size - 1) / (group_size - 2)
     return exact_match(actions, targets) - correction * others_that_agree(actions)
-
-
-def credited_match(
-    actions: Tensor, targets: Tensor, reference_log_probs: Tensor, credit: float
-) -> Tensor:
-    """Return exact match plus partial credit for what a reference finds likely; never negative.
-
-    ``r_i = 1[a_i = y] + credit * q(a_i)``, as the first sampled recipe for this task paid it.
-
-    Args:
-        actions: (N, K) int64.
-        targets: (N,) int64.
-        reference_log_probs: (N, V) of the reference q.
-        credit: at least 0.
-
-    Returns:
-        (N, K) float32.
-    """
-    return exact_match(actions, targets) + credit * reference_log_probs.gather(1, actions).exp()
 
 
 def imitation_reward(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:

@@ -172,7 +172,24 @@ REFUSALS = [
         "grpo: exploration must be all_actions for ce",
         "got 'sampled'",
     ),
-    (["--grpo.group-size", "2"], "grpo: group_size must be at least 3 for brier", "got 2"),
+    (["--grpo.group-size", "0"], "grpo: group_size must be at least 1 for proper_maxrl", "got 0"),
+    (
+        ["--grpo.estimator", "brier", "--grpo.group-size", "2"],
+        "grpo: group_size must be at least 3 for brier",
+        "got 2",
+    ),
+    (["--grpo.horizon", "4"], "grpo: horizon must be 1 for proper_maxrl", "got 4"),
+    (["--grpo.sync-every", "4"], "grpo: sync_every must be 1 for proper_maxrl", "got 4"),
+    (
+        ["--grpo.regularizer.partial-credit", "-1"],
+        "grpo.regularizer: partial_credit must not be negative",
+        "got -1.0",
+    ),
+    (
+        ["--curriculum.commit", "rollout"],
+        "estimator must be one that others may sample for",
+        "got 'proper_maxrl'",
+    ),
     (
         ["--lm.n-heads", "3", "--lm.width", "128"],
         "lm: n_heads must divide width",
@@ -207,7 +224,11 @@ REFUSALS = [
     (["--lm.width", "64.5"], "--lm.width: must be a whole number", "got '64.5'"),
     (["--grpo.weight-decay", "a"], "--grpo.weight-decay: must be a number", "got 'a'"),
     (["--seed"], "Missing value for argument '--seed'", "Expected 1 values."),
-    (["--preset"], "preset must be one of ['full', 'laptop', 'smoke']", "got ''"),
+    (
+        ["--preset"],
+        "preset must be one of ['full', 'laptop', 'seed_exhaustive', 'seed_sampled', 'smoke']",
+        "got ''",
+    ),
     (["--preset", "--seed", "3"], "preset must be one of", "got '--seed'"),
     (["--seed", "3", "--preset="], "preset must be one of", "got ''"),
     # the corpus
@@ -343,11 +364,11 @@ def test_ctrl_c_ends_the_run_without_a_traceback(
 ) -> None:
     update, calls = GRPOLearner.update, []
 
-    def interrupted(self: GRPOLearner) -> object:
+    def interrupted(self: GRPOLearner, *operated: Any) -> object:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return update(self)
+        return update(self, *operated)
 
     monkeypatch.setattr(GRPOLearner, "update", interrupted)
     out = workplace / "out"

@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
-from agents.config import MOST_THREADS, PRESET_NAMES, BadInput, ModelConfig, TrainConfig, preset
+from agents.config import (
+    MOST_THREADS,
+    PRESET_NAMES,
+    BadInput,
+    ModelConfig,
+    TrainConfig,
+    from_settings,
+    preset,
+)
+from agents.curriculum import CurriculumConfig
+from agents.grpo.config import GRPOConfig
 from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.episode import OperationConfig
 from avatarl_env.surgery import OPERATORS
+
+EARLIER = ("seed_sampled", "seed_exhaustive")
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
@@ -17,9 +30,72 @@ def test_a_preset_knows_its_name_and_hangs_together(name: str) -> None:
     assert config.preset == name
     config.operation.check_context(config.lm.context)
     assert preset(name) == config
-    assert config.surgeon == "sac"
-    assert (config.grpo.estimator, config.grpo.exploration) == ("brier", "sampled")
-    assert config.curriculum.commit == "if_better"
+    if name in EARLIER:
+        assert config.surgeon == "none"
+        assert config.grpo.estimator == name
+    else:
+        assert config.surgeon == "sac"
+        assert (config.grpo.estimator, config.grpo.exploration) == ("proper_maxrl", "sampled")
+        assert config.curriculum.commit == "if_better"
+
+
+def test_the_recipes_that_came_before_are_as_documented() -> None:
+    sampled, exhaustive = (preset(name).grpo for name in EARLIER)
+    assert (sampled.exploration, sampled.group_size, sampled.temperature) == ("sampled", 4, 1.2)
+    assert (sampled.sync_every, sampled.clip, sampled.clip_high) == (5, 0.5, 0.5)
+    assert dataclasses.asdict(sampled.regularizer) == {
+        "entropy_bonus": 0.01,
+        "entropy_floor": 0.0,
+        "kl_coefficient": 0.1,
+        "kl_target": 0.5,
+        "partial_credit": 0.1,
+    }
+    assert (exhaustive.exploration, exhaustive.sync_every) == ("all_actions", 1)
+    assert dataclasses.asdict(exhaustive.regularizer) == {
+        "entropy_bonus": 0.0,
+        "entropy_floor": 1.5,
+        "kl_coefficient": 0.0,
+        "kl_target": 0.0,
+        "partial_credit": 0.1,
+    }
+    for name in EARLIER:  # as large as the laptop's, of GRPO alone
+        config = preset(name)
+        assert (config.lm, config.grpo.batch_size) == (TrainConfig().lm, 8)
+        assert config.grpo.optimizer == "adamw"
+        assert config.curriculum.n_updates == config.curriculum.bootstrap_updates == 700
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_a_configuration_comes_back_from_its_settings(name: str) -> None:
+    config = preset(name)
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_settings({**settings, "corpus_sha256": "0" * 64}) == config
+
+
+def test_settings_without_a_part_or_with_one_too_many_are_refused() -> None:
+    for change in (
+        lambda settings: settings["grpo"].pop("regularizer"),
+        lambda settings: settings["grpo"]["regularizer"].update(more=1.0),
+        lambda settings: settings.pop("grpo"),
+        lambda settings: settings.update(more=1),
+    ):
+        settings = dataclasses.asdict(TrainConfig())
+        change(settings)
+        with pytest.raises(ValueError, match=r"\S"):
+            from_settings(settings)
+
+
+def test_the_operated_model_may_sample_only_where_a_ratio_makes_up_for_it() -> None:
+    rollout = CurriculumConfig(commit="rollout")
+    for estimator in ("grpo", "dr_grpo", "rloo"):
+        config = TrainConfig(grpo=GRPOConfig(estimator=estimator), curriculum=rollout)
+        assert config.curriculum.commit == "rollout"
+    with pytest.raises(
+        ValueError,
+        match=r"^estimator must be one that others may sample for \(grpo, dr_grpo, rloo, gspo, "
+        r"cispo, seed_sampled\) where commit is rollout, got 'proper_maxrl'$",
+    ):
+        TrainConfig(curriculum=rollout)
 
 
 def test_the_default_is_a_preset() -> None:
@@ -39,8 +115,8 @@ def test_presets_grow() -> None:
 def test_an_unknown_preset_is_refused_with_the_closest() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^preset must be one of \['full', 'laptop', 'smoke'\], "
-        r"got 'lapptop', did you mean 'laptop'\?$",
+        match=r"^preset must be one of \['full', 'laptop', 'seed_exhaustive', 'seed_sampled', "
+        r"'smoke'\], got 'lapptop', did you mean 'laptop'\?$",
     ):
         preset("lapptop")
 
@@ -128,10 +204,11 @@ def test_a_configuration_cannot_be_changed_only_replaced() -> None:
     assert dataclasses.replace(config, seed=3).seed == 3
 
 
-def test_no_part_has_more_than_seventeen_fields() -> None:
+def test_no_part_has_more_than_eighteen_fields() -> None:
     config = TrainConfig()
-    for part in (config, config.lm, config.grpo, config.operation, config.curriculum):
-        assert len(dataclasses.fields(part)) <= 17
+    parts = (config, config.lm, config.grpo, config.operation, config.curriculum)
+    for part in (*parts, config.grpo.regularizer):
+        assert len(dataclasses.fields(part)) <= 18
 
 
 def test_bad_input_is_a_value_error() -> None:

@@ -12,9 +12,11 @@ from agents.curriculum import (
     Commit,
     Curriculum,
     CurriculumConfig,
+    DivergedError,
     Phase,
     make_phases,
 )
+from agents.effect import Ending
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement
 from agents.surgeons import OperationRecord, Surgeon, make_surgeon
@@ -45,6 +47,7 @@ class Notes:
         self.stats: list[GRPOStats] = []
         self.records: list[OperationRecord] = []
         self.commits: list[Commit] = []
+        self.behavior: list[Ending | None] = []
 
     def updated(self, stats: GRPOStats) -> None:
         self.events.append("updated")
@@ -57,6 +60,10 @@ class Notes:
     def judged(self, commit: Commit) -> None:
         self.events.append("judged")
         self.commits.append(commit)
+
+    def behaved(self, operation: Ending | None) -> None:
+        self.events.append("behaved")
+        self.behavior.append(operation)
 
 
 def config(**changes: Any) -> CurriculumConfig:
@@ -98,7 +105,15 @@ def test_with_a_surgeon_there_are_three_phases(surgeon: str, policy: str, commit
     )
 
 
-@pytest.mark.parametrize("policy", ["probe", "if_better"])
+def test_under_policy_rollout_joint_rounds_end_with_a_choice() -> None:
+    assert make_phases(config(commit="rollout"), "sac") == (
+        BOOTSTRAP,
+        Phase("surgery", 2, 0, 1, commits=False),
+        Phase("joint", 2, 2, 1, commits=False, rollouts=True),
+    )
+
+
+@pytest.mark.parametrize("policy", ["probe", "if_better", "rollout"])
 def test_without_one_the_model_gets_the_same_updates_and_nothing_else(policy: str) -> None:
     phases = make_phases(config(commit=policy), "none")
     assert phases == (BOOTSTRAP, Phase("joint", 2, 2, 0, commits=False))
@@ -212,7 +227,9 @@ def test_model_and_optimizer_are_bit_identical_to_a_run_without_a_surgeon(
     surgeon: str, policy: str
 ) -> None:
     expected, stats = whole_run(None, policy)
-    assert len(expected) == 4 * len(list(tiny_patient().model.parameters()))  # AdamW keeps three
+    # Eight matrices, each with Muon's momentum; six others, each with what AdamW keeps: three.
+    assert len(expected) == 2 * 8 + 4 * 6
+    assert len(list(tiny_patient().model.parameters())) == 8 + 6
     state, stats_with_surgeon = whole_run(surgeon, policy)
     assert same(state, expected)
     assert stats_with_surgeon == stats
@@ -270,8 +287,8 @@ def test_an_operation_that_heals_is_judged_better_and_kept() -> None:
     for p, old in zip(after, before[: len(after)], strict=True):
         assert torch.equal(p, old) is (id(p) not in targets)
     assert same(everything(learner)[len(parameters) :], state)
-    listed = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    assert {id(p) for p in listed} == {id(p) for p in after}
+    groups = [group for part, _ in learner.optimizer.parts for group in part.param_groups]
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in after}
     learner.update()  # and learning goes on
 
 
@@ -488,3 +505,156 @@ def test_operators_without_row_edits_go_through_the_loop_with_the_same_numbers(
     assert found == pytest.approx([record.total for record in expected.records], abs=1e-4)
     for one, other in zip(notes.commits[0].judgement, expected.commits[0].judgement, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+# The operated model samples.
+
+CHOICE_ONLY = Phase("joint", 1, 0, 1, commits=False, rollouts=True)
+
+
+def sampled_for(
+    env: AttentionSurgeryVectorEnv, surgeon: Surgeon | None, **changes: Any
+) -> Curriculum:
+    """Return such a curriculum of an estimator that others may sample for."""
+    whole = curriculum(env, surgeon, commit="rollout", **changes)
+    whole.learner = make_learner(
+        env.patient.model, env.patient.splits["train"], n_updates=7, estimator="rloo"
+    )
+    return whole
+
+
+def spy_on_updates(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Note at each update whether the operated model samples."""
+    seen: list[bool] = []
+    update = GRPOLearner.update
+
+    def spy(self: GRPOLearner, operated: Any = None) -> GRPOStats:
+        seen.append(operated is not None)
+        return update(self, operated)
+
+    monkeypatch.setattr(GRPOLearner, "update", spy)
+    return seen
+
+
+@pytest.mark.usefixtures("immortal")
+def test_what_helps_is_what_the_model_samples_under_from_the_next_round_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env, notes = injured_env(0.8), Notes()
+    whole = sampled_for(env, ScriptedSurgeon(env, -0.8))
+    seen = spy_on_updates(monkeypatch)
+    whole.run(Phase("joint", 2, 2, 1, commits=False, rollouts=True), notes)
+    assert notes.events == ["updated", "updated", "operated 2", "behaved"] * 2
+    assert seen == [False, False, True, True]
+    ending = notes.behavior[0]
+    assert ending is not None
+    assert ending.total > 0
+    np.testing.assert_allclose(ending.coefficients, -0.8, rtol=1e-6)
+    assert notes.commits == []
+    # In there the model is what a commit would make of it, and afterwards what it was.
+    before = everything(whole.learner)
+    operated = whole._operated()
+    assert operated is not None
+    with operated:
+        inside = [p.detach().clone() for p in env.patient.model.parameters()]
+    assert same(everything(whole.learner), before)
+    env.patient.commit(env.operator, ending.coefficients)
+    assert not same(inside, before[: len(inside)])
+    assert (notes.behavior[1] is None) is (whole.operation is None)
+    if notes.behavior[1] is not None:
+        assert same(inside, list(env.patient.model.parameters()))
+
+
+@pytest.mark.usefixtures("immortal")
+def test_choosing_writes_nothing() -> None:
+    env, notes = injured_env(0.8), Notes()
+    whole = sampled_for(env, ScriptedSurgeon(env, -0.8))
+    whole.learner.update()
+    before = everything(whole.learner)
+    whole.run(CHOICE_ONLY, notes)
+    assert notes.behavior[0] is not None
+    assert same(everything(whole.learner), before)
+
+
+@pytest.mark.usefixtures("immortal")
+def test_what_harms_is_not_chosen_and_the_model_samples_as_it_stands() -> None:
+    env, notes = small_env(taught_patient()), Notes()
+    whole = sampled_for(env, ScriptedSurgeon(env, 0.8))
+    whole.operation = np.full(4, 0.1)  # chosen the round before
+    whole.run(CHOICE_ONLY, notes)
+    assert notes.behavior == [None]
+    assert whole.operation is None
+
+
+def test_an_operation_that_no_patient_survives_is_never_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lethal = [Ending(np.full(4, 0.5), 9.0, 0.0, "entropy")]
+    monkeypatch.setattr(curriculum_module, "final_operations", lambda *_: lethal)
+    env, notes = small_env(), Notes()
+    whole = sampled_for(env, ScriptedSurgeon(env, 0.25))
+    whole.run(CHOICE_ONLY, notes)
+    assert notes.behavior == [None]
+    assert whole.operation is None
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_best_of_the_operations_tried_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    endings = [Ending(np.full(4, i / 10), 0.5, 0.0, None) for i in range(3)]
+    endings[best] = endings[best]._replace(total=0.75)
+    monkeypatch.setattr(curriculum_module, "final_operations", lambda *_: endings)
+    env, notes = small_env(), Notes()
+    whole = sampled_for(env, ScriptedSurgeon(env, 0.25))
+    whole.run(CHOICE_ONLY, notes)
+    assert notes.behavior == [endings[best]]
+    assert whole.operation is not None
+    assert whole.operation.tolist() == [best / 10] * 4
+
+
+@pytest.mark.usefixtures("quick_surgeons", "immortal")
+@pytest.mark.parametrize("name", ["sac", "random", "zero"])
+def test_nothing_is_ever_committed_where_the_operated_model_samples(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("committed")
+
+    monkeypatch.setattr(Patient, "commit", never)
+    env, notes = small_env(), Notes()
+    whole = sampled_for(env, make_surgeon(name, env, 0))
+    for phase in make_phases(whole.config, name):
+        whole.run(phase, notes)
+    assert notes.events.count("updated") == 7
+    assert len(notes.behavior) == 2
+    assert name != "zero" or notes.behavior == [None, None]  # what is no better is not chosen
+
+
+def test_a_commit_is_made_known_to_the_old_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curriculum_module, "judge", lambda *_, **__: YES)
+    monkeypatch.setattr(episode_module, "ENTROPY_RANGE", (0.0, 100.0))
+    monkeypatch.setattr(episode_module, "COLLISION_MARGIN", 1e9)
+    env, notes = small_env(), Notes()
+    whole = curriculum(env, ScriptedSurgeon(env, 0.3))
+    whole.learner = make_learner(
+        env.patient.model, env.patient.splits["train"], estimator="grpo", sync_every=50
+    )
+    whole.learner.update()
+    whole.run(COMMIT_ONLY, notes)
+    assert notes.commits[0].kept
+    old = whole.learner.get_state()["old"]
+    assert same(list(old.values()), list(env.patient.model.parameters()))
+
+
+def test_a_model_that_cannot_be_learned_from_ends_the_phase(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(curriculum_module, "MOST_BAD_UPDATES", 3)
+    env, notes = small_env(), Notes()
+    with torch.no_grad():
+        env.patient.model.embed.weight.fill_(torch.nan)
+    whole = curriculum(env, None)
+    with pytest.raises(DivergedError, match=r"^3 updates in a row .* up to update 3$"):
+        whole.run(Phase("bootstrap", 9, 1, 0, commits=False), notes)
+    assert len(notes.stats) == 3

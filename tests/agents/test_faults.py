@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.divergence import DivergedError
-from agents.grpo import objectives
+from agents.grpo.estimators import ESTIMATORS
 from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.training import RunSummary, train
 from avatarl_env.scoring import BOUND, TERMS, Writing
@@ -42,13 +41,13 @@ def assert_finite(run: RunSummary) -> None:
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool]) -> None:
     """Let the loss of some updates be no number."""
-    loss = GRPOLearner._loss
+    read = GRPOLearner._read_positions
 
-    def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:
-        value = loss(self, *arguments)
-        return value * float("nan") if at(self.n_done) else value
+    def poison(self: GRPOLearner, *arguments: Any) -> Any:
+        reading = read(self, *arguments)
+        return reading._replace(loss=reading.loss * float("nan")) if at(self.n_done) else reading
 
-    monkeypatch.setattr(GRPOLearner, "_loss", poison)
+    monkeypatch.setattr(GRPOLearner, "_read_positions", poison)
 
 
 def test_an_update_that_is_no_number_is_skipped_and_counted(
@@ -95,24 +94,26 @@ def test_a_run_that_diverges_again_ends_with_a_clear_error(
 def spoil_rewards(
     monkeypatch: pytest.MonkeyPatch, name: str, value: float, at: Callable[[int], bool]
 ) -> None:
-    """Let one reward of some updates be ``value``."""
-    function, n_calls = getattr(objectives, name), iter(range(10_000))
+    """Let one of an estimator's rewards be ``value`` in some updates."""
+    estimator, n_calls = ESTIMATORS[name], iter(range(10_000))
+    sampling = estimator.sampled
+    assert sampling is not None
 
     def spoilt(*arguments: Tensor) -> Tensor:
-        rewards: Tensor = function(*arguments)
+        rewards: Tensor = sampling.reward(*arguments)
         if at(next(n_calls)):
             rewards[0, 0] = value
         return rewards
 
-    monkeypatch.setattr(objectives, name, spoilt)
+    spoilt_row = estimator._replace(sampled=sampling._replace(reward=spoilt))
+    monkeypatch.setitem(ESTIMATORS, name, spoilt_row)
 
 
 NO_NUMBERS = [float("nan"), float("inf"), float("-inf")]
-REWARDS = {"brier": "brier_reward", "grpo": "exact_match"}
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
-@pytest.mark.parametrize("estimator", REWARDS)
+@pytest.mark.parametrize("estimator", ["proper_maxrl", "brier", "grpo", "rloo"])
 def test_a_reward_that_is_no_number_moves_nothing(
     estimator: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +121,7 @@ def test_a_reward_that_is_no_number_moves_nothing(
     learner = make_learner(fresh_model(), tokens, estimator=estimator)
     learner.update()
     with monkeypatch.context() as patch:
-        spoil_rewards(patch, REWARDS[estimator], value, lambda _: True)
+        spoil_rewards(patch, estimator, value, lambda _: True)
         before = everything(learner)
         stats = learner.update()
     assert not np.isfinite(stats.loss)
@@ -138,7 +139,7 @@ def test_a_reward_that_is_no_number_moves_nothing(
 def test_a_run_skips_and_counts_updates_with_such_a_reward(
     estimator: str, value: float, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil_rewards(monkeypatch, REWARDS[estimator], value, lambda n: n in (1, 4))
+    spoil_rewards(monkeypatch, estimator, value, lambda n: n in (1, 4))
     learning = GRPOConfig(batch_size=4, group_size=4, warmup_updates=2, estimator=estimator)
     run = train(config(text, tmp_path / "run", grpo=learning), quiet=True)
     assert run.summary["skipped_updates"] == 2

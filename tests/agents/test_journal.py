@@ -9,9 +9,10 @@ import pytest
 
 from agents import journal as journal_module
 from agents.curriculum import Commit, Phase
+from agents.effect import Ending
 from agents.evaluation import evaluate_text
 from agents.grpo.learner import GRPOStats
-from agents.journal import SAMPLE_EVERY, TRAINING_COST, WRITE_EVERY, Journal
+from agents.journal import SAMPLE_EVERY, WRITE_EVERY, Journal
 from agents.judgement import Judgement
 from agents.surgeons import OperationRecord
 from agents.tracking import Clock
@@ -192,6 +193,27 @@ def test_commits_are_rows_and_are_summed_up() -> None:
     assert operations[1]["kl_ref_gain"]["lower_bound"] == 0.02
 
 
+def test_who_samples_from_now_on_is_a_row() -> None:
+    desk = Desk()
+    desk.journal.begin(JOINT)
+    coefficients = np.array([0.5, -0.25])
+    desk.journal.behaved(Ending(coefficients, 0.75, 0.0, None))
+    desk.journal.behaved(None)
+    assert desk.writer.of("behavior") == [
+        {
+            "behavior/operated": True,
+            "behavior/gain": 0.75,
+            "behavior/coefficients": coefficients,
+        },
+        {
+            "behavior/operated": False,
+            "behavior/gain": None,
+            "behavior/coefficients": None,
+        },
+    ]
+    assert desk.journal.commit_summary("rollout")["tried"] == 0
+
+
 def test_without_an_attempt_there_is_nothing_to_sum_up() -> None:
     assert Desk().journal.commit_summary("probe") == {
         "policy": "probe",
@@ -262,9 +284,9 @@ def test_there_are_samples_every_fifth_evaluation() -> None:
 def test_compute_is_what_learning_and_operating_took() -> None:
     desk = Desk(evaluate_every=2)
     desk.journal.begin(JOINT)
-    desk.update(3)
-    # A batch is 4 windows of 64, forward and backward.
-    assert TRAINING_COST == 3
+    for _ in range(3):
+        desk.journal.updated(desk.learner.update())
+    # A batch is 4 windows of 64, forward and backward: three times a forward.
     assert desk.journal.forward_tokens == 3 * 3 * 4 * 64
     desk.env.patient.forward_tokens += 1000
     assert desk.journal.forward_tokens == 3 * 3 * 4 * 64 + 1000
@@ -304,11 +326,13 @@ def test_speed_is_that_of_the_updates_alone(clock: list[float]) -> None:
         desk.update(1)
         clock[0] += 50.0  # somebody operates
         desk.journal.operated([record()], ScriptedSurgeon(desk.env))
+        clock[0] += 10.0  # and chooses
+        desk.journal.behaved(None)
     # 4 windows of 64 tokens in two seconds
     assert [row["time/tokens_per_second"] for row in desk.writer.of("grpo")] == [128.0, 128.0]
-    assert desk.journal.seconds == 260.0
-    assert desk.writer.rows[-1][1].seconds == 260.0
-    assert desk.journal.end()["seconds"] == 260.0
+    assert desk.journal.seconds == 310.0
+    assert desk.writer.rows[-1][1].seconds == 310.0
+    assert desk.journal.end()["seconds"] == 310.0
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

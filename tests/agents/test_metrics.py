@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.grpo.config import GRPOConfig
 from agents.metrics import AXES, CLOCK, METRICS, markdown_table, numbers
 from agents.surgeons import SURGEONS, make_surgeon
 from agents.surgeons.sb3 import ALGORITHMS
@@ -36,16 +38,25 @@ def of_kind(kind: str, surgeon: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return the rows of a whole run, with everything on."""
+    """Return the rows of two whole runs, with everything on: one commits, one samples operated."""
     folder = tmp_path_factory.mktemp("run")
     sac = ALGORITHMS["sac"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ALGORITHMS, "sac", sac._replace(options={**sac.options, **QUICK_SAC}))
         patch.setattr("agents.setup.N_OPERATIONS", 2)
         patch.setattr("agents.effect.N_PROMPTS", 8)
-        run = train(small_config(write_text(folder), folder / "out"), quiet=True)
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+        text = write_text(folder)
+        commits = train(small_config(text, folder / "commits"), quiet=True)
+        recipe = GRPOConfig(estimator="grpo", batch_size=4, group_size=4)
+        plan = replace(small_config(text).curriculum, commit="rollout")
+        patch.setattr("agents.setup.N_OPERATIONS", 8)  # among so many one helps
+        operated = small_config(text, folder / "operated", grpo=recipe, curriculum=plan)
+        runs = [commits, train(operated, quiet=True)]
+    return [
+        json.loads(line)
+        for run in runs
+        for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest.mark.parametrize("kind", AXES)

@@ -21,7 +21,9 @@ import torch
 from agents import checkpoint
 from agents.checkpoint import locked
 from agents.config import BadInput, TrainConfig
+from agents.curriculum import CurriculumConfig
 from agents.evaluation import REFERENCE_NAMES
+from agents.grpo.config import GRPOConfig
 from agents.grpo.learner import GRPOLearner
 from agents.resuming import Checkpointer, Stopped
 from agents.training import RunSummary, train
@@ -66,6 +68,66 @@ def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             raise BrokenOff
 
     monkeypatch.setattr(Checkpointer, "write", plug)
+
+
+# Six updates, two rounds of surgery, three joint ones: the second and third under an operation.
+UNDER_OPERATION = {
+    "grpo": GRPOConfig(estimator="grpo", batch_size=4, group_size=4, warmup_updates=2),
+    "curriculum": CurriculumConfig(
+        bootstrap_updates=6,
+        surgery_rounds=2,
+        joint_rounds=3,
+        updates_per_round=2,
+        n_rows=3,
+        commit="rollout",
+        evaluate_every=4,
+    ),
+}
+TEXTS_OF_OLD = {
+    "grpo": GRPOConfig(estimator="cispo", batch_size=2, group_size=4, horizon=4, sync_every=4),
+    "surgeon": "random",
+    "surgeon_options": {},
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "under-operation": UNDER_OPERATION,
+    "texts-under-operation": {**UNDER_OPERATION, **TEXTS_OF_OLD},
+    "texts-of-an-older-policy": TEXTS_OF_OLD,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("under-operation", 9),
+        ("under-operation", 10),
+        ("texts-under-operation", 9),
+        ("texts-of-an-older-policy", 3),  # between two synchronisations
+    ],
+)
+def test_a_run_that_others_sample_for_goes_on_to_the_very_same_end(
+    name: str, after: int, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = RECIPES[name], tmp_path / "run"
+    expected = train(config(text, tmp_path / "whole", **recipe), quiet=True)
+    with monkeypatch.context() as patch:
+        break_off(patch, after)
+        with pytest.raises(BrokenOff):
+            train(config(text, folder, **recipe), quiet=True)
+    asked: list[bool] = []
+    update = GRPOLearner.update
+
+    def spy(self: GRPOLearner, operated: Any = None) -> Any:
+        asked.append(operated is not None)
+        return update(self, operated)
+
+    monkeypatch.setattr(GRPOLearner, "update", spy)
+    train(TrainConfig(resume=str(folder)), quiet=True)
+    assert_same_run(folder, expected.folder)
+    if "under-operation" in name:
+        behavior = [row["behavior/operated"] for row in rows(folder) if row["kind"] == "behavior"]
+        assert len(behavior) == 3
+        assert behavior[after - 9]  # so that there was something to go on with
+        assert asked == [behavior[after - 9]] * 2 + [behavior[1]] * (2 * (10 - after))
 
 
 @pytest.mark.parametrize("after", [1, 5, 6, 7, 8, 9, 10])
@@ -150,10 +212,10 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     with monkeypatch.context() as patch:
 
-        def interrupted(self: GRPOLearner) -> Any:
+        def interrupted(self: GRPOLearner, *operated: Any) -> Any:
             if self.n_done == 3:
                 os.kill(os.getpid(), number)
-            return update(self)
+            return update(self, *operated)
 
         patch.setattr(GRPOLearner, "update", interrupted)
         with pytest.raises(Stopped) as caught:

@@ -344,7 +344,8 @@ def test_an_exact_expectation_is_not_called_reinforcement_learning(
         **probe(),
     )
     run = train(config)
-    assert "brier, all_actions, the exact expectation, a bound on RL" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "proper_maxrl, all_actions, the exact expectation, a bound on RL" in out
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "Nothing was sampled: it followed the exact expectation of its reward" in page
 

@@ -9,19 +9,36 @@ import torch
 from torch import Tensor
 
 from agents.grpo import learner as learner_module
-from agents.grpo.learner import GRPOConfig, GRPOLearner, GRPOStats
-from agents.grpo.objectives import ESTIMATORS, Estimator, cross_entropy
+from agents.grpo import objectives
+from agents.grpo.advantages import centred
+from agents.grpo.config import RegularizerConfig
+from agents.grpo.estimators import ESTIMATORS, Estimator, Question, Sampling
+from agents.grpo.learner import GRPOLearner, GRPOStats
+from agents.grpo.rewards import exact_match
 from avatarl_env.lm.gpt import GPT
+from avatarl_env.text.ngram import NGramReference
 from tests.patients import global_random_states
 from tests.training_runs import CE, cycle, everything, fresh_model, make_learner, same
 
 NOISE = np.random.default_rng(7).integers(0, 16, 400)
 RECIPES = [
-    pytest.param({}, id="brier"),
-    pytest.param({"exploration": "all_actions"}, id="brier-all-actions"),
+    pytest.param({}, id="proper_maxrl"),
+    pytest.param({"exploration": "all_actions"}, id="proper_maxrl-all-actions"),
+    pytest.param({"estimator": "brier"}, id="brier"),
     pytest.param({"estimator": "grpo", "group_size": 8}, id="grpo"),
+    pytest.param({"estimator": "rloo", "sync_every": 3}, id="rloo-off-policy"),
+    pytest.param({"estimator": "cispo", "horizon": 3, "sync_every": 2}, id="cispo-texts"),
+    pytest.param({"optimizer": "adamw"}, id="adamw"),
     pytest.param(CE, id="ce"),
 ]
+
+
+def regularized(**changes: float) -> dict[str, Any]:
+    return {"regularizer": RegularizerConfig(**changes)}
+
+
+def groups_of(learner: GRPOLearner) -> list[dict[str, Any]]:
+    return [group for part, _ in learner.optimizer.parts for group in part.param_groups]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -87,34 +104,34 @@ def test_without_warm_up_the_rate_begins_at_its_peak() -> None:
 
 
 def test_the_rate_of_the_schedule_is_what_the_optimizer_uses_and_the_stats_report() -> None:
-    learner = make_learner(fresh_model(), NOISE, learning_rate=1e-3, warmup_updates=4)
+    rates = {"learning_rate": 1e-3, "matrix_learning_rate": 0.5}
+    learner = make_learner(fresh_model(), NOISE, warmup_updates=4, **rates)
     for _ in range(6):
         rate = learner.learning_rate()
         assert learner.update().learning_rate == rate
-        assert [group["lr"] for group in learner.optimizer.param_groups] == [rate, rate]
+        share = rate / 1e-3
+        adamw, adamws_vectors, muon = [group["lr"] for group in groups_of(learner)]
+        assert adamw == adamws_vectors == rate
+        assert muon == pytest.approx(0.5 * share)
 
 
-def test_weights_decay_in_matrices_only_and_the_tied_one_is_listed_once() -> None:
-    learner = make_learner(fresh_model(), NOISE, weight_decay=0.3)
-    matrices, vectors = learner.optimizer.param_groups
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
-    assert all(p.dim() == 2 for p in matrices["params"])
-    assert all(p.dim() == 1 for p in vectors["params"])
-    listed = [id(p) for p in (*matrices["params"], *vectors["params"])]
-    assert sorted(listed) == sorted(id(p) for p in learner.model.parameters())
-    assert id(learner.model.lm_head.weight) == id(learner.model.embed.weight)
+def test_the_recipe_decides_who_steps_what() -> None:
+    adamw, vectors, muon = groups_of(make_learner(fresh_model(), NOISE, weight_decay=0.3))
+    assert (adamw["weight_decay"], vectors["weight_decay"], muon["weight_decay"]) == (0.3, 0.0, 0.3)
+    matrices, vectors = groups_of(make_learner(fresh_model(), NOISE, optimizer="adamw"))
+    assert (len(matrices["params"]), len(vectors["params"])) == (9, 5)
 
 
 def test_without_a_gradient_only_the_matrices_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = Estimator(None, lambda log_probs, targets: 0.0 * log_probs.sum(), is_control=True)
+    nothing = Estimator(None, lambda question: 0.0 * question.log_probs.sum(), is_control=True)
     monkeypatch.setitem(ESTIMATORS, "ce", nothing)
-    learner = make_learner(
-        fresh_model(), NOISE, weight_decay=0.5, learning_rate=0.1, warmup_updates=0, **CE
-    )
+    rates = {"learning_rate": 0.1, "matrix_learning_rate": 0.3}
+    learner = make_learner(fresh_model(), NOISE, weight_decay=0.5, warmup_updates=0, **rates, **CE)
     before = [p.detach().clone() for p in learner.model.parameters()]
     learner.update()
-    for old, new in zip(before, learner.model.parameters(), strict=True):
-        expected = old * (1 - 0.1 * 0.5) if old.dim() == 2 else old
+    for old, (name, new) in zip(before, learner.model.named_parameters(), strict=True):
+        rate = 0.3 if name.startswith("blocks.") else 0.1
+        expected = old * (1 - rate * 0.5) if old.dim() == 2 else old
         torch.testing.assert_close(new.detach(), expected, rtol=1e-6, atol=0)
 
 
@@ -139,27 +156,39 @@ def test_an_update_starts_from_no_gradient() -> None:
 
 
 class Spy:
-    """Stands in for an objective and remembers what it is given."""
+    """Stands in for an estimator and remembers what it is given."""
 
     def __init__(self) -> None:
         self.log_probs: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.actions: list[Tensor] = []
+        self.rewards: list[Tensor] = []
 
-    def all_actions(self, log_probs: Tensor, targets: Tensor) -> Tensor:
-        self.log_probs.append(log_probs.detach().clone())
-        self.targets.append(targets)
-        return cross_entropy(log_probs, targets)
+    def all_actions(self, question: Question) -> Tensor:
+        self.log_probs.append(question.log_probs.detach().clone())
+        self.targets.append(question.targets)
+        return -objectives.log_likelihood(question.log_probs, question.targets)
 
-    def sampled(self, log_probs: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
+    def reward(self, actions: Tensor, targets: Tensor) -> Tensor:
         self.actions.append(actions)
-        return self.all_actions(log_probs, targets)
+        self.targets.append(targets)
+        return exact_match(actions, targets)
+
+    def advantage(self, rewards: Tensor) -> Tensor:
+        self.rewards.append(rewards)
+        return centred(rewards)
+
+    def bonus(self, log_probs: Tensor, order: int) -> Tensor:
+        self.log_probs.append(log_probs.detach().clone())
+        return 0 * log_probs.sum()
 
 
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     spy = Spy()
-    monkeypatch.setitem(ESTIMATORS, "ce", Estimator(spy.sampled, spy.all_actions, is_control=True))
+    sampling = Sampling(spy.reward, spy.advantage, objectives.reinforce, bonus=spy.bonus)
+    row = Estimator(sampling, spy.all_actions, takes_credit=True, is_control=True)
+    monkeypatch.setitem(ESTIMATORS, "ce", row)
     return spy
 
 
@@ -260,58 +289,169 @@ def test_cross_entropy_learns_a_cycle_by_heart() -> None:
     assert stats[-1].accuracy == 1.0
 
 
-def test_sampled_brier_finds_the_known_best_continuation() -> None:
-    stats = teach(fresh_model(vocab_size=8), 80)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("estimator", ["brier", "proper_maxrl"])
+def test_a_sampled_proper_rule_finds_the_known_best_continuation(
+    estimator: str, optimizer: str
+) -> None:
+    stats = teach(fresh_model(vocab_size=8), 80, estimator=estimator, optimizer=optimizer)
     assert stats[0].reward == pytest.approx(1 / 8, abs=0.02)
     assert stats[-1].accuracy == 1.0
     assert stats[-1].reward > 0.95  # it does not only know: it says so
     assert stats[-1].entropy < 0.2
 
 
-def test_brier_keeps_the_doubt_that_the_text_has_and_grpo_loses_it() -> None:
+def test_proper_rules_keep_the_doubt_that_the_text_has_and_grpo_loses_it() -> None:
     # A token is followed by its successor (70 %) or stays (30 %): 0.61 nats of true doubt.
     rng = np.random.default_rng(0)
     tokens = np.cumsum(rng.random(3000) < 0.7) % 8
     entropy = {}
-    for estimator in ("brier", "grpo"):
+    for estimator in ("brier", "proper_maxrl", "grpo"):
         learner = make_learner(
             fresh_model(vocab_size=8, context=8),
             tokens,
             n_updates=100,
             learning_rate=1e-2,
             batch_size=16,
+            optimizer="adamw",
             estimator=estimator,
         )
         entropy[estimator] = np.mean([learner.update().entropy for _ in range(100)][-10:])
     # Brier is a little flatter for a long time: where p is small so is its gradient, p (q - p).
     assert 0.55 < entropy["brier"] < 1.0
+    assert 0.55 < entropy["proper_maxrl"] < 0.85
     assert entropy["grpo"] < 0.1
 
 
+# What is added to the loss.
+
+
+def bigrams_of(learner: GRPOLearner, inputs: Tensor) -> Tensor:
+    """Return log q(. | last character), counted on the learner's text: (N, V)."""
+    last = inputs.flatten()[:, None].numpy()
+    pairs = np.concatenate([last, np.zeros_like(last)], axis=1)
+    reference = NGramReference.fit(NOISE, 16, 2)
+    return torch.from_numpy(reference.next_log_probs(pairs, first=1)[:, 0])
+
+
+def inputs_of(learner: GRPOLearner) -> list[Tensor]:
+    inputs: list[Tensor] = []
+    learner.model.register_forward_hook(lambda _, args, __: inputs.append(args[0]))
+    return inputs
+
+
+def losses(**changes: float) -> tuple[float, float, GRPOStats, GRPOLearner, list[Tensor]]:
+    """Return the first loss without and with an addition, and of whom."""
+    plain = make_learner(fresh_model(seed=4), NOISE, **CE).update()
+    learner = make_learner(fresh_model(seed=4), NOISE, **CE, **regularized(**changes))
+    inputs = inputs_of(learner)
+    stats = learner.update()
+    return plain.loss, stats.loss, stats, learner, inputs
+
+
+def test_an_entropy_bonus_is_subtracted() -> None:
+    plain, found, stats, *_ = losses(entropy_bonus=0.25)
+    assert stats.entropy > 2
+    assert found == pytest.approx(plain - 0.25 * stats.entropy, rel=1e-5)
+
+
+def test_missing_entropy_is_charged_one_for_one() -> None:
+    plain, found, stats, *_ = losses(entropy_floor=3.0)
+    assert found == pytest.approx(plain + 3.0 - stats.entropy, rel=1e-5)
+    plain, found, *_ = losses(entropy_floor=1.0)  # there is enough of it
+    assert found == plain
+
+
+def test_a_divergence_from_the_texts_bigrams_is_charged(spy: Spy) -> None:
+    learner = make_learner(fresh_model(seed=4), NOISE, **CE, **regularized(kl_coefficient=0.5))
+    inputs = inputs_of(learner)
+    loss = learner.update().loss
+    (log_probs,), (targets,) = spy.log_probs, spy.targets
+    reference = bigrams_of(learner, inputs[0])
+    divergence = (log_probs.exp() * (log_probs - reference)).sum(1).mean()
+    assert divergence > 0.01
+    plain = -log_probs.gather(1, targets[:, None]).mean()
+    assert loss == pytest.approx(float(plain + 0.5 * divergence), rel=1e-5)
+    assert learner.kl_coefficient == 0.5  # without a target it stays
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e-4, 2.0), (100.0, 0.5)])
+def test_the_coefficient_of_the_divergence_adapts(target: float, factor: float) -> None:
+    recipe = regularized(kl_coefficient=0.1, kl_target=target)
+    learner = make_learner(fresh_model(), NOISE, **CE, **recipe)
+    found = []
+    for _ in range(3):
+        learner.update()
+        found.append(learner.kl_coefficient)
+    assert found == pytest.approx([0.1 * factor, 0.1 * factor**2, 0.1 * factor**3])
+
+
+def test_an_update_that_was_skipped_adapts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Estimator(None, lambda question: math.nan * question.log_probs.sum())
+    monkeypatch.setitem(ESTIMATORS, "ce", broken)
+    recipe = regularized(kl_coefficient=0.1, kl_target=1e-4)
+    learner = make_learner(fresh_model(), NOISE, **CE, **recipe)
+    before = everything(learner)
+    assert math.isnan(learner.update().loss)
+    assert same(everything(learner), before)
+    assert (learner.n_done, learner.n_skipped, learner.n_bad_in_a_row) == (1, 1, 1)
+    assert learner.kl_coefficient == 0.1
+
+
+def test_partial_credit_is_the_bigrams_probability_and_never_negative(spy: Spy) -> None:
+    recipe = {**CE, "exploration": "sampled", **regularized(partial_credit=0.5)}
+    learner = make_learner(fresh_model(), NOISE, **recipe)
+    inputs = inputs_of(learner)
+    learner.update()
+    (actions,), (rewards,), (targets,) = spy.actions, spy.rewards, spy.targets
+    credit = 0.5 * bigrams_of(learner, inputs[0]).exp().gather(1, actions)
+    torch.testing.assert_close(rewards, (actions == targets[:, None]).float() + credit)
+    assert rewards.min() > 0
+    assert 1 < rewards.max() <= 1.5
+    wrong = rewards[actions != targets[:, None]]
+    assert wrong.max() < 0.5
+    assert wrong.std() > 1e-3  # it is not the same for all
+
+
+def test_partial_credit_changes_what_is_learned_and_nothing_where_it_is_the_same() -> None:
+    for recipe in ({"estimator": "grpo"}, {**CE, "estimator": "seed_exhaustive"}):
+        plain, _ = run(seed=0, **recipe)
+        credited, _ = run(seed=0, **recipe, **regularized(partial_credit=0.5))
+        assert not same(plain, credited)
+
+
+# Temperature, and the cost of it all.
+
+
+def test_the_policy_is_tempered_wherever_it_counts(spy: Spy) -> None:
+    model = fresh_model(seed=4)
+    with torch.no_grad():
+        model.embed.weight.mul_(30)
+    learner = make_learner(model, NOISE, temperature=2.0, **CE)
+    logits: list[Tensor] = []
+    model.register_forward_hook(lambda _, __, output: logits.append(output.detach()))
+    stats = learner.update()
+    tempered = (logits[0] / 2).log_softmax(-1).flatten(0, 1)
+    torch.testing.assert_close(spy.log_probs[0], tempered)
+    entropy = -(tempered.exp() * tempered).sum(1).mean()
+    assert stats.entropy == pytest.approx(float(entropy), rel=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("recipe", "cost"),
     [
-        ({"estimator": "breir"}, r"estimator must be one of .*got 'breir', did you mean 'brier'\?"),
-        ({"exploration": "all"}, "exploration must be sampled or all_actions for brier, got 'all'"),
-        ({"estimator": "ce"}, "exploration must be all_actions for ce, got 'sampled'"),
-        ({"group_size": 2}, "group_size must be at least 3 for brier, got 2"),
-        ({"precision": "float16"}, r"precision must be one of .*, got 'float16'.*'bfloat16'\?"),
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
-        ({"learning_rate": math.inf}, "learning_rate must be positive, got inf"),
-        ({"grad_clip": 0.0}, "grad_clip must be positive, got 0.0"),
-        ({"warmup_updates": -1}, "warmup_updates must not be negative, got -1"),
-        ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
+        ({}, 3 * 4 * 16),  # forward and backward of 4 windows of 16
+        (CE, 3 * 4 * 16),
+        ({"estimator": "grpo", "sync_every": 2}, 4 * 4 * 16),  # and an older policy's forward
+        # 4 x 8 texts of 13 and 3, the last of which is not read: written once, and learned from
+        ({"estimator": "grpo", "horizon": 3, "group_size": 8}, 4 * 4 * 8 * 15),
     ],
 )
-def test_a_bad_recipe_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        GRPOConfig(**changes)
-
-
-def test_a_recipe_cannot_be_changed_afterwards() -> None:
-    with pytest.raises(AttributeError):
-        GRPOConfig().batch_size = 3  # type: ignore[misc]
+def test_compute_is_counted_by_hand(recipe: dict[str, Any], cost: int) -> None:
+    learner = make_learner(fresh_model(), NOISE, **recipe)
+    for n in (1, 2, 3):
+        learner.update()
+        assert learner.forward_tokens == n * cost
 
 
 def test_the_learner_trains_the_model_that_it_was_given() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -8,285 +7,313 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.grpo.advantages import leave_one_out
 from agents.grpo.objectives import (
-    ALL_ACTIONS,
-    ESTIMATORS,
-    SAMPLED,
-    brier_all_actions,
-    brier_sampled,
-    check_estimator,
-    cross_entropy,
-    grpo_sampled,
-    policy_loss,
+    adapted,
+    brier_score,
+    clipped,
+    clipped_by_text,
+    clipped_importance,
+    entropy,
+    kl_divergence,
+    log_likelihood,
+    rarity_bonus,
+    reinforce,
+    truncated_log_likelihood,
 )
-from agents.grpo.rewards import exact_match, others_that_agree
-from avatarl_env.lm.generation import inverse_cdf
 
-Sampled = Callable[[Tensor, Tensor, Tensor], Tensor]
+Surrogate = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 
+CLIP, CLIP_HIGH = 0.2, 0.28
+SURROGATES = [reinforce, clipped, clipped_by_text, clipped_importance]
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-TRUTH = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)
-"""What the text says: the target is a random draw from this."""
 
 
-def through_softmax(gradient: Tensor, probs: Tensor) -> Tensor:
-    """Turn gradients by log-probabilities (N, V) into gradients by logits."""
-    return gradient - probs * gradient.sum(-1, keepdim=True)
-
-
-def gradients_by_logits(loss: Sampled, probs: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
-    """Return each position's own gradient of a loss that is a mean over positions: (N, V)."""
-    log_probs = probs.log().expand(len(targets), -1).clone().requires_grad_()
-    loss(log_probs, targets, actions).backward()
+def gradient(
+    surrogate: Surrogate, ratios: Tensor, advantages: Tensor, behavior: Tensor | None = None
+) -> tuple[float, Tensor]:
+    """Return value and gradient by log-probabilities, (N, K, H), at these ratios."""
+    behavior = torch.full_like(ratios, -1.0) if behavior is None else behavior
+    log_probs = (behavior + ratios.log()).requires_grad_()
+    loss = surrogate(log_probs, behavior, advantages, CLIP, CLIP_HIGH)
+    loss.backward()
     assert log_probs.grad is not None
-    return through_softmax(log_probs.grad * len(targets), probs)
+    return loss.item(), log_probs.grad
 
 
-def expected_gradient(loss: Sampled, probs: Tensor, truth: Tensor, group_size: int) -> Tensor:
-    """Average the gradient over every target and every group there can be: (V,)."""
-    n_tokens = len(probs)
-    groups = torch.tensor(list(itertools.product(range(n_tokens), repeat=group_size)))
-    chances = probs[groups].prod(1)  # (V ** K,)
-    assert chances.sum().item() == pytest.approx(1.0)
-    total = torch.zeros(n_tokens, dtype=torch.float64)
-    for target in range(n_tokens):
-        targets = torch.full((len(groups),), target)
-        gradients = gradients_by_logits(loss, probs, targets, groups)
-        total += truth[target] * (chances[:, None] * gradients).sum(0)
-    return total
+# Surrogates.
 
 
-def towards(wish: Tensor, probs: Tensor) -> Tensor:
-    """Return ``-sum_a p_a w_a (e_a - p)``: the logits' gradient where token a is wished w_a."""
-    return -sum(
-        (probs[a] * wish[a] * (torch.eye(len(probs), dtype=torch.float64)[a] - probs))
-        for a in range(len(probs))
-    )
-
-
-def brier_without_correction(log_probs: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
-    rewards = exact_match(actions, targets) - others_that_agree(actions)
-    return policy_loss(log_probs, actions, leave_one_out(rewards))
-
-
-def test_policy_loss_by_hand() -> None:
+def test_reinforce_by_hand() -> None:
     # -(2 log 1/2 + (-1) log 1/4 + 0 + 4 log 1/4) / 4 = (2 - 2 + 8) log 2 / 4
-    log_probs = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]).log()
-    loss = policy_loss(
-        log_probs, torch.tensor([[0, 1], [1, 2]]), torch.tensor([[2.0, -1.0], [0.0, 4.0]])
-    )
+    log_probs = torch.tensor([[0.5, 0.25], [0.25, 0.25]]).log()[:, :, None]
+    advantages = torch.tensor([[2.0, -1.0], [0.0, 4.0]])
+    loss = reinforce(log_probs, log_probs, advantages, CLIP, CLIP_HIGH)
     assert loss.item() == pytest.approx(2 * math.log(2))
 
 
-def test_no_gradient_flows_through_advantages() -> None:
-    log_probs = POLICY.log()[None].clone().requires_grad_()
-    actions = torch.tensor([[0, 2]])
-    advantages = log_probs.gather(1, actions) * 3
-    policy_loss(log_probs, actions, advantages).backward()
-    assert log_probs.grad is not None
-    expected = torch.zeros(1, 3, dtype=torch.float64)
-    expected[0, [0, 2]] = -advantages.detach()[0] / 2
-    torch.testing.assert_close(log_probs.grad, expected)
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        # within the bounds: r A, whose derivative by log p is r A
+        (1.0, 2.0, 2.0, 2.0),
+        (0.81, 1.0, 0.81, 0.81),
+        (1.25, 1.0, 1.25, 1.25),  # above 1 + clip: the upper bound is another
+        (1.25, -1.0, -1.25, -1.25),
+        # beyond them, where it has already gone as far as it should: constant
+        (1.5, 2.0, 2.56, 0.0),
+        (0.5, -2.0, -1.6, 0.0),
+        # beyond them on the other side, where it has to come back: not bounded
+        (0.5, 2.0, 1.0, 1.0),
+        (1.5, -2.0, -3.0, -3.0),
+    ],
+)
+def test_clip_higher_by_hand(ratio: float, advantage: float, value: float, slope: float) -> None:
+    loss, found = gradient(clipped, torch.tensor([[[ratio]]]), torch.tensor([[advantage]]))
+    assert loss == pytest.approx(-value, rel=1e-5)
+    assert found.item() == pytest.approx(-slope, rel=1e-5)
 
 
-def test_brier_sampled_by_hand() -> None:
-    # Rewards 1/2, 1/2, 0, 0 (K = 4, c = 3/2); leave-one-out 1/3, 1/3, -1/3, -1/3.
-    log_probs = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    loss = brier_sampled(log_probs, torch.tensor([0]), torch.tensor([[0, 0, 1, 2]]))
-    # -(1/3) (-1 - 1 + 2 + 3) log 2 / 4
-    assert loss.item() == pytest.approx(-math.log(2) / 4)
+def test_the_mean_is_over_groups_actions_and_characters() -> None:
+    ratios = torch.tensor([[[1.0, 1.1], [0.9, 1.0]]])
+    loss, found = gradient(clipped, ratios, torch.tensor([[3.0, -1.0]]))
+    assert loss == pytest.approx(-(3.0 + 3.3 - 0.9 - 1.0) / 4)
+    expected = torch.tensor([[[3.0, 3.3], [-0.9, -1.0]]]) / -4
+    torch.testing.assert_close(found, expected)
 
 
-def test_brier_all_actions_by_hand() -> None:
-    # 1/2 - (1/4 + 1/16 + 1/16) / 2 = 5/16 and 1/4 - 3/16 = 1/16; the mean is 3/16.
-    log_probs = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]).log()
-    loss = brier_all_actions(log_probs, torch.tensor([0, 2]))
-    assert loss.item() == pytest.approx(-3 / 16)
+def test_a_texts_ratio_is_the_geometric_mean_of_its_characters() -> None:
+    # (4 / 4)^(1/2) = 1 and (1.21 * 1)^(1/2) = 1.1
+    ratios = torch.tensor([[[4.0, 0.25], [1.21, 1.0]]])
+    loss, found = gradient(clipped_by_text, ratios, torch.tensor([[2.0, -3.0]]))
+    assert loss == pytest.approx(-(1.0 * 2.0 - 1.1 * 3.0) / 2)
+    # d r / d log p_t = r / H, and the mean is over two texts: -A r / 4, alike for all characters
+    expected = torch.tensor([[[2.0, 2.0], [-3.3, -3.3]]]) / -4
+    torch.testing.assert_close(found, expected)
+    # taken character by character, three of these four would not count as they are
+    assert gradient(clipped, ratios, torch.tensor([[2.0, -3.0]]))[1][0, 0, 0] == 0
 
 
-def test_grpo_by_hand() -> None:
-    # Rewards 1, 0: mean 1/2, standard deviation sqrt(1/2), so advantages +-0.5 / 0.7072.
-    log_probs = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    loss = grpo_sampled(log_probs, torch.tensor([0]), torch.tensor([[0, 1]]))
-    advantage = 0.5 / (math.sqrt(0.5) + 1e-4)
-    assert loss.item() == pytest.approx(-advantage * math.log(2) / 2, rel=1e-5)
+def test_a_text_that_went_too_far_is_dropped_whole() -> None:
+    ratios = torch.tensor([[[2.0, 1.0], [1.0, 1.0]]])  # sqrt 2 > 1.28
+    loss, found = gradient(clipped_by_text, ratios, torch.tensor([[1.0, 1.0]]))
+    assert loss == pytest.approx(-(1.28 + 1.0) / 2)
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.0], [-0.25, -0.25]]]))
 
 
-def test_cross_entropy_and_its_gradient_by_hand() -> None:
-    logits = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).log().requires_grad_()
-    loss = cross_entropy(logits.log_softmax(-1), torch.tensor([0, 1]))
-    loss.backward()
-    assert loss.item() == pytest.approx(1.5 * math.log(2))
-    # (p - e_y) / N
-    expected = torch.tensor([[-0.25, 0.125, 0.125], [0.125, -0.375, 0.25]])
-    torch.testing.assert_close(logits.grad, expected)
+def test_cispo_by_hand() -> None:
+    ratios = torch.tensor([[[2.0, 0.5], [1.0, 1.25]]])
+    advantages = torch.tensor([[1.0, -2.0]])
+    behavior = torch.full((1, 2, 2), math.log(0.25))
+    loss, found = gradient(clipped_importance, ratios, advantages, behavior)
+    # min(r, 1.28) A log p, p = r / 4
+    terms = [
+        1.28 * math.log(0.5),
+        0.5 * math.log(0.125),
+        -2 * math.log(0.25),
+        -2.5 * math.log(0.3125),
+    ]
+    assert loss == pytest.approx(-sum(terms) / 4, rel=1e-5)
+    expected = torch.tensor([[[1.28, 0.5], [-2.0, -2.5]]]) / -4
+    torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("group_size", [3, 4, 6])
-def test_sampled_brier_is_unbiased(group_size: int) -> None:
-    gradient = expected_gradient(brier_sampled, POLICY, TRUTH, group_size)
-    torch.testing.assert_close(gradient, towards(TRUTH - POLICY, POLICY), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("group_size", [3, 4, 6])
-def test_sampled_brier_has_the_gradient_of_all_actions(group_size: int) -> None:
-    logits = POLICY.log().requires_grad_()
-    log_probs = logits.log_softmax(-1).expand(3, -1)
-    losses = [brier_all_actions(log_probs[i : i + 1], torch.tensor([i])) for i in range(3)]
-    (exact,) = torch.autograd.grad((TRUTH * torch.stack(losses)).sum(), logits)
-    sampled = expected_gradient(brier_sampled, POLICY, TRUTH, group_size)
-    torch.testing.assert_close(sampled, exact, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("group_size", [3, 4, 6])
-def test_without_the_correction_brier_is_biased(group_size: int) -> None:
-    gradient = expected_gradient(brier_without_correction, POLICY, TRUTH, group_size)
-    # The baseline holds the sample's own collisions: what is charged is too little, and the
-    # fixed point sharper than the truth.
-    share = (group_size - 2) / (group_size - 1)
-    torch.testing.assert_close(gradient, towards(TRUTH - share * POLICY, POLICY), rtol=0, atol=1e-6)
-    assert (gradient - towards(TRUTH - POLICY, POLICY)).abs().max() > 5e-3
-
-
-@pytest.mark.parametrize("group_size", [3, 4, 6])
-def test_the_truth_is_a_fixed_point_of_brier(group_size: int) -> None:
-    gradient = expected_gradient(brier_sampled, TRUTH, TRUTH, group_size)
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-7)
-    sharper = expected_gradient(brier_without_correction, TRUTH, TRUTH, group_size)
-    assert sharper.abs().max() > 5e-3
-
-
-@pytest.mark.parametrize("group_size", [3, 4, 6])
-def test_at_the_truth_grpo_goes_on_sharpening(group_size: int) -> None:
-    gradient = expected_gradient(grpo_sampled, TRUTH, TRUTH, group_size)
-    assert gradient[1] < -0.05  # a step against the gradient raises what is most probable,
-    assert gradient[[0, 2]].min() > 0.01  # and lowers the rest
-
-
-def test_the_mean_of_sampled_gradients_approaches_that_of_all_actions() -> None:
-    n_draws = 20_000
+def test_cispo_drops_no_character_and_ppo_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    probs = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2], dtype=torch.float64)
-    targets = torch.full((n_draws,), 3)
-    uniforms = torch.rand(n_draws, 16, generator=generator)
-    actions = inverse_cdf(probs.log().expand(n_draws, -1), uniforms)
-    gradients = gradients_by_logits(brier_sampled, probs, targets, actions)
-    mean, error = gradients.mean(0), gradients.std(0) / math.sqrt(n_draws)
-    wish = torch.eye(5, dtype=torch.float64)[3] - probs
-    exact = towards(wish, probs)
-    assert error.max() < 0.01 * exact.abs().max()  # sharp enough to tell them apart
-    # Five normal deviates beyond 4.5 by chance: once in 30,000 seeds, and the seed is fixed.
-    assert ((mean - exact).abs() < 4.5 * error).all()
+    ratios = torch.randn(20, 6, 5, generator=generator).mul(1.5).exp()
+    advantages = torch.randn(20, 6, generator=generator)
+    assert gradient(clipped_importance, ratios, advantages)[1].ne(0).all()
+    for surrogate in (clipped, clipped_by_text):
+        dropped = gradient(surrogate, ratios, advantages)[1].eq(0).double().mean()
+        assert 0.1 < dropped < 0.9
 
 
-def test_more_samples_make_the_gradient_quieter() -> None:
-    generator = torch.Generator().manual_seed(0)
-    spreads = []
-    for group_size in (4, 16, 64):
-        uniforms = torch.rand(4000, group_size, generator=generator)
-        actions = inverse_cdf(POLICY.log().expand(4000, -1), uniforms)
-        targets = torch.zeros(4000, dtype=torch.int64)
-        spreads.append(gradients_by_logits(brier_sampled, POLICY, targets, actions).std(0).norm())
-    assert spreads[0] > 1.5 * spreads[1] > 2 * spreads[2]
-
-
-EQUAL_REWARDS = [
-    pytest.param(grpo_sampled, [0] * 16, 1, id="grpo-nobody-right"),
-    pytest.param(grpo_sampled, [0, 2, 2, 0, 2], 1, id="grpo-nobody-right-and-mixed"),
-    pytest.param(grpo_sampled, [1] * 7, 1, id="grpo-everybody-right"),
-    pytest.param(brier_sampled, [0] * 16, 1, id="brier-unanimous-and-wrong"),
-    pytest.param(brier_sampled, [0] * 7, 1, id="brier-unanimous-and-wrong-seven"),
-    pytest.param(brier_sampled, [1] * 12, 1, id="brier-unanimous-and-right"),
-    pytest.param(brier_sampled, [0, 2, 3], 1, id="brier-all-different-and-wrong"),
-    pytest.param(brier_sampled, [0, 0, 2, 2, 3, 3], 1, id="brier-in-pairs-and-wrong"),
-]
-
-
-@pytest.mark.parametrize(("loss", "actions", "target"), EQUAL_REWARDS)
-def test_equal_rewards_give_exactly_no_gradient(
-    loss: Sampled, actions: list[int], target: int
+@pytest.mark.parametrize("surrogate", SURROGATES[1:])
+def test_where_the_policy_itself_sampled_the_gradient_is_reinforces_bit_for_bit(
+    surrogate: Surrogate,
 ) -> None:
-    logits = torch.tensor([[0.3, -1.2, 0.7, 0.1]], requires_grad=True)
-    loss(logits.log_softmax(-1), torch.tensor([target]), torch.tensor([actions])).backward()
-    assert torch.equal(logits.grad, torch.zeros(1, 4))  # type: ignore[arg-type]
-
-
-def test_brier_learns_where_nobody_was_right_and_grpo_does_not() -> None:
-    logits = torch.zeros(1, 4, requires_grad=True)
-    actions = torch.tensor([[0, 0, 0, 2]])
-    brier_sampled(logits.log_softmax(-1), torch.tensor([1]), actions).backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0] > 0.1  # a step against it makes the crowd's answer rarer
-    assert logits.grad[0, 2] < -0.1
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 3000.0])
-def test_brier_of_all_actions_is_bounded_whatever_the_policy(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = (scale * torch.randn(200, 9, generator=generator)).requires_grad_()
-    for target in range(9):
-        loss = brier_all_actions(logits.log_softmax(-1), torch.full((200,), target))
-        assert -0.5 <= loss.item() <= 0.5
-        loss.backward()
+    behavior = -torch.rand(8, 4, 4, generator=generator)  # powers of two: no mean is rounded
+    advantages = torch.randn(8, 4, generator=generator)
+    ones = torch.ones_like(behavior)
+    expected = gradient(reinforce, ones, advantages, behavior)[1]
+    assert expected.ne(0).all()
+    assert torch.equal(gradient(surrogate, ones, advantages, behavior)[1], expected)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_no_gradient_flows_through_advantages_or_through_who_sampled(surrogate: Surrogate) -> None:
+    log_probs = torch.tensor([[[-1.0], [-2.0]]], requires_grad=True)
+    behavior = torch.tensor([[[-1.1], [-1.9]]], requires_grad=True)
+    advantages = torch.tensor([[2.0, -1.0]], requires_grad=True)
+    surrogate(log_probs, behavior, advantages, CLIP, CLIP_HIGH).backward()
+    assert log_probs.grad is not None
+    assert behavior.grad is None
+    assert advantages.grad is None
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_without_an_advantage_there_is_exactly_no_gradient(surrogate: Surrogate) -> None:
+    ratios = torch.tensor([[[1.0, 0.1, 9.0]] * 3])
+    assert torch.equal(gradient(surrogate, ratios, torch.zeros(1, 3))[1], torch.zeros_like(ratios))
+
+
+# Scores of a distribution.
+
+
+def by_log_p(score: Callable[[Tensor], Tensor], p: float) -> tuple[float, float]:
+    """Return a score of (1, 1) log-probabilities and its derivative by ``log p``."""
+    log_p = torch.tensor([[math.log(p)]], dtype=torch.float64, requires_grad=True)
+    value = score(log_p)
+    (slope,) = torch.autograd.grad(value, log_p)
+    return value.item(), slope.item()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 7, 16, 128])
+@pytest.mark.parametrize("p", [1e-6, 0.02, 0.3, 0.5, 0.97, 1.0])
+def test_the_truncated_likelihood_is_its_plain_sum_in_value_and_gradient(
+    p: float, order: int
+) -> None:
+    def plain(log_p: Tensor) -> Tensor:
+        return -sum((1 - log_p.exp()[0, 0]) ** k / k for k in range(1, order + 1))  # type: ignore[return-value]
+
+    target = torch.tensor([0])
+    found = by_log_p(lambda log_p: truncated_log_likelihood(log_p, target, order), p)
+    assert found == pytest.approx(by_log_p(plain, p), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p", "order", "weight"),
+    [
+        (0.5, 1, 1.0),  # as plain reward is
+        (0.5, 2, 1.5),  # (1 - 1/4) / (1/2)
+        (0.25, 3, 37 / 16),  # (1 - 27/64) / (1/4)
+        (0.1, 16, 8.14698),  # (1 - 0.9^16) / 0.1, 0.9^16 = 0.185302
+        (1 / 65, 16, 14.2800),  # where all are equally likely: (64 / 65)^16 = 0.780308
+        (1.0, 16, 1.0),
+    ],
+)
+def test_the_weight_of_a_success_by_its_probability(p: float, order: int, weight: float) -> None:
+    _, slope = by_log_p(lambda x: truncated_log_likelihood(x, torch.tensor([0]), order), p)
+    assert slope / p == pytest.approx(weight, rel=1e-4)
+
+
+def test_cut_after_one_term_it_is_the_chance_and_after_many_the_log_likelihood() -> None:
+    target = torch.tensor([0])
+    for p in (0.2, 0.5, 0.9):
+        value, slope = by_log_p(lambda x: truncated_log_likelihood(x, target, 1), p)
+        assert (value, slope) == pytest.approx((p - 1, p))
+        value, slope = by_log_p(lambda x: truncated_log_likelihood(x, target, 200), p)
+        assert (value, slope) == pytest.approx((math.log(p), 1.0), abs=1e-9)
+
+
+def test_the_truncated_likelihood_is_a_mean_over_positions() -> None:
+    log_probs = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
+    # order 2: -(1/2 + 1/8) and -(1/4 + 1/32)
+    value = truncated_log_likelihood(log_probs, torch.tensor([0, 1]), 2)
+    assert value.item() == pytest.approx(-(0.625 + 0.28125) / 2)
+
+
+def test_what_is_impossible_has_a_finite_truncated_likelihood() -> None:
+    logits = torch.tensor([[0.0, -2000.0]], requires_grad=True)
+    value = truncated_log_likelihood(logits.log_softmax(-1), torch.tensor([1]), 4)
+    assert value.item() == pytest.approx(-(1 + 1 / 2 + 1 / 3 + 1 / 4))
+    value.backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
-def test_brier_of_all_actions_is_best_at_certainty_and_worst_at_certain_error() -> None:
+def test_the_rarity_bonus_and_its_gradient_by_hand() -> None:
+    probs = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64, requires_grad=True)
+    bonus = rarity_bonus(probs.log(), 2)
+    # -((1/2)^3 + 2 (3/4)^3) / 3
+    assert bonus.item() == pytest.approx(-(1 / 8 + 2 * 27 / 64) / 3)
+    bonus.backward()
+    # by p_a: (1 - p_a)^N
+    expected = torch.tensor([[1 / 4, 9 / 16, 9 / 16]], dtype=torch.float64)
+    torch.testing.assert_close(probs.grad, expected)
+    two = torch.cat([probs, probs]).detach()
+    torch.testing.assert_close(rarity_bonus(two.log(), 2), bonus.detach())  # a mean
+
+
+def test_brier_by_hand() -> None:
+    # 1/2 - (1/4 + 1/16 + 1/16) / 2 = 5/16 and 1/4 - 3/16 = 1/16; the mean is 3/16.
+    log_probs = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]).log()
+    assert brier_score(log_probs, torch.tensor([0, 2])).item() == pytest.approx(3 / 16)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 3000.0])
+def test_brier_is_bounded_whatever_the_policy(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(200, 9, generator=generator)).requires_grad_()
+    for target in range(9):
+        score = brier_score(logits.log_softmax(-1), torch.full((200,), target))
+        assert -0.5 <= score.item() <= 0.5
+        score.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_brier_is_best_at_certainty_and_worst_at_certain_error() -> None:
     log_probs = torch.tensor([[1.0, 0.0]]).log()
-    assert brier_all_actions(log_probs, torch.tensor([0])).item() == -0.5
-    assert brier_all_actions(log_probs, torch.tensor([1])).item() == 0.5
+    assert brier_score(log_probs, torch.tensor([0])).item() == 0.5
+    assert brier_score(log_probs, torch.tensor([1])).item() == -0.5
 
 
-FORMS = {"brier": {SAMPLED, ALL_ACTIONS}, "grpo": {SAMPLED}, "ce": {ALL_ACTIONS}}
+def test_the_log_likelihood_and_its_gradient_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).log().requires_grad_()
+    value = log_likelihood(logits.log_softmax(-1), torch.tensor([0, 1]))
+    value.backward()
+    assert value.item() == pytest.approx(-1.5 * math.log(2))
+    # (e_y - p) / N
+    expected = torch.tensor([[0.25, -0.125, -0.125], [-0.125, 0.375, -0.25]])
+    torch.testing.assert_close(logits.grad, expected)
 
 
-def test_every_estimator_is_in_this_table() -> None:
-    assert ESTIMATORS.keys() == FORMS.keys()
+# Of the policy alone.
 
 
-@pytest.mark.parametrize("exploration", [SAMPLED, ALL_ACTIONS])
-@pytest.mark.parametrize("name", FORMS)
-def test_a_combination_is_refused_unless_it_exists(name: str, exploration: str) -> None:
-    estimator = ESTIMATORS[name]
-    form = {SAMPLED: estimator.sampled, ALL_ACTIONS: estimator.all_actions}[exploration]
-    if exploration in FORMS[name]:
-        check_estimator(name, exploration, 16)
-        assert form is not None
-    else:
-        assert form is None
-        (other,) = FORMS[name]
-        message = rf"^exploration must be {other} for {name}, got '{exploration}'$"
-        with pytest.raises(ValueError, match=message):
-            check_estimator(name, exploration, 16)
+def test_entropy_and_its_gradient_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log().requires_grad_()
+    spread = entropy(logits.log_softmax(-1))
+    spread.backward()
+    assert spread.item() == pytest.approx(1.5 * math.log(2))
+    # -p_a (log p_a + H): 1/2 (log 2 - 1.5 log 2) and 1/4 (2 log 2 - 1.5 log 2)
+    expected = torch.tensor([[-0.25, 0.125, 0.125]], dtype=torch.float64) * math.log(2)
+    torch.testing.assert_close(logits.grad, expected)
 
 
-def test_only_cross_entropy_is_a_control() -> None:
-    assert [name for name, estimator in ESTIMATORS.items() if estimator.is_control] == ["ce"]
+def test_entropy_is_a_mean_over_all_positions() -> None:
+    log_probs = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.25, 0.75], [0.5, 0.5]]]).log()
+    lower = 0.25 * math.log(4) + 0.75 * math.log(4 / 3)
+    assert entropy(log_probs).item() == pytest.approx((3 * math.log(2) + lower) / 4)
 
 
-@pytest.mark.parametrize(("name", "least"), [("brier", 3), ("grpo", 2)])
-def test_the_smallest_group_is_where_the_sampled_form_has_a_value(name: str, least: int) -> None:
-    check_estimator(name, SAMPLED, least)
-    message = rf"^group_size must be at least {least} for {name}, got {least - 1}$"
-    with pytest.raises(ValueError, match=message):
-        check_estimator(name, SAMPLED, least - 1)
-    form = ESTIMATORS[name].sampled
-    assert form is not None
-    loss = form(POLICY.log()[None], torch.tensor([0]), torch.arange(least)[None])
-    assert loss.isfinite()
+def test_the_divergence_and_its_gradient_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log().requires_grad_()
+    reference = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64).log()
+    divergence = kl_divergence(logits.log_softmax(-1), reference)
+    divergence.backward()
+    # 1/2 log 2 + 0 + 1/4 log 1/2
+    assert divergence.item() == pytest.approx(0.25 * math.log(2))
+    # p_a (log p_a / q_a - KL): 1/2 (1 - 1/4), 1/4 (-1/4), 1/4 (-1 - 1/4), times log 2
+    expected = torch.tensor([[0.375, -0.0625, -0.3125]], dtype=torch.float64) * math.log(2)
+    torch.testing.assert_close(logits.grad, expected)
+    assert kl_divergence(reference, reference).item() == 0
 
 
-def test_the_group_size_is_no_matter_where_nothing_is_sampled() -> None:
-    check_estimator("ce", ALL_ACTIONS, 0)
-    check_estimator("brier", ALL_ACTIONS, 1)
-
-
-def test_unknown_names_are_refused_with_the_closest() -> None:
-    with pytest.raises(ValueError, match=r"^estimator must be one of .*'brierr'.*'brier'\?$"):
-        check_estimator("brierr", SAMPLED, 16)
-    with pytest.raises(
-        ValueError, match=r"^exploration must be sampled or all_actions for brier, got 'greedy'$"
-    ):
-        check_estimator("brier", "greedy", 16)
+@pytest.mark.parametrize(
+    ("coefficient", "kl", "expected"),
+    [
+        (0.1, 0.8, 0.2),  # over 1.5 times the target of 0.5
+        (0.1, 0.75, 0.1),  # just that
+        (0.1, 0.34, 0.1),
+        (0.1, 0.33, 0.05),  # under two thirds of it
+        (0.1, 0.0, 0.05),
+        (8.0, 2.0, 10.0),  # no further than this
+        (1.5e-4, 0.1, 1e-4),
+        (0.1, math.nan, 0.1),
+        (0.1, math.inf, 0.1),
+    ],
+)
+def test_the_coefficient_adapts_by_hand(coefficient: float, kl: float, expected: float) -> None:
+    assert adapted(coefficient, kl, 0.5) == expected

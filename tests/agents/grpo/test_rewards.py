@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from agents.grpo.rewards import brier_reward, exact_match, others_that_agree
+from agents.grpo.rewards import (
+    brier_reward,
+    exact_match,
+    imitation_reward,
+    matching_prefix,
+    others_that_agree,
+)
 
 
 def test_only_the_character_of_the_text_is_a_match() -> None:
@@ -70,3 +76,33 @@ def test_brier_needs_three_samples(group_size: int) -> None:
         ValueError, match=rf"^group_size must be at least 3 for brier, got {group_size}$"
     ):
         brier_reward(torch.zeros(1, group_size, dtype=torch.int64), torch.zeros(1))
+
+
+def test_imitation_pays_per_character_for_what_the_reference_finds_likelier() -> None:
+    # One prompt, two texts of two characters.
+    log_probs = torch.tensor([[[0.5, 0.25], [0.5, 0.5]]]).log()
+    reference = torch.tensor([[[0.25, 0.25], [1.0, 0.5]]]).log()
+    expected = torch.tensor([[-0.5, 0.5]]) * math.log(2)
+    torch.testing.assert_close(imitation_reward(log_probs, reference), expected)
+
+
+def test_imitation_is_minus_the_divergence_on_average() -> None:
+    policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    reference = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)
+    texts = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    chances = policy[texts].prod(1)
+    rewards = imitation_reward(policy.log()[texts][None], reference.log()[texts][None])[0]
+    divergence = (policy * (policy / reference).log()).sum()
+    torch.testing.assert_close((chances * rewards).sum(), -divergence)
+
+
+def test_only_leading_characters_match() -> None:
+    real = torch.tensor([[1, 2, 3, 4], [5, 5, 5, 5]])
+    written = torch.tensor(
+        [
+            [[1, 2, 3, 4], [1, 2, 0, 4], [0, 2, 3, 4]],
+            [[5, 5, 5, 0], [0, 0, 0, 0], [1, 2, 3, 4]],
+        ]
+    )
+    shares = matching_prefix(written, real)
+    assert shares.tolist() == [[1.0, 0.5, 0.0], [0.75, 0.0, 0.0]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agents.grpo.objectives import ESTIMATORS
+from agents.grpo.estimators import ESTIMATORS
 from agents.report.data import (
     CONTROLS,
     PhaseSpan,
