@@ -128,16 +128,17 @@ class Journal(Protocol):
         """Take note of the operation under which the model samples from now on, if any."""
 
 
-Operated = Callable[[], AbstractContextManager[object] | None]
-
-
-def updates(learner: GRPOLearner, n_updates: int, operated: Operated) -> Iterator[GRPOStats]:
+def updates(
+    learner: GRPOLearner,
+    n_updates: int,
+    operated: Callable[[], AbstractContextManager[object] | None] = lambda: None,
+) -> Iterator[GRPOStats]:
     """Do so many GRPO updates; yield what each was like.
 
     Args:
         learner: does them.
         n_updates: how many.
-        operated: makes the context in which the model samples, or None: as it stands.
+        operated: makes the context in which the actions of an update are sampled, or None.
 
     Raises:
         DivergedError: if too many updates in a row had a loss or gradient that is not finite.
@@ -202,9 +203,9 @@ class Curriculum:
                 journal.updated(stats)
                 self.exam.model_changed()
             if phase.operations and self.surgeon is not None:
-                # The first process alone operates; where its surgeon diverges, all end alike.
-                with self.learner.ranks.agreeing(DivergedError):
-                    journal.operated(self.surgeon.operate(phase.operations), self.surgeon)
+                with self.learner.ranks.telling(DivergedError):
+                    records = self.surgeon.operate(phase.operations)
+                journal.operated(records, self.surgeon)
                 if phase.commits:
                     journal.judged(self._consider(self.surgeon))
                 if phase.rollouts:

@@ -43,8 +43,8 @@ class Start(NamedTuple):
     steps: int
     weights: dict[str, torch.Tensor]
     learner: dict[str, Any]
-    operation: NDArray[np.float64] | None
-    """Coefficients under which the model samples what it learns from, if any."""
+    operation: list[float] | None
+    """Coefficients under which the model samples, if any."""
 
 
 def call_others(setup: LearningSetup, config: TrainConfig) -> None:
@@ -65,8 +65,8 @@ def start_others(setup: LearningSetup, folder: Path, progress: Progress) -> None
         return
     weights = dict(setup.learner.model.named_parameters())
     state = {"weights": weights, "learner": setup.learner.get_state()}
-    operation = None if progress.operation is None else np.asarray(progress.operation)
-    start = Start(folder, progress.phase, progress.steps, **on_cpu(state), operation=operation)
+    at = (folder, progress.phase, progress.steps)
+    start = Start(*at, **on_cpu(state), operation=progress.operation)
     setup.learner.ranks.broadcast(start)
 
 
@@ -96,7 +96,7 @@ def _follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
         except REFUSED as error:
             raise BadInput(str(error)) from error
         begun: Start = ranks.broadcast()
-        follower = Follower(config, setup, begun)
+        follower = _Follower(config, setup, begun)
         steps = begun.steps
         for phase in make_phases(config.curriculum, config.surgeon)[begun.phase :]:
             for _ in range(steps, phase.steps):
@@ -110,31 +110,25 @@ def _follow(ranks: Ranks) -> tuple[Path, dict[str, Any]]:
     return folder, summary
 
 
-class Follower:
-    """Does a process's part of each step: updates, and what the first process then tells."""
+class _Follower:
+    """One process's learner, and what the first process does to its model."""
 
     def __init__(self, config: TrainConfig, setup: LearningSetup, begun: Start) -> None:
-        """Begin where the first process does."""
-        self._config = config
-        self._patient, self._learner = setup.patient, setup.learner
+        """Stand where the first process stands."""
+        self._learner = setup.learner
+        self._patient = setup.patient
+        self._operator = make_operator(config.operator, setup.patient.targets)
         self._operation = begun.operation
         with torch.no_grad():
-            for name, p in setup.learner.model.named_parameters():
+            for name, p in self._learner.model.named_parameters():
                 p.copy_(begun.weights[name])
-        setup.learner.set_state(begun.learner)
+        self._learner.set_state(begun.learner)
 
     def step(self, phase: Phase) -> None:
-        """Do one step of a phase.
-
-        Raises:
-            DivergedError: if the model, or the first process's surgeon, cannot be trained on.
-        """
-        learner, ranks = self._learner, self._learner.ranks
+        """Do one step of a phase: this process's share of it."""
+        ranks, learner = self._learner.ranks, self._learner
         for _ in updates(learner, phase.updates, self._operated):
             pass
-        if phase.operations:
-            with ranks.agreeing(DivergedError):  # the surgeon's
-                pass
         if phase.commits and take_edits(ranks, learner.model):
             learner.model_changed()
         if phase.rollouts:
@@ -143,8 +137,7 @@ class Follower:
     def _operated(self) -> AbstractContextManager[object] | None:
         if self._operation is None:
             return None
-        operator = make_operator(self._config.operator, self._patient.targets)
-        return self._patient.operated(operator, self._operation)
+        return self._patient.operated(self._operator, self._operation)
 
 
 def _build(ranks: Ranks, stack: ExitStack) -> tuple[TrainConfig, LearningSetup]:

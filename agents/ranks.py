@@ -72,7 +72,7 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
     def broadcast(self, value: Any = None) -> Any:
-        """Return the first process's value; tensors in it are to be on the CPU."""
+        """Return the first process's value, or raise its error; tensors are to be on the CPU."""
         if self.count == 1:
             return value
         import torch.distributed as dist
@@ -80,6 +80,8 @@ class Ranks:
         box = [value]
         with _losing():
             dist.broadcast_object_list(box)
+        if isinstance(box[0], Exception) and not self.is_first:
+            raise box[0]
         return box[0]
 
     def gather(self, value: Any = None) -> list[Any]:
@@ -111,6 +113,15 @@ class Ranks:
         for message in messages:
             if message is not None:
                 raise kinds[0](message)
+
+    @contextmanager
+    def telling(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Let an error of these kinds in the first process's body be what the others are told."""
+        try:
+            yield
+        except kinds as error:
+            self.broadcast(type(error)(str(error)))
+            raise
 
     @contextmanager
     def together(self, *alike: type[BaseException]) -> Iterator[None]:
@@ -164,6 +175,15 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def average_gradients(ranks: Ranks, model: nn.Module, readings: Tensor) -> None:
+    """Average a model's gradients, and numbers that go with them, over all processes, in place."""
+    # One sum of everything, not DistributedDataParallel: that wraps a forward, which rollouts,
+    # theaters and the optimizer would have to know; what its overlap hides is little here. With
+    # the readings in it, a loss that is no number in one process is none in all.
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    ranks.average([*grads, readings])
+
+
 def share_edits(ranks: Ranks, model: nn.Module, operator: Operator | None) -> None:
     """Tell the others which weights an operation has changed for good; None for no operation."""
     if ranks.count == 1:
@@ -173,10 +193,9 @@ def share_edits(ranks: Ranks, model: nn.Module, operator: Operator | None) -> No
 
 
 def take_edits(ranks: Ranks, model: nn.Module) -> bool:
-    """Give a model the very bits that the first process shared; optimizers stay as they are.
+    """Give a model the very bits that the first process shared; return whether there were any.
 
-    Returns:
-        Whether there were any.
+    Optimizers stay as they are.
     """
     edits: dict[str, Tensor] = ranks.broadcast()
     if not edits:

@@ -7,22 +7,33 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import agents.curriculum
 import agents.training
 from agents import cli
-from agents.grpo.learner import GRPOLearner, GRPOStats
+from agents.divergence import DivergedError
+from agents.grpo.learner import GRPOLearner, GRPOStats, RegularizerConfig
 from agents.judgement import Judgement
 from agents.ranks import Ranks, joined, share_edits, take_edits
 from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
 from tests.patients import tiny_patient
 from tests.training_runs import CE, everything, make_learner
 
-RECIPES: dict[str, dict[str, Any]] = {"brier": {}, "ce": CE}
+OLD = {"sync_every": 5, "clip": 0.5, "clip_high": 0.5, "temperature": 1.2}
+KL = RegularizerConfig(kl_coefficient=0.1, kl_target=0.5, partial_credit=0.1, entropy_bonus=0.01)
+RECIPES: dict[str, dict[str, Any]] = {
+    "brier": {"optimizer": "adamw"},
+    "seed_sampled": {"estimator": "seed_sampled", "optimizer": "adamw", **OLD, "regularizer": KL},
+    "rollouts": {"estimator": "grpo", "horizon": 8, "group_size": 4, "optimizer": "adamw"},
+    "muon": {"optimizer": "muon"},
+    "ce": {"optimizer": "adamw", **CE},
+}
 N_UPDATES = 20
 
 
@@ -41,7 +52,8 @@ def curves(out: Path) -> None:
         found: dict[str, Any] = {}
         for recipe in RECIPES:
             learner, stats = learn(recipe, ranks)
-            found[recipe] = {"stats": stats, "after": everything(learner)}
+            counts = learner.forward_tokens, learner.kl_coefficient
+            found[recipe] = {"stats": stats, "after": everything(learner), "counts": counts}
         found["skipped"] = skip(learner, ranks)
         found["after the skip"] = everything(learner)
         found["operated"] = operate(learner, ranks)
@@ -56,12 +68,22 @@ def curves(out: Path) -> None:
 
 def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
     """Do an update whose loss is no number, in the last process."""
-    loss = learner._loss
     factor = float("nan") if ranks.rank == ranks.count - 1 else 1.0
-    learner._loss = lambda *arguments: loss(*arguments) * factor  # type: ignore[method-assign]
-    stats = learner.update()
-    learner._loss = loss  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, lambda _: factor)
+        stats = learner.update()
     return stats, learner.n_bad_in_a_row
+
+
+def spoil(patch: pytest.MonkeyPatch, factor: Callable[[GRPOLearner], float]) -> None:
+    """Multiply what a learner learns from."""
+    read = GRPOLearner._read_positions
+
+    def spoilt(self: GRPOLearner, *arguments: Any) -> Any:
+        reading = read(self, *arguments)
+        return reading._replace(loss=reading.loss * factor(self))
+
+    patch.setattr(GRPOLearner, "_read_positions", spoilt)
 
 
 def operate(learner: GRPOLearner, ranks: Ranks) -> list[bool]:
@@ -104,29 +126,32 @@ def command_line(out: Path, plan: str, words: list[str]) -> int:
     A plan is words like ``term@3``: at update 3, SIGTERM for whoever started the processes;
     ``self``: for the first one alone; ``die``: the second ends; ``boom``: the first has an error;
     ``once``, ``nan``: from then on the second's loss is no number, three times or for ever.
-    ``keep@1`` commits every operation, ``slow@1`` lets the first take its time with the report.
+    ``keep@1`` commits every operation, ``slow@1`` lets the first take its time with the report,
+    ``helps@1`` lets every operation be one to sample under, ``surgeon@1`` lets the surgeon diverge.
     """
     learners: list[GRPOLearner] = []
     events = dict(word.split("@") for word in plan.split(",") if word)
-    patch_learner(learners, events)
+    n_operated: list[int] = []
+    patch_learner(learners, events, n_operated)
     patch_run(events)
     code = cli.main(words)
     end = everything(learners[-1]) if learners else []
     rank = os.environ["RANK"]
-    torch.save({"code": code, "end": end, "n": len(learners)}, out / f"{rank}.pt")
+    found = {"code": code, "end": end, "n": len(learners), "operated": len(n_operated)}
+    torch.save(found, out / f"{rank}.pt")
     return code
 
 
-def patch_learner(learners: list[GRPOLearner], plan: dict[str, str]) -> None:
+def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], n_operated: list[int]) -> None:
     """Note all learners, and let happen what is planned."""
-    build, update, loss = GRPOLearner.__init__, GRPOLearner.update, GRPOLearner._loss
+    build, update = GRPOLearner.__init__, GRPOLearner.update
     rank, poisoned = int(os.environ["RANK"]), itertools.count()
 
     def noted(self: GRPOLearner, *arguments: Any, **keywords: Any) -> None:
         build(self, *arguments, **keywords)
         learners.append(self)
 
-    def planned(self: GRPOLearner) -> GRPOStats:
+    def planned(self: GRPOLearner, operated: Any = None) -> GRPOStats:
         if self.n_done == int(plan.get("term", -1)) and rank == 0:
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(1)  # until it has sent it on
@@ -136,17 +161,17 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str]) -> None:
             os._exit(9)
         if self.n_done == int(plan.get("boom", -1)) and rank == 0:
             raise RuntimeError("boom")
-        return update(self)
+        n_operated.extend([1] if operated is not None else [])
+        return update(self, operated)
 
-    def poison(self: GRPOLearner, *arguments: Any) -> torch.Tensor:
+    def factor(learner: GRPOLearner) -> float:
         start = int(plan.get("once", plan.get("nan", 10**6)))
-        bad = self.n_done >= start and rank == 1
-        bad = bad and ("nan" in plan or next(poisoned) < 3)
-        return loss(self, *arguments) * (float("nan") if bad else 1.0)
+        bad = learner.n_done >= start and rank == 1
+        return float("nan") if bad and ("nan" in plan or next(poisoned) < 3) else 1.0
 
     GRPOLearner.__init__ = noted  # type: ignore[method-assign]
     GRPOLearner.update = planned  # type: ignore[method-assign]
-    GRPOLearner._loss = poison  # type: ignore[method-assign]
+    spoil(pytest.MonkeyPatch(), factor)
 
 
 def patch_run(plan: dict[str, str]) -> None:
@@ -159,6 +184,14 @@ def patch_run(plan: dict[str, str]) -> None:
         time.sleep(3)
         report(folder)
 
+    def beside_itself(*_: object) -> None:
+        raise DivergedError("the surgeon is beside itself")
+
+    patch = pytest.MonkeyPatch()
+    if "surgeon" in plan:
+        patch.setattr("agents.surgeons.sb3.SB3Surgeon.operate", beside_itself)
+    if "helps" in plan:
+        patch.setattr("agents.effect.Ending.total", 1.0)
     if "slow" in plan:
         agents.training.write_report = slowly  # type: ignore[assignment, attr-defined]
 
