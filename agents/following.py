@@ -10,9 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import Phase, make_phases, updates

@@ -107,8 +107,8 @@ class GRPOLearner:
         self.n_bad_in_a_row = 0
         """Of these, the latest without a good one since."""
         self.forward_tokens = 0
-        """Compute so far, of all processes: 1 for each token of a forward, 3 if learned from."""
-        self.kl_coefficient = config.regularizer.kl_coefficient
+        """Compute so far: 1 for each token of a forward, 3 where a backward follows."""
+        self.regularizer = Regularizer(config.regularizer, tokens, model.vocab_size)
         self.optimizer = Optimizer(
             model,
             config.optimizer,
@@ -128,7 +128,7 @@ class GRPOLearner:
 
     @property
     def tokens_per_update(self) -> int:
-        """Characters of a whole batch that are learned from: N, or those of all texts."""
+        """Characters of one batch, of all processes, that are learned from: N, or all texts'."""
         config = self.config
         if config.horizon > 1:
             return config.batch_size * config.group_size * config.horizon
@@ -151,10 +151,11 @@ class GRPOLearner:
         reading = read(operated)
         self.optimizer.zero_grad()
         reading.loss.backward()  # type: ignore[no-untyped-call]
-        reading = self._averaged(reading)
+        numbers = torch.stack([x.detach() for x in reading])
+        average_gradients(self.ranks, self.model, numbers)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        numbers = torch.stack([*(x.detach() for x in reading[:4]), norm]).tolist()
-        stats = GRPOStats._make([*numbers, rate])
+        *means, kl, grad_norm = torch.cat([numbers, norm[None]]).tolist()
+        stats = GRPOStats._make([*means, grad_norm, rate])
         # A step along what is no number would leave no number anywhere.
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
             self.optimizer.schedule(factor)
@@ -206,8 +207,8 @@ class GRPOLearner:
         # Before the forward to be learned from: a theater that opens after it voids its graph.
         behavior = self._behavior(inputs, operated)
         log_probs = self._log_probs(inputs)  # (N, V)
-        self._count(TRAINING_COST * targets.numel())
-        question = Question(log_probs, targets, config.group_size, self._credit(context))
+        self._spend(TRAINING_COST * targets.numel())
+        question = Question(log_probs, targets, config.group_size, self.regularizer.credit(context))
         if config.exploration == SAMPLED:
             assert estimator.sampled is not None
             behavior = log_probs.detach() if behavior is None else behavior
@@ -243,7 +244,7 @@ class GRPOLearner:
             )
         texts = rollouts.tokens
         n_read = texts[:, 1:].numel()
-        self._count((1 + TRAINING_COST) * n_read)  # written once, read once
+        self._spend((1 + TRAINING_COST) * n_read)  # written once, read once
         log_probs = self._log_probs(texts[:, :-1]).view(len(texts), -1, self.model.vocab_size)
         log_probs = log_probs[:, -config.horizon :]  # (B * K, H, V)
         taken = log_probs.gather(2, texts[:, -config.horizon :, None])[:, :, 0]
@@ -259,41 +260,9 @@ class GRPOLearner:
         no_kl = torch.zeros_like(spread)
         return _Reading(loss, rollouts.rewards.mean(), rollouts.matched.mean(), spread, no_kl)
 
-    def _averaged(self, reading: _Reading) -> _Reading:
-        """Average the gradients, and what is reported, over all processes."""
-        if self.ranks.count == 1:
-            return reading
-        numbers = torch.stack([x.detach() for x in reading if x is not None])
-        average_gradients(self.ranks, self.model, numbers)
-        return _Reading(*numbers)
-
-    def _regularized(
-        self, loss: Tensor, log_probs: Tensor, context: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Add what the configuration adds to a loss; return the KL too where it counts."""
-        extra, kl = self.config.regularizer, None
-        if extra.entropy_bonus or extra.entropy_floor:
-            spread = objectives.entropy(log_probs)
-            loss = loss - extra.entropy_bonus * spread + (extra.entropy_floor - spread).relu()
-        if extra.kl_coefficient:
-            assert self._bigrams is not None
-            kl = objectives.kl_divergence(log_probs, self._bigrams[context])
-            loss = loss + self.kl_coefficient * kl
-            kl = kl.detach()
-        return loss, kl
-
-    def _adapt(self, kl: Tensor | None) -> None:
-        target = self.config.regularizer.kl_target
-        if kl is not None and target:
-            self.kl_coefficient = objectives.adapted(self.kl_coefficient, float(kl), target)
-
-    def _credit(self, context: Tensor) -> Tensor | None:
-        """Return each action's partial credit (N, V) after the characters ``context``, if any."""
-        weight = self.config.regularizer.partial_credit
-        if not weight:
-            return None
-        assert self._bigrams is not None
-        return weight * self._bigrams[context].exp()
+    def _spend(self, n_tokens: int) -> None:
+        """Count so many tokens of this process, and as many of each other one."""
+        self.forward_tokens += n_tokens * self.ranks.count
 
     def _behavior(
         self, inputs: Tensor, operated: AbstractContextManager[object] | None
@@ -301,7 +270,7 @@ class GRPOLearner:
         """Return the log-probabilities (N, V) of who samples, if it is not the policy itself."""
         if operated is None and self._old is None:
             return None
-        self._count(inputs.numel())
+        self._spend(inputs.numel())
         with torch.no_grad(), operated or nullcontext():
             return self._log_probs(inputs, self._old if operated is None else None)
 
@@ -317,10 +286,9 @@ class GRPOLearner:
         return windows[:, :-1], windows[:, 1:].flatten()
 
     def _windows(self, length: int) -> Tensor:
-        """Draw windows of the training text, B for all processes: (B, length), this one's share.
+        """Draw B windows of the training text; return this process's share of them: (B, length).
 
-        Every process draws those of all, and so all generators stand where the one of a single
-        process would.
+        Every process draws all: all generators stand where the one of a single process would.
         """
         starts = self._rng.integers(0, len(self._tokens) - length + 1, self.config.batch_size)
         starts = self.ranks.mine(starts)
@@ -328,17 +296,14 @@ class GRPOLearner:
         return torch.from_numpy(windows).to(self._device)
 
     def _sample(self, log_probs: Tensor) -> Tensor:
-        """Sample K actions per position of this process's share: (N, K)."""
-        n_positions = log_probs.size(0) * self.ranks.count
-        return inverse_cdf(log_probs, self._uniforms(n_positions, self.config.group_size))
+        """Sample K actions for each position of this process's share: (N, K)."""
+        n_all = log_probs.size(0) * self.ranks.count
+        return inverse_cdf(log_probs, self._uniforms(n_all, self.config.group_size))
 
     def _uniforms(self, *shape: int) -> Tensor:
-        """Draw dice for all processes; return this one's share."""
-        dice = self.ranks.mine(self._rng.random(shape, dtype=np.float32))
-        return torch.from_numpy(dice).to(self._device)
-
-    def _count(self, n_tokens: int) -> None:
-        self.forward_tokens += n_tokens * self.ranks.count
+        """Draw uniforms for all processes; return this one's rows."""
+        uniforms = self.ranks.mine(self._rng.random(shape, dtype=np.float32))
+        return torch.from_numpy(uniforms).to(self._device)
 
     def _sync(self) -> None:
         if self.n_done % self.config.sync_every == 0:
@@ -357,10 +322,3 @@ class GRPOLearner:
     @property
     def _names(self) -> dict[Tensor, str]:
         return {p: name for name, p in self.model.named_parameters()}
-
-
-def _bigram_log_probs(tokens: NDArray[np.int64], vocab_size: int) -> Tensor:
-    """Return log q(next | last) of the text's bigrams, (V, V)."""
-    pairs = np.stack([np.arange(vocab_size)] * 2, axis=1)  # what follows does not count
-    bigrams = NGramReference.fit(tokens, vocab_size, 2).next_log_probs(pairs, first=1)
-    return torch.from_numpy(bigrams[:, 0])
