@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import os
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ from agents.grpo.learner import GRPOConfig, GRPOLearner
 from avatarl_env import GPT, CharTokenizer, GPTConfig, load_corpus
 from avatarl_env.text.ngram import NGramReference
 
-SIZE = {"n_layers": 4, "n_heads": 4, "width": 128}  # 0.8 million parameters
-CONTEXT = 128
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 32},
+    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
+    "10.6M": {"n_layers": 6, "n_heads": 6, "width": 384, "context": 256},
+}
 ALL = {"exploration": "all_actions"}
 MAIN = ("ce (control)", "proper_maxrl", "proper_maxrl, all actions")
 RUNS: dict[str, dict[str, Any]] = {
@@ -64,11 +68,12 @@ ORDERS = (2, 3, 4, 5)
 SHOWN = {"accuracy": "next-character accuracy", "loss": "loss, nats per character"}
 
 
-def recipe(name: str, batch_size: int) -> GRPOConfig:
+def recipe(name: str, options: argparse.Namespace) -> GRPOConfig:
     """Return a run's recipe; those of the recipes that came before are their presets'."""
+    usual = {"batch_size": options.batch_size, "precision": options.precision}
     if name in SEED_RECIPES:
-        return preset(name).grpo
-    return GRPOConfig(**{"batch_size": batch_size, **RUNS[name]})
+        return replace(preset(name).grpo, **usual)
+    return GRPOConfig(**{**usual, **RUNS[name]})
 
 
 def learn(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -78,11 +83,11 @@ def learn(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = CharTokenizer.from_text(corpus.split("train"))
     splits = {s: np.array(tokenizer.encode(corpus.split(s))) for s in ("train", options.split)}
     init, dice = np.random.SeedSequence(seed).spawn(2)
-    sizes = GPTConfig(vocab_size=tokenizer.vocab_size, context=options.context, **SIZE)
+    sizes = GPTConfig(vocab_size=tokenizer.vocab_size, **SIZES[options.size])
     generator = torch.Generator().manual_seed(int(init.generate_state(1)[0] >> 1))
-    model = GPT(sizes, generator)
+    model = GPT(sizes, generator).to(options.device)
     rng = np.random.default_rng(dice)
-    config = recipe(name, options.batch_size)
+    config = recipe(name, options)
     learner = GRPOLearner(model, splits["train"], config, n_updates=options.updates, rng=rng)
     held_out, curve, seconds = splits[options.split], [], []
     for update in range(options.updates + 1):
@@ -104,8 +109,7 @@ def learn(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": sum(seconds),
         "update_seconds_median": float(np.median(seconds)),
         "n_parameters": model.n_parameters,
-        "config": {k: v for k, v in vars(config).items() if k != "regularizer"}
-        | {"regularizer": vars(config.regularizer)},
+        "config": asdict(config),
     }
 
 
@@ -193,7 +197,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--context", type=int, default=CONTEXT)
+    parser.add_argument("--size", default="0.8M", choices=list(SIZES))
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--corpus", default="tinyshakespeare")
     parser.add_argument("--split", default="validation", choices=["validation", "surgeon"])
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
@@ -205,14 +211,17 @@ def main() -> None:
         if name not in (*RUNS, *SEED_RECIPES):
             parser.error(f"runs must be of {', '.join([*RUNS, *SEED_RECIPES])}, got {name!r}")
     jobs = [(name, seed, options) for seed in options.seeds for name in names]
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        results = pool.starmap(learn, jobs, chunksize=1)
+    if options.jobs == 1:
+        results = [learn(*job) for job in jobs]
+    else:
+        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+            results = pool.starmap(learn, jobs, chunksize=1)
     references = bars(options)
     print(table(results, references))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         draw(results, references, options.out.with_suffix(".png"))
-    publish({"results": results, "references": references}, options)
+    publish({"results": results, "references": references}, options, options.device)
 
 
 if __name__ == "__main__":

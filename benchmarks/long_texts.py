@@ -43,7 +43,10 @@ from avatarl_env import GPT, AttentionSurgeryVectorEnv, CharTokenizer, GPTConfig
 from avatarl_env.patient import Patient
 from avatarl_env.scoring import interval, kl_ref
 
-SIZES = {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128}
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 128},
+    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
+}
 SLOW = 0.1  # of the default peak rates
 TERMS = ("kl_ref", "collision_l2", "entropy")
 
@@ -78,7 +81,9 @@ def start(options: argparse.Namespace) -> Patient:
     init, dice = np.random.SeedSequence(options.seed).spawn(2)
     generator = torch.Generator().manual_seed(int(init.generate_state(1)[0] >> 1))
     patient = Patient(
-        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **SIZES), generator), tokenizer, corpus
+        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **SIZES[options.size]), generator),
+        tokenizer,
+        corpus,
     )
     tokens, rng = patient.splits["train"], np.random.default_rng(dice)
     learner = GRPOLearner(patient.model, tokens, GRPOConfig(), n_updates=options.updates, rng=rng)
@@ -145,6 +150,7 @@ def write(patient: Patient, options: argparse.Namespace) -> tuple[Any, dict[str,
 def main() -> None:
     """Train, go on in each way, compare, publish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="0.8M", choices=list(SIZES))
     parser.add_argument("--updates", type=int, default=600, help="of the common beginning")
     parser.add_argument("--compute", type=int, default=3_000_000, help="forward tokens from there")
     parser.add_argument("--horizon", type=int, default=32)
