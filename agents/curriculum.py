@@ -36,7 +36,7 @@ class CurriculumConfig:
         ValueError: if a value is unknown or out of range.
     """
 
-    bootstrap_updates: int = 700
+    bootstrap_updates: int = 1200
     """GRPO updates of the first phase, without a surgeon."""
     surgery_rounds: int = 6
     """Rounds of operations of the second phase, without GRPO."""
@@ -54,7 +54,7 @@ class CurriculumConfig:
     from)."""
     judge_prompts: int = 256
     """Fresh prompts, and as many windows, that an operation is judged on."""
-    evaluate_every: int = 50
+    evaluate_every: int = 100
     """GRPO updates between measurements on a fixed slice of the validation text."""
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ def test_the_recipes_that_came_before_are_as_documented() -> None:
         config = preset(name)
         assert (config.lm, config.grpo.batch_size) == (TrainConfig().lm, 8)
         assert config.grpo.optimizer == "adamw"
-        assert config.curriculum.n_updates == config.curriculum.bootstrap_updates == 700
+        assert config.curriculum.n_updates == config.curriculum.bootstrap_updates == 1200
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
