@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.curriculum import ROLLOUT, CurriculumConfig
+from agents.curriculum import IF_BETTER, PROBE, ROLLOUT, CurriculumConfig, make_phases
 from agents.grpo.config import GRPOConfig, RegularizerConfig
-from agents.grpo.estimators import ALL_ACTIONS, ESTIMATORS
+from agents.grpo.estimators import ALL_ACTIONS
 from agents.surgeons import check_surgeon
 from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
@@ -116,16 +116,13 @@ class TrainConfig:
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         self.operation.check_context(self.lm.context)
-        self._check_judged_as_it_is()
+        self._check_phases()
 
-    def _check_judged_as_it_is(self) -> None:
-        """Refuse what would let others sample for an estimator, or judge another model or text."""
-        if self.curriculum.commit == ROLLOUT and not ESTIMATORS[self.grpo.estimator].is_off_policy:
-            able = ", ".join(name for name, made in ESTIMATORS.items() if made.is_off_policy)
-            raise ValueError(
-                f"estimator must be one that others may sample for ({able}) where commit is "
-                f"rollout, got {self.grpo.estimator!r}"
-            )
+    def _check_phases(self) -> None:
+        """Refuse what the phases could not be run, or judged, with."""
+        if any(phase.rollouts for phase in make_phases(self.curriculum, self.surgeon)):
+            able = f"{PROBE} or {IF_BETTER}"
+            self.grpo.check_off_policy(f"commit must be {able}", repr(ROLLOUT))
         if self.operation.injury:
             raise ValueError(
                 "injury must be 0 in a run, which judges operations on the healthy model, "

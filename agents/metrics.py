@@ -69,8 +69,10 @@ METRICS = (
         "`proper_maxrl`, `maxrl`, `brier`: -mean A log p(a) over positions and samples, A the "
         "advantage; `proper_maxrl` also +mean sum_a (1 - p(a))^(K + 1) / (K + 1); `grpo`, "
         "`dr_grpo`, `rloo`, `gspo`, `seed_sampled`: -mean of the clipped r A, r the ratio to who "
-        "sampled; `cispo`: -mean clipped r A log p(a); over all actions the expectation; `ce`: "
-        "-mean log p(y); plus what `regularizer` adds",
+        "sampled; `cispo`: -mean clipped r A log p(a); over all actions what has the expected "
+        "gradient: -mean f(p(y)), f the logarithm cut after K terms (`maxrl`: K - 1), with that "
+        "sum for `proper_maxrl`; `brier`: -mean(p(y) - sum_a p(a)^2 / 2); `ce`: -mean log p(y); "
+        "plus what `regularizer` adds",
     ),
     Metric(
         ("grpo/reward",),
@@ -89,6 +91,20 @@ METRICS = (
     Metric(("grpo/entropy",), "grpo", "nats/char", "mean -sum_a p(a) log p(a), training batch"),
     Metric(("grpo/grad_norm",), "grpo", "as the loss", "L2 norm of the gradient, unclipped"),
     Metric(("grpo/learning_rate",), "grpo", "1", "AdamW's, after warm-up and cosine"),
+    Metric(
+        ("grpo/kl",),
+        "grpo",
+        "nats/char",
+        "mean KL(p || bigram model of the training text), where `regularizer` charges it; else 0",
+    ),
+    Metric(("grpo/kl_coefficient",), "grpo", "1", "weight of that KL in the loss"),
+    Metric(
+        ("grpo/behavior_kl",),
+        "grpo",
+        "nats/char",
+        "mean KL(b || p), b who sampled; of rollouts the mean of log b - log p over what was "
+        "written; 0 where the policy samples itself",
+    ),
     Metric(
         ("grpo/skipped",),
         "grpo",

@@ -26,7 +26,8 @@ from avatarl_env.surgery import Operator, SurgicalTheater
 Rows = TypeVar("Rows", bound=np.generic)
 
 # The others wait while the first operates, evaluates and writes: minutes, and nobody knows how
-# many. Who waits for a process that has ended learns of it at once, whatever the limit.
+# many. Who waits by gloo for a process that has ended learns of it at once, whatever the limit;
+# among GPUs gradients go by NCCL, where torchrun ends all processes soon after one has.
 PATIENCE = timedelta(hours=12)
 _groups = iter(range(2**31))
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from agents.launch import started_by
+
 
 class NotWritten(OSError):
     """The disk took no more of a run; the message says what became of it."""
@@ -106,7 +108,9 @@ class RunFolder:
             if self.summary.is_file():
                 remedy = f"; the run has finished, get its report with: avatarl report {path}"
             elif self.config.is_file():
-                remedy = f"; once it can, go on with: python train.py --resume {path}"
+                remedy = (
+                    f"; once it can, go on with: {' '.join(started_by('train.py'))} --resume {path}"
+                )
             else:
                 remedy = ""
             reason = error.strerror or str(error)

@@ -88,9 +88,12 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         try:
             return _attempt(config, ranks, quiet=quiet, command=command)
         except _GoBackError as error:
-            tqdm.write(f"{error.__cause__}: going back to the last checkpoint, once")
-            again = replace(config, resume=str(error.folder))
-            return _attempt(again, ranks, quiet=quiet, command=command, may_go_back=False)
+            reason, folder = str(error.__cause__), error.folder
+        # Outside the handler: the error holds the first attempt's model and all that goes with it.
+        if not quiet:
+            tqdm.write(f"{reason}: going back to the last checkpoint, once")
+        again = replace(config, resume=str(folder))
+        return _attempt(again, ranks, quiet=quiet, command=command, may_go_back=False)
 
 
 class _GoBackError(Exception):

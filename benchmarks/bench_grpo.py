@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +27,8 @@ import numpy as np
 import torch
 from measure import gemm_rate, interleaved, publish
 
-from agents.grpo.learner import TRAINING_COST, GRPOConfig, GRPOLearner
+from agents.grpo.config import PRECISIONS, GRPOConfig
+from agents.grpo.learner import TRAINING_COST, GRPOLearner
 from avatarl_env import GPT, GPTConfig
 
 VOCAB_SIZE = 66
@@ -78,7 +78,7 @@ def time_updates(size: str, options: argparse.Namespace) -> dict[str, Any]:
     learners = {kind: make_learner(size, kind, options) for kind in KINDS}
     steps = {kind: learner.update for kind, learner in learners.items()}
     timings = interleaved(steps, repeats=options.repeats, warm_up=2)
-    rate = gemm_rate(device=options.device)
+    rate = gemm_rate(device=options.device, dtype=PRECISIONS[options.precision])
     control = timings[CONTROL].median
     rows = {}
     for kind, timing in timings.items():
@@ -95,15 +95,10 @@ def time_updates(size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def peak_memory(size: str, kind: str, options: argparse.Namespace) -> int:
     """Return the bytes that updates take at their peak, in a process of their own."""
-    if options.device.startswith("cuda"):
-        learner = make_learner(size, kind, options)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        learner.update()
-        return torch.cuda.max_memory_allocated() - before
     script = [sys.executable, __file__, "--child", size, kind, "--threads", str(options.threads)]
     tokens = ["--tokens", *map(str, options.tokens), "--sizes", *options.sizes]
     chosen = ["--optimizer", options.optimizer, "--precision", options.precision]
+    chosen += ["--device", options.device]
     made = subprocess.run([*script, *tokens, *chosen], capture_output=True, check=True, text=True)
     return int(json.loads(made.stdout.splitlines()[-1])["bytes"])
 
@@ -111,16 +106,28 @@ def peak_memory(size: str, kind: str, options: argparse.Namespace) -> int:
 def measure_child(size: str, kind: str, options: argparse.Namespace) -> None:
     """Make a few updates; print how far the peak of this process's memory rose."""
     learner = make_learner(size, kind, options)
-    before = _resident()
+    peak, present = PEAKS["cuda" if options.device.startswith("cuda") else "cpu"]
+    before = present()
     for _ in range(MEMORY_UPDATES):
         learner.update()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"bytes": peak - before}))
+    print(json.dumps({"bytes": peak() - before}))
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def resident(field: str) -> int:
+    """Return a line of this process's status, in bytes: VmRSS is now, VmHWM its own peak.
+
+    Not ``ru_maxrss``: that begins at the peak of whoever started the process.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"field must be in /proc/self/status, got {field!r}")
+
+
+PEAKS = {
+    "cpu": (lambda: resident("VmHWM"), lambda: resident("VmRSS")),
+    "cuda": (torch.cuda.max_memory_allocated, torch.cuda.memory_allocated),
+}
 
 
 def main() -> None:

@@ -10,7 +10,9 @@ times its length, a real window three times, the surgeon's operations what they 
 - horizon H, operated: the same, but the texts are written under the operation that a surgeon (an
   evolution strategy) finds best at the time, which the model itself never keeps.
 
-All three have the same learning rates, a tenth of the default peak. What they write on prompts of
+All three have the same learning rates, a tenth of the default peak, and a schedule that ends with
+the compute. ``kl_ref`` is what horizon H is rewarded with, so the loss on real text has to be read
+beside it. What they write on prompts of
 validation text is then compared in pairs, on the same dice: ``kl_ref`` (larger is better),
 ``collision_l2`` (distance of trigram frequencies to real text's, smaller is better), the loss on
 real text, and entropy.
@@ -47,6 +49,7 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 128},
     "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
 }
+UPDATES_PER_ROUND = 8  # of horizon 1, for one of rollouts
 SLOW = 0.1  # of the default peak rates
 TERMS = ("kl_ref", "collision_l2", "entropy")
 
@@ -111,29 +114,65 @@ def recipe(horizon: int, options: argparse.Namespace) -> GRPOConfig:
 
 def go_on(start: Patient, horizon: int, *, operated: bool, options: argparse.Namespace) -> Any:
     """Let a copy of the model learn on until the compute is spent; return it, and what was done."""
-    patient = Patient(copy.deepcopy(start.model), start.tokenizer, start.corpus)
-    config = recipe(horizon, options)
-    rng = np.random.default_rng(options.seed)
-    tokens = patient.splits["train"]
-    # The schedule ends with the compute: a trial update says how many there will be, at most.
-    trial = GRPOLearner(copy.deepcopy(patient.model), tokens, config, n_updates=1, rng=rng)
-    trial.update()
-    n_updates = options.compute // trial.forward_tokens
-    learner = GRPOLearner(patient.model, tokens, config, n_updates=n_updates, rng=rng)
-    rules = {"n_prompts": 4, "n_new": 64}
-    env = AttentionSurgeryVectorEnv(options.rows, patient, **rules)
-    exam = AttentionSurgeryVectorEnv(8, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules)
-    surgeon = make_surgeon("es", env, seed=options.seed) if operated else None
-    updates, operations = (options.round, 1) if operated else (1, 0)
-    phase = Phase("joint", n_updates, updates, operations, commits=False, rollouts=operated)
-    notes = Notes()
-    whole = Curriculum(learner, exam, surgeon, CurriculumConfig(commit=ROLLOUT), rng)
-    for _ in whole.steps(phase, notes):
-        if learner.forward_tokens + patient.forward_tokens >= options.compute:
-            break
-    done = {"updates": learner.n_done, "update_tokens": learner.forward_tokens}
-    done |= {"surgeon_tokens": patient.forward_tokens, **vars(notes)}
-    return patient, done
+    trial = Course(start, horizon, operated, options, n_rounds=1)
+    trial.run()
+    # As many rounds as the compute lasts for, so that every schedule comes to its end.
+    course = Course(start, horizon, operated, options, n_rounds=options.compute // trial.spent)
+    course.run()
+    return course.patient, course.done()
+
+
+class Course:
+    """One way of going on: rounds of some updates, and of operations where there are any."""
+
+    def __init__(
+        self,
+        start: Patient,
+        horizon: int,
+        operated: bool,
+        options: argparse.Namespace,
+        *,
+        n_rounds: int,
+    ) -> None:
+        """Copy the model; the same windows are drawn whatever the surgeon draws."""
+        self.patient = Patient(copy.deepcopy(start.model), start.tokenizer, start.corpus)
+        dice, choice = (np.random.default_rng([options.seed, i]) for i in range(2))
+        # A longer episode costs more: as much compute in a round, about, whatever the way.
+        n_updates = options.round if horizon > 1 else UPDATES_PER_ROUND * options.round
+        self.learner = GRPOLearner(
+            self.patient.model,
+            self.patient.splits["train"],
+            recipe(horizon, options),
+            n_updates=n_rounds * n_updates,
+            rng=dice,
+        )
+        rules = {"n_prompts": 4, "n_new": 64}
+        exam = AttentionSurgeryVectorEnv(
+            8, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
+        )
+        env = AttentionSurgeryVectorEnv(options.rows, self.patient, **rules)
+        surgeon = make_surgeon("es", env, seed=options.seed) if operated else None
+        self._phase = Phase("joint", n_rounds, n_updates, int(operated), False, operated)
+        self._whole = Curriculum(
+            self.learner, exam, surgeon, CurriculumConfig(commit=ROLLOUT), choice
+        )
+        self._notes = Notes()
+
+    def run(self) -> None:
+        """Do all rounds."""
+        for _ in self._whole.steps(self._phase, self._notes):
+            pass
+
+    @property
+    def spent(self) -> int:
+        """Forward tokens so far."""
+        return self.learner.forward_tokens + self.patient.forward_tokens
+
+    def done(self) -> dict[str, int]:
+        """Return what was done."""
+        learner, patient = self.learner, self.patient
+        tokens = {"update_tokens": learner.forward_tokens, "surgeon_tokens": patient.forward_tokens}
+        return {"updates": learner.n_done, **tokens, **vars(self._notes)}
 
 
 def write(patient: Patient, options: argparse.Namespace) -> tuple[Any, dict[str, float]]:

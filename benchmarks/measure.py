@@ -65,9 +65,9 @@ def memcpy_bandwidth(n_bytes: int, device: str = "cpu") -> float:
     return n_bytes / interleaved({"": lambda: goal.copy_(source)}, repeats=repeats)[""].median
 
 
-def gemm_rate(size: int = 1024, device: str = "cpu") -> float:
-    """Return float32 operations per second of a square matrix product."""
-    a, b = (torch.ones(size, size, device=device) for _ in range(2))
+def gemm_rate(size: int = 1024, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Return operations per second of a square matrix product."""
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / interleaved({"": lambda: a @ b}, repeats=15)[""].median
 
 

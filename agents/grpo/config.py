@@ -36,7 +36,9 @@ class RegularizerConfig:
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be finite and not negative, got {getattr(self, name)}"
+                )
         if self.kl_target and not self.kl_coefficient:
             raise ValueError(
                 f"kl_coefficient must be positive where kl_target is, got {self.kl_coefficient}"
@@ -67,9 +69,9 @@ class GRPOConfig:
     sync_every: int = 1
     """Updates that an old policy samples before it is the present one again; 1: there is none."""
     clip: float = 0.2
-    """How far below 1 a ratio of new to old probability counts."""
+    """How far below 1 a ratio of new to old probability counts; gspo's paper has 3e-4."""
     clip_high: float = 0.28
-    """How far above 1."""
+    """How far above 1; gspo's paper has 4e-4."""
     match_bonus: float = 1.0
     """Reward of a text, H > 1: so much times its share of leading characters that are right."""
     optimizer: str = MUON
@@ -102,13 +104,22 @@ class GRPOConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         self._check_combination()
 
+    def check_off_policy(self, rule: str, value: object) -> None:
+        """Raise a ValueError, of a rule that ``value`` breaks, unless somebody else may sample."""
+        if not ESTIMATORS[self.estimator].is_off_policy:
+            raise ValueError(
+                f"{rule} for {self.estimator}, whose policy samples itself, got {value}"
+            )
+        if self.horizon > 1 and self.precision != "float32":  # texts are written in float32
+            raise ValueError(
+                f"{rule} for texts in {self.precision}, whose ratios would be its rounding, "
+                f"got {value}"
+            )
+
     def _check_combination(self) -> None:
         estimator, extra = ESTIMATORS[self.estimator], self.regularizer
-        if self.sync_every > 1 and not estimator.is_off_policy:
-            raise ValueError(
-                f"sync_every must be 1 for {self.estimator}, whose policy samples itself, "
-                f"got {self.sync_every}"
-            )
+        if self.sync_every > 1:
+            self.check_off_policy("sync_every must be 1", self.sync_every)
         if extra.partial_credit and not (estimator.takes_credit and self.horizon == 1):
             raise ValueError(
                 f"partial_credit must be 0 for {self.estimator} at horizon {self.horizon}, "

@@ -10,6 +10,11 @@ forward. What differs from GRPO as published (arXiv 2402.03300), and why:
    stay close to.
 3. No length normalisation: all episodes are equally long.
 
+What can be had of rewards of 0 and 1 where one action alone is right: the gradient of MaxRL is, at
+a position where one of the K samples was right, that of cross-entropy, and elsewhere nothing. What
+``proper_maxrl`` adds is a sum over all actions of the policy's own probabilities, which asks the
+text nothing.
+
 ``seed_sampled`` and ``seed_exhaustive`` are the two recipes for this task that came before, kept
 to show where they end. What had to be made differently:
 
@@ -80,7 +85,7 @@ class Estimator(NamedTuple):
 
     sampled: Sampling | None
     all_actions: Callable[[Question], Tensor] | None
-    """The expectation over all actions, to be minimised."""
+    """To be minimised; its gradient is the sampled form's, expected over all actions."""
     horizons: str = "1"
     """"1", "many" (above 1) or "any"."""
     takes_credit: bool = False

@@ -48,6 +48,12 @@ class GRPOStats(NamedTuple):
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    kl: float = 0.0
+    """From the bigram model, nats; 0 where it does not count."""
+    kl_coefficient: float = 0.0
+    """Of that KL, in this update."""
+    behavior_kl: float = 0.0
+    """KL(who sampled || policy), nats per character; 0 where the policy samples itself."""
 
 
 class _Reading(NamedTuple):
@@ -58,7 +64,7 @@ class _Reading(NamedTuple):
     accuracy: Tensor
     entropy: Tensor
     kl: Tensor
-    """From the bigram model; 0 where it does not count."""
+    behavior_kl: Tensor
 
 
 class GRPOLearner:
@@ -122,6 +128,7 @@ class GRPOLearner:
         self._write = GraphedGeneration()
         self._old: GPT | None = copy.deepcopy(model) if config.sync_every > 1 else None
         self._reference: NGramReference | None = None
+        self._n_prompt = 0
         if config.horizon > 1:
             self._n_prompt = prompt_length(model.context, config.horizon)
             self._reference = NGramReference.fit(tokens, model.vocab_size)
@@ -144,7 +151,12 @@ class GRPOLearner:
         Args:
             operated: a context in which the model is operated on: there the actions are sampled,
                 by what the model then is. The update is on the model as it stands outside.
+
+        Raises:
+            ValueError: if others may not sample for the estimator, or not in this precision.
         """
+        if operated is not None:
+            self.config.check_off_policy("operated must be None", "a context")
         rate, factor = self.learning_rate(), self._schedule()
         self._sync()
         read = self._read_positions if self.config.horizon == 1 else self._read_rollouts
@@ -154,13 +166,16 @@ class GRPOLearner:
         numbers = torch.stack([x.detach() for x in reading])
         average_gradients(self.ranks, self.model, numbers)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        *means, kl, grad_norm = torch.cat([numbers, norm[None]]).tolist()
-        stats = GRPOStats._make([*means, grad_norm, rate])
+        means = dict(zip(reading._fields, numbers.tolist(), strict=True))
+        coefficient = self.regularizer.kl_coefficient
+        stats = GRPOStats(
+            **means, grad_norm=norm.item(), learning_rate=rate, kl_coefficient=coefficient
+        )
         # A step along what is no number would leave no number anywhere.
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
             self.optimizer.schedule(factor)
             self.optimizer.step()
-            self.regularizer.adapt(kl)
+            self.regularizer.adapt(stats.kl)
             self.n_bad_in_a_row = 0
         else:
             self.n_skipped += 1
@@ -211,19 +226,21 @@ class GRPOLearner:
         question = Question(log_probs, targets, config.group_size, self.regularizer.credit(context))
         if config.exploration == SAMPLED:
             assert estimator.sampled is not None
-            behavior = log_probs.detach() if behavior is None else behavior
-            actions = self._sample(behavior)  # (N, K)
+            sampler = log_probs.detach() if behavior is None else behavior
+            actions = self._sample(sampler)  # (N, K)
             bounds = config.clip, config.clip_high
-            loss = sampled_loss(estimator.sampled, question, actions, behavior, *bounds)
+            loss = sampled_loss(estimator.sampled, question, actions, sampler, *bounds)
         else:
             assert estimator.all_actions is not None
             loss = estimator.all_actions(question)
         loss, kl = self.regularizer.add(loss, log_probs, context)
         with torch.no_grad():
-            probs = log_probs.exp()
-            right = probs.gather(1, targets[:, None]).mean()
+            right = log_probs.gather(1, targets[:, None]).exp().mean()
             accuracy = (log_probs.argmax(1) == targets).float().mean()
-            return _Reading(loss, right, accuracy, objectives.entropy(log_probs.detach()), kl)
+            distance = torch.zeros_like(loss)
+            if behavior is not None:
+                distance = objectives.kl_divergence(behavior, log_probs)
+            return _Reading(loss, right, accuracy, objectives.entropy(log_probs), kl, distance)
 
     def _read_rollouts(self, operated: AbstractContextManager[object] | None) -> _Reading:
         """Let the behaviour policy write K texts after each prompt; learn from them."""
@@ -257,8 +274,9 @@ class GRPOLearner:
         loss = sampling.surrogate(taken, behavior, advantages, config.clip, config.clip_high)
         spread = objectives.entropy(log_probs)
         loss = loss - config.regularizer.entropy_bonus * spread
-        no_kl = torch.zeros_like(spread)
-        return _Reading(loss, rollouts.rewards.mean(), rollouts.matched.mean(), spread, no_kl)
+        distance = (behavior - taken).mean()
+        means = rollouts.rewards.mean(), rollouts.matched.mean(), spread
+        return _Reading(loss, *means, torch.zeros_like(spread), distance)
 
     def _spend(self, n_tokens: int) -> None:
         """Count so many tokens of this process, and as many of each other one."""

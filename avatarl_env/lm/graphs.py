@@ -53,6 +53,12 @@ class GraphedGeneration:
         """
         if prompts.device.type != "cuda" or not _can_be_captured(model):
             return generate(model, prompts, uniforms, temperature=temperature)
+        with torch.cuda.device(prompts.device):  # streams and graphs are the current device's
+            return self._replayed(model, prompts, uniforms, temperature)
+
+    def _replayed(
+        self, model: LanguageModel, prompts: Tensor, uniforms: Tensor, temperature: float
+    ) -> Generation:
         assert isinstance(model, nn.Module)
         places = tuple(p.data_ptr() for p in model.parameters())
         key = (id(model), places, prompts.shape, uniforms.shape, uniforms.dtype, temperature)
@@ -67,10 +73,10 @@ class GraphedGeneration:
 
 
 def _can_be_captured(model: object) -> bool:
-    """Whether a forward is kernels only: a module without hooks."""
-    return isinstance(model, nn.Module) and not any(
-        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
-    )
+    """Whether a forward is kernels only: a module without hooks, no autocast that keeps weights."""
+    if torch.is_autocast_enabled("cuda") or not isinstance(model, nn.Module):
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def _capture(

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import bench_grpo
@@ -39,6 +41,24 @@ def test_every_kind_is_measured_and_compared_with_the_control(
         assert row["peak_bytes"] > 0
         assert 0 < row["share_of_gemm_rate"] < 1
         assert row["tokens_per_second"] == pytest.approx(128 / row["median"])
+
+
+def test_the_peak_is_this_processs_own_and_not_its_parents() -> None:
+    parents = np.ones(50_000_000)  # 400 MB, then gone
+    assert bench_grpo.resident("VmHWM") > parents.nbytes
+    del parents
+    script = (
+        "import sys; sys.path[:0] = ['benchmarks', '.']; import numpy as np, bench_grpo as b;"
+        "before = b.resident('VmHWM'); more = np.ones(25_000_000);"
+        "print(b.resident('VmHWM') - before)"
+    )
+    root = Path(bench_grpo.__file__).parents[1]
+    made = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, check=True, capture_output=True, text=True
+    )
+    assert 180e6 < int(made.stdout) < 300e6
+    with pytest.raises(ValueError, match="got 'VmNone'"):
+        bench_grpo.resident("VmNone")
 
 
 def test_sizes_and_tokens_go_together(

@@ -15,7 +15,7 @@ def test_every_way_spends_its_compute_and_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "result.json"
-    arguments = ["--size", "tiny", "--updates", "3", "--compute", "40000", "--horizon", "8"]
+    arguments = ["--size", "tiny", "--updates", "3", "--compute", "120000", "--horizon", "8"]
     arguments += ["--texts", "2", "--rows", "2", "--round", "2", "--prompts", "8"]
     arguments += ["--corpus", str(write_text(tmp_path, 20_000)), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["long_texts.py", *arguments])
@@ -29,7 +29,8 @@ def test_every_way_spends_its_compute_and_is_compared(
         if name == "the beginning":
             continue
         assert row["updates"] > 0
+        # Whole rounds, of which none would have gone on top.
         spent = row["update_tokens"] + row["surgeon_tokens"]
-        assert spent >= 40_000 or row["update_tokens"] + 5000 > 40_000
+        assert 60_000 < spent < 130_000
         assert (row["surgeon_tokens"] > 0) == ("operated" in name)
     assert rows["horizon 8, operated"]["n_rounds"] > 0
