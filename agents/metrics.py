@@ -95,15 +95,16 @@ METRICS = (
         ("grpo/kl",),
         "grpo",
         "nats/char",
-        "mean KL(p || bigram model of the training text), where `regularizer` charges it; else 0",
+        "mean sum_a p(a) (log p(a) - log q(a)), q bigrams of the training text, where "
+        "`regularizer` charges it; else 0",
     ),
     Metric(("grpo/kl_coefficient",), "grpo", "1", "weight of that KL in the loss"),
     Metric(
         ("grpo/behavior_kl",),
         "grpo",
         "nats/char",
-        "mean KL(b || p), b who sampled; of rollouts the mean of log b - log p over what was "
-        "written; 0 where the policy samples itself",
+        "mean sum_a b(a) (log b(a) - log p(a)), b who sampled; of rollouts the mean of log b - "
+        "log p over what was written; 0 where the policy samples itself",
     ),
     Metric(
         ("grpo/skipped",),

@@ -25,18 +25,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from measure import gemm_rate, interleaved, publish
+from measure import SIZES, gemm_rate, interleaved, publish
 
 from agents.grpo.config import PRECISIONS, GRPOConfig
 from agents.grpo.learner import TRAINING_COST, GRPOLearner
 from avatarl_env import GPT, GPTConfig
 
 VOCAB_SIZE = 66
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 32},
-    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
-    "10.6M": {"n_layers": 6, "n_heads": 6, "width": 384, "context": 256},
-}
 ALL = {"exploration": "all_actions"}
 CONTROL = "ce"
 KINDS: dict[str, dict[str, Any]] = {

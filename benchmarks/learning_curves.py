@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from measure import publish
+from measure import SIZES, publish
 from scipy import stats
 
 from agents.config import preset
@@ -40,11 +40,6 @@ from agents.grpo.learner import GRPOConfig, GRPOLearner
 from avatarl_env import GPT, CharTokenizer, GPTConfig, load_corpus
 from avatarl_env.text.ngram import NGramReference
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 32},
-    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
-    "10.6M": {"n_layers": 6, "n_heads": 6, "width": 384, "context": 256},
-}
 ALL = {"exploration": "all_actions"}
 MAIN = ("ce (control)", "proper_maxrl", "proper_maxrl, all actions")
 RUNS: dict[str, dict[str, Any]] = {

@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from measure import publish
+from measure import SIZES, publish
 
 from agents.curriculum import ROLLOUT, Curriculum, CurriculumConfig, Phase
 from agents.evaluation import evaluate_text
@@ -45,10 +45,7 @@ from avatarl_env import GPT, AttentionSurgeryVectorEnv, CharTokenizer, GPTConfig
 from avatarl_env.patient import Patient
 from avatarl_env.scoring import interval, kl_ref
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 128},
-    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
-}
+CONTEXT = 128  # of every size: room for prompts and texts
 UPDATES_PER_ROUND = 8  # of horizon 1, for one of rollouts
 SLOW = 0.1  # of the default peak rates
 TERMS = ("kl_ref", "collision_l2", "entropy")
@@ -84,7 +81,12 @@ def start(options: argparse.Namespace) -> Patient:
     init, dice = np.random.SeedSequence(options.seed).spawn(2)
     generator = torch.Generator().manual_seed(int(init.generate_state(1)[0] >> 1))
     patient = Patient(
-        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **SIZES[options.size]), generator),
+        GPT(
+            GPTConfig(
+                vocab_size=tokenizer.vocab_size, **{**SIZES[options.size], "context": CONTEXT}
+            ),
+            generator,
+        ),
         tokenizer,
         corpus,
     )

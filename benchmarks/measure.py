@@ -17,6 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16, "context": 32},
+    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128, "context": 128},
+    "10.6M": {"n_layers": 6, "n_heads": 6, "width": 384, "context": 256},
+}
+"""Language models to measure with, by their number of parameters."""
+
 
 class Timing(NamedTuple):
     """Seconds of one call, over several."""

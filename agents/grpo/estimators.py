@@ -90,6 +90,8 @@ class Estimator(NamedTuple):
     """"1", "many" (above 1) or "any"."""
     takes_credit: bool = False
     """Whether partial credit makes sense: where the optimum is not a distribution anyway."""
+    most_order: int | None = None
+    """Largest K of ``all_actions``, where that depends on K."""
     is_control: bool = False
     """Whether this is a supervised control."""
 
@@ -180,6 +182,7 @@ ESTIMATORS: dict[str, Estimator] = {
             bonus=objectives.rarity_bonus,
         ),
         _proper_truncated,
+        most_order=MOST_ORDER,
     ),
     "brier": Estimator(
         Sampling(brier_reward, advantages.leave_one_out, objectives.reinforce, least_group=3),
@@ -188,6 +191,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "maxrl": Estimator(
         Sampling(exact_match, advantages.mean_normalised, objectives.reinforce),
         _maxrl,
+        most_order=MOST_ORDER,
     ),
     "grpo": Estimator(_grpo, None, horizons="any", takes_credit=True),
     "dr_grpo": Estimator(
@@ -232,9 +236,9 @@ def check_estimator(name: str, exploration: str, group_size: int, horizon: int =
     least = 0 if estimator.sampled is None else estimator.sampled.least_group
     if exploration == SAMPLED and group_size < least:
         raise ValueError(f"group_size must be at least {least} for {name}, got {group_size}")
-    is_cut = exploration == ALL_ACTIONS and name in ("maxrl", "proper_maxrl")
-    if is_cut and not least <= group_size <= MOST_ORDER:
+    most = estimator.most_order
+    if exploration == ALL_ACTIONS and most is not None and not least <= group_size <= most:
         raise ValueError(
-            f"group_size must be within {least} and {MOST_ORDER} for {name} over all actions, "
+            f"group_size must be within {least} and {most} for {name} over all actions, "
             f"got {group_size}"
         )

@@ -28,7 +28,8 @@ from tests.training_runs import CE, everything, make_learner
 OLD = {"sync_every": 5, "clip": 0.5, "clip_high": 0.5, "temperature": 1.2}
 KL = RegularizerConfig(kl_coefficient=0.1, kl_target=0.5, partial_credit=0.1, entropy_bonus=0.01)
 RECIPES: dict[str, dict[str, Any]] = {
-    "brier": {"optimizer": "adamw"},
+    "proper_maxrl": {"estimator": "proper_maxrl", "optimizer": "adamw"},
+    "brier": {"estimator": "brier", "optimizer": "adamw"},
     "seed_sampled": {"estimator": "seed_sampled", "optimizer": "adamw", **OLD, "regularizer": KL},
     "rollouts": {"estimator": "grpo", "horizon": 8, "group_size": 4, "optimizer": "adamw"},
     "muon": {"optimizer": "muon"},

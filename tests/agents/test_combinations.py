@@ -137,7 +137,7 @@ def test_a_refusal_names_the_argument_that_does_not_fit() -> None:
         "horizon": ("brier", "sampled", 3, 1, 0.0, "probe"),
         "sync_every": ("brier", "sampled", 1, 2, 0.0, "probe"),
         "partial_credit": ("grpo", "sampled", 3, 1, 0.5, "probe"),
-        "estimator": ("proper_maxrl", "sampled", 1, 1, 0.0, "rollout"),
+        "commit": ("proper_maxrl", "sampled", 1, 1, 0.0, "rollout"),
     }
     for argument, combination in cases.items():
         with pytest.raises(ValueError, match=f"^{argument} must be "):

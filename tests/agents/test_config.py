@@ -92,8 +92,8 @@ def test_the_operated_model_may_sample_only_where_a_ratio_makes_up_for_it() -> N
         assert config.curriculum.commit == "rollout"
     with pytest.raises(
         ValueError,
-        match=r"^estimator must be one that others may sample for \(grpo, dr_grpo, rloo, gspo, "
-        r"cispo, seed_sampled\) where commit is rollout, got 'proper_maxrl'$",
+        match=r"^commit must be probe or if_better for proper_maxrl, whose policy samples itself, "
+        r"got 'rollout'$",
     ):
         TrainConfig(curriculum=rollout)
 

@@ -103,6 +103,9 @@ def test_the_first_update_and_every_fifth_are_written() -> None:
             "grpo/entropy": 2.0,
             "grpo/grad_norm": 1.5,
             "grpo/learning_rate": 1e-3,
+            "grpo/kl": 0.0,
+            "grpo/kl_coefficient": 0.0,
+            "grpo/behavior_kl": 0.0,
             "grpo/skipped": 0.0,
         }
 

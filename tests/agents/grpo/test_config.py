@@ -61,6 +61,10 @@ def test_the_default_is_the_proper_rule_sampled_in_small_batches() -> None:
             "sync_every must be 1 for proper_maxrl, whose policy samples itself, got 5",
         ),
         (
+            {**TEXTS, "sync_every": 2, "precision": "bfloat16"},
+            "sync_every must be 1 for texts in bfloat16, whose ratios would be its rounding, got 2",
+        ),
+        (
             {"estimator": "brier", "sync_every": 2},
             "sync_every must be 1 for brier, whose policy samples itself, got 2",
         ),
@@ -91,11 +95,11 @@ def test_a_bad_recipe_is_refused(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"entropy_bonus": -0.1}, "entropy_bonus must not be negative, got -0.1"),
-        ({"entropy_floor": math.inf}, "entropy_floor must not be negative, got inf"),
-        ({"kl_coefficient": math.nan}, "kl_coefficient must not be negative, got nan"),
-        ({"partial_credit": -1.0}, "partial_credit must not be negative, got -1.0"),
-        ({"kl_target": -1.0}, "kl_target must not be negative, got -1.0"),
+        ({"entropy_bonus": -0.1}, "entropy_bonus must be finite and not negative, got -0.1"),
+        ({"entropy_floor": math.inf}, "entropy_floor must be finite and not negative, got inf"),
+        ({"kl_coefficient": math.nan}, "kl_coefficient must be finite and not negative, got nan"),
+        ({"partial_credit": -1.0}, "partial_credit must be finite and not negative, got -1.0"),
+        ({"kl_target": -1.0}, "kl_target must be finite and not negative, got -1.0"),
         ({"kl_target": 0.5}, "kl_coefficient must be positive where kl_target is, got 0.0"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.grpo import learner as learner_module
-from agents.grpo.config import GRPOConfig, RegularizerConfig
+from agents.grpo.config import RegularizerConfig
 from agents.grpo.estimators import ESTIMATORS
 from agents.grpo.learner import GRPOLearner
 from agents.grpo.optimizer import Optimizer
@@ -377,11 +377,26 @@ def test_an_entropy_bonus_is_subtracted_from_the_loss_of_texts() -> None:
     assert stats.loss == pytest.approx(plain.loss - 0.25 * stats.entropy, rel=1e-5)
 
 
-def test_texts_are_read_in_the_chosen_precision_and_written_as_the_policy_is() -> None:
-    recipe = {**TEXTS, "precision": "bfloat16"}
-    stats = make_learner(fresh_model(), NOISE, sync_every=2, **recipe).update()
+def test_texts_are_read_in_the_chosen_precision_by_who_wrote_them() -> None:
+    stats = make_learner(fresh_model(), NOISE, **TEXTS, precision="bfloat16").update()
     assert all(np.isfinite(value) for value in stats)
-    assert GRPOConfig(**recipe).precision == "bfloat16"
+    assert stats.behavior_kl == 0.0
+
+
+@pytest.mark.parametrize("estimator", ["proper_maxrl", "brier", "maxrl"])
+def test_nobody_else_samples_where_there_is_no_ratio(estimator: str) -> None:
+    learner = make_learner(fresh_model(), NOISE, estimator=estimator)
+    message = f"^operated must be None for {estimator}, whose policy samples itself, got a context$"
+    with pytest.raises(ValueError, match=message):
+        learner.update(nullcontext())
+    assert learner.n_done == 0
+
+
+def test_how_far_who_sampled_is_from_the_policy_is_reported() -> None:
+    learner = make_learner(fresh_model(), NOISE, estimator="rloo", sync_every=2, **FAST)
+    first, second = learner.update(), learner.update()
+    assert first.behavior_kl == pytest.approx(0.0, abs=1e-6)  # just synchronised
+    assert second.behavior_kl > 1e-4
 
 
 FAST = {"learning_rate": 3e-2, "matrix_learning_rate": 0.05, "warmup_updates": 0}
