@@ -78,8 +78,7 @@ METRICS = (
         ("grpo/reward",),
         "grpo",
         "share",
-        "mean p(y), the chance of drawing what is right; of rollouts (horizon above 1) the mean "
-        "reward",
+        "mean p(y), the chance of drawing what is right; of rollouts their mean reward",
     ),
     Metric(
         ("grpo/accuracy",),
@@ -311,13 +310,7 @@ METRICS = (
     ),
     Metric(("surgeon/iterations",), "surgeon", "updates", "updates so far", ("ars",)),
     Metric(("surgeon/delta_std",), "surgeon", "1", "spread of the tries", ("ars",)),
-    Metric(
-        ("surgeon/step_size",),
-        "surgeon",
-        "1",
-        "rate / (n_top * spread of returns)",
-        ("ars",),
-    ),
+    Metric(("surgeon/step_size",), "surgeon", "1", "rate / (n_top * spread of returns)", ("ars",)),
     Metric(("surgeon/generations",), "surgeon", "generations", "full generations", _SEARCHES),
 )
 """All of them, in the order of the README."""
