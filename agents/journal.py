@@ -20,6 +20,7 @@ from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 WRITE_EVERY = 5  # updates between two rows of kind "grpo"
 SAMPLE_EVERY = 5  # evaluations between two samples
 SAMPLE_CHARACTERS = 240
+OF_TEXTS = {"reward": "text_reward", "accuracy": "matched"}  # what these are at horizons above 1
 
 
 class Journal:
@@ -163,7 +164,8 @@ class Journal:
         self._advance(1, loss=f"{stats.loss:.4f}", reward=f"{stats.reward:.3f}")
         n_done = self._learner.n_done
         if n_done % WRITE_EVERY == 0 or n_done == 1:
-            row = {f"grpo/{name}": value for name, value in stats._asdict().items()}
+            named = OF_TEXTS if self._learner.config.horizon > 1 else {}
+            row = {f"grpo/{named.get(x, x)}": value for x, value in stats._asdict().items()}
             row["grpo/skipped"] = float(self._learner.n_skipped)
             row["time/tokens_per_second"] = float(np.median(self._rates))
             self._rates.clear()

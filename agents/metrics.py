@@ -74,18 +74,19 @@ METRICS = (
         "sum for `proper_maxrl`; `brier`: -mean(p(y) - sum_a p(a)^2 / 2); `ce`: -mean log p(y); "
         "plus what `regularizer` adds",
     ),
+    Metric(("grpo/reward",), "grpo", "share", "mean p(y), chance to draw what is right; horizon 1"),
+    Metric(("grpo/accuracy",), "grpo", "share", "mean 1[argmax p = y], the batch's; horizon 1"),
     Metric(
-        ("grpo/reward",),
+        ("grpo/text_reward",),
         "grpo",
-        "share",
-        "mean p(y), the chance of drawing what is right; of rollouts their mean reward",
+        "nats/char",
+        "mean over texts of mean_t(log q - log p) + `match_bonus` * matched; horizon above 1",
     ),
     Metric(
-        ("grpo/accuracy",),
+        ("grpo/matched",),
         "grpo",
         "share",
-        "mean 1[argmax p = y], on the training batch; of rollouts the share of leading characters "
-        "that are the real ones",
+        "mean over texts of leading characters that are the real ones / H; horizon above 1",
     ),
     Metric(("grpo/entropy",), "grpo", "nats/char", "mean -sum_a p(a) log p(a), training batch"),
     Metric(("grpo/grad_norm",), "grpo", "as the loss", "L2 norm of the gradient, unclipped"),

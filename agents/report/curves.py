@@ -89,6 +89,18 @@ CURVES = (
         noisy=True,
     ),
     Curve(
+        key="text-reward",
+        kind="grpo",
+        metric="grpo/text_reward",
+        title="Reward of the model's own texts",
+        unit="nats per character",
+        caption="What the language model is paid for the texts that it writes while it trains: how "
+        "much likelier the n-gram reference finds them than the model itself does, and how much of "
+        "their beginning is what really stands there. Faint points are single updates, the line is "
+        "their running mean.",
+        noisy=True,
+    ),
+    Curve(
         key="return",
         kind="operation",
         metric="surgeon/return",

@@ -156,6 +156,15 @@ def _commits(run: RunRecord) -> Html:
         if expected:
             text += f" Luck alone would keep at most {number(expected, 2)} of them on average."
         parts.append(paragraph(text))
+    chosen = run.of_kind("behavior")
+    if chosen:
+        n_operated = sum(bool(row.get("behavior/operated")) for row in chosen)
+        text = (
+            f"After {n_operated} of {len(chosen)} rounds an operation was found that helped on its "
+            "own prompts: until the next one the operated model wrote what the model as it stands "
+            "learned from."
+        )
+        parts.append(paragraph(text))
     if tries:
         rows = [_commit_row(index, row) for index, row in enumerate(tries, start=1)]
         head = (

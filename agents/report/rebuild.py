@@ -42,5 +42,9 @@ def rebuild(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
 def _control_of(run: RunRecord, controls: list[tuple[Path, RunRecord]]) -> Path | None:
     if run.is_control:
         return None
-    text = run.fact("corpus_sha256")
-    return next((folder for folder, other in controls if other.fact("corpus_sha256") == text), None)
+    # Another text, or a model of another size, would say nothing of how far this one could get.
+    same = ("corpus_sha256", "lm")
+    return next(
+        (folder for folder, other in controls if all(other.fact(x) == run.fact(x) for x in same)),
+        None,
+    )

@@ -110,6 +110,22 @@ def test_the_first_update_and_every_fifth_are_written() -> None:
         }
 
 
+def test_what_is_read_of_texts_has_names_of_its_own() -> None:
+    desk = Desk()
+    patient = desk.env.patient
+    learner = make_learner(
+        patient.model, patient.splits["train"], estimator="rloo", horizon=4, group_size=2
+    )
+    desk.journal._learner = learner
+    desk.journal.begin(BOOTSTRAP)
+    stats = learner.update()
+    desk.journal.updated(stats)
+    (row,) = desk.writer.of("grpo")
+    assert row["grpo/text_reward"] == stats.reward
+    assert row["grpo/matched"] == stats.accuracy
+    assert not {"grpo/reward", "grpo/accuracy"} & row.keys()
+
+
 def test_the_model_is_evaluated_every_so_many_updates_on_a_fixed_slice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -38,7 +38,7 @@ def of_kind(kind: str, surgeon: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return the rows of two whole runs, with everything on: one commits, one samples operated."""
+    """Return the rows of two whole runs, with everything on: one commits, one writes operated."""
     folder = tmp_path_factory.mktemp("run")
     sac = ALGORITHMS["sac"]
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         patch.setattr("agents.effect.N_PROMPTS", 8)
         text = write_text(folder)
         commits = train(small_config(text, folder / "commits"), quiet=True)
-        recipe = GRPOConfig(estimator="grpo", batch_size=4, group_size=4)
+        recipe = GRPOConfig(estimator="grpo", batch_size=4, group_size=4, horizon=4)
         plan = replace(small_config(text).curriculum, commit="rollout")
         patch.setattr("agents.setup.N_OPERATIONS", 8)  # among so many one helps
         operated = small_config(text, folder / "operated", grpo=recipe, curriculum=plan)

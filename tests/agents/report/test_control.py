@@ -64,7 +64,7 @@ def test_the_control_is_marked_and_beside_the_run_on_the_page_of_both(pages: Pag
     page = Page(pages.comparison)
     assert "shown supervised control" in page.text
     assert "paid supervised control" not in page.text
-    row = '<th scope="row">grpo.estimator</th><td>brier</td><td>ce</td>'
+    row = '<th scope="row">grpo.estimator</th><td>proper_maxrl</td><td>ce</td>'
     assert row in page.html
     styles = [trace["line"].get("dash", "solid") for trace in page.figures["loss"]["data"]]
     assert styles == ["solid", "dash"]

@@ -52,3 +52,13 @@ def test_nothing_is_written_if_a_folder_is_none_of_a_run(tmp_path: Path) -> None
     assert not (folder / "report.html").exists()
     with pytest.raises(ValueError, match="at least one folder"):
         rebuild([])
+
+
+def test_a_control_of_another_size_is_not_shown_beside_a_run(tmp_path: Path) -> None:
+    mine, taught = make_run(tmp_path / "mine").folder, teach(tmp_path / "taught")
+    config = json.loads((taught / "config.json").read_text(encoding="utf-8"))
+    config["lm"] = {**config.get("lm", {}), "width": 999}
+    (taught / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    rebuild([mine, taught], tmp_path / "comparison.html")
+    page = (mine / "report.html").read_text(encoding="utf-8")
+    assert "The supervised control is the run" not in page
