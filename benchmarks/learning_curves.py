@@ -180,7 +180,8 @@ def draw(results: list[dict[str, Any]], references: list[dict[str, Any]], path: 
         axis.set_ylabel(SHOWN[key])
     axes[0].set_ylim(0.1, None)
     axes[1].set_ylim(1.3, 4.3)
-    axes[1].legend(fontsize=8)
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
