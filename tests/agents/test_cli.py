@@ -182,13 +182,13 @@ REFUSALS = [
     (["--grpo.sync-every", "4"], "grpo: sync_every must be 1 for proper_maxrl", "got 4"),
     (
         ["--grpo.regularizer.partial-credit", "-1"],
-        "grpo.regularizer: partial_credit must not be negative",
+        "grpo.regularizer: partial_credit must be finite and not negative",
         "got -1.0",
     ),
     (
         ["--curriculum.commit", "rollout"],
-        "estimator must be one that others may sample for",
-        "got 'proper_maxrl'",
+        "commit must be probe or if_better for proper_maxrl",
+        "got 'rollout'",
     ),
     (
         ["--lm.n-heads", "3", "--lm.width", "128"],
