@@ -199,7 +199,7 @@ def _sentence(effect: Effect, surgeon: str) -> str:
     gain = _phrase(effect.kl_ref_gain["surgeon"], "its score (kl_ref)", "raised", "lowered")
     loss = _phrase(effect.heldout_loss_fall["surgeon"], "the held-out loss", "lowered", "raised")
     over = effect.kl_ref_over_random
-    against = "no different from"
+    against = "not to be told from"
     if over.low > 0 or over.high < 0:
         against = "better than" if over.low > 0 else "worse than"
     practice = f" and {effect.n_practised} operations" if effect.n_practised else ""

@@ -331,7 +331,7 @@ def test_no_effect_in_words_says_how_large_one_could_have_been_missed() -> None:
         "After joint, sac's operations had no effect on its score (kl_ref) that could be told from "
         "zero (none larger than 0.0050 nats/char) and had no effect on the held-out loss that "
         f"could be told from zero (none larger than 0.0070 nats/char) {HOW}; in score they were "
-        "no different from random operations (difference +0.0010 nats/char [-0.0010, +0.0030])."
+        "not to be told from random operations (difference +0.0010 nats/char [-0.0010, +0.0030])."
     )
 
 
@@ -381,7 +381,7 @@ def test_an_interval_that_touches_zero_is_no_effect() -> None:
     )
     sentence = verdict([effect], "sac")
     assert sentence.count("that could be told from zero (none larger than 0.0200 nats/char)") == 2
-    assert "no different from random operations" in sentence
+    assert "not to be told from random operations" in sentence
 
 
 def test_each_phase_has_its_sentence_and_a_run_without_surgery_says_so() -> None:
@@ -420,7 +420,7 @@ def test_practice_is_told_and_random_is_not_compared_with_itself() -> None:
     effect = made_up(BAD, BAD, UNSURE)._replace(n_practised=60)
     assert "After joint and 60 operations, random's operations" in verdict([effect], "random")
     assert "random operations (" not in verdict([effect], "random")
-    assert "no different from random operations (difference" in verdict([effect], "sac")
+    assert "not to be told from random operations (difference" in verdict([effect], "sac")
 
 
 def test_a_tiny_effect_is_not_written_as_zero() -> None:
