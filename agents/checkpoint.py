@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 State = dict[str, Any]
 
@@ -129,6 +129,13 @@ def read(checkpoint: Path) -> State:
     values = json.loads((checkpoint / VALUES).read_text(encoding="utf-8"))
     state: State = _put_together(values, tensors)
     return state
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model's parameters, by name, the values of a state; their storage stays in place."""
+    for name, p in model.named_parameters():
+        p.copy_(weights[name])
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from agents.checkpoint import load_weights
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import Phase, make_phases, updates
 from agents.divergence import DivergedError
@@ -117,9 +118,7 @@ class _Follower:
         self._patient = setup.patient
         self._operator = make_operator(config.operator, setup.patient.targets)
         self._operation = begun.operation
-        with torch.no_grad():
-            for name, p in self._learner.model.named_parameters():
-                p.copy_(begun.weights[name])
+        load_weights(self._learner.model, begun.weights)
         self._learner.set_state(begun.learner)
 
     def step(self, phase: Phase) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from agents import checkpoint
-from agents.checkpoint import BadCheckpoint
+from agents.checkpoint import BadCheckpoint, load_weights
 from agents.config import TrainConfig, from_settings, preset
 from agents.effect import Effect
 from agents.journal import Journal
@@ -270,9 +270,7 @@ def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal
         setup: as freshly built.
         journal: as freshly opened.
     """
-    with torch.no_grad():
-        for name, p in setup.learner.model.named_parameters():
-            p.copy_(state["model"][name])
+    load_weights(setup.learner.model, state["model"])
     setup.patient.n_changes += 1
     setup.patient.forward_tokens = state["forward_tokens"]
     setup.learner.set_state(state["learner"])

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.checkpoint import load_weights
 from agents.grpo import objectives
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import ESTIMATORS, SAMPLED, Question, sampled_loss
@@ -210,9 +211,7 @@ class GRPOLearner:
         self._rng.bit_generator.state = state["rng"]
         self.optimizer.set_state(state["optimizer"], self._names)
         if self._old is not None:
-            with torch.no_grad():
-                for name, p in self._old.named_parameters():
-                    p.copy_(state["old"][name])
+            load_weights(self._old, state["old"])
 
     def _read_positions(self, operated: AbstractContextManager[object] | None) -> _Reading:
         """Take every position of a batch of windows for an episode of one character."""

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from agents.surgeons.sb3 import ALGORITHMS
+from agents.training import RunSummary, train
 from avatarl_env.surgery import OPERATORS
+from tests.agents.broken_runs import config
 from tests.patients import InPlaceGain
-from tests.training_runs import QUICK_SAC
+from tests.training_runs import QUICK_SAC, write_text
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text to learn from."""
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
+    """A run that nothing happened to, on a disk with room enough."""
+    return train(config(text, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
 
 
 @pytest.fixture

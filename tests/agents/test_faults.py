@@ -17,18 +17,7 @@ from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.training import RunSummary, train
 from avatarl_env.scoring import BOUND, TERMS, Writing
 from tests.agents.broken_runs import QUICK, assert_same_run, config, rows, surgeon_parameters
-from tests.training_runs import everything, fresh_model, make_learner, same, write_text
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
-    """A run that nothing happened to."""
-    return train(config(text, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
+from tests.training_runs import everything, fresh_model, make_learner, same
 
 
 def assert_finite(run: RunSummary) -> None:

@@ -17,23 +17,12 @@ from agents.config import TrainConfig
 from agents.training import RunSummary, train
 from tests.agents.broken_runs import HOME, assert_same_run, config
 from tests.agents.report.pages import Page
-from tests.training_runs import flags, write_text
+from tests.training_runs import flags
 
 pytestmark = pytest.mark.slow
 
 FAILURE, REFUSED = 1, 2  # exit codes
 Mount = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
-    """A run on a disk with room enough."""
-    return train(config(text, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
 
 
 @pytest.fixture

@@ -38,24 +38,12 @@ from tests.agents.broken_runs import (
     rows,
 )
 from tests.agents.report.pages import Page
-from tests.training_runs import write_text
 
 N_CHECKPOINTS = 10  # of a whole run: 6 updates, 2 rounds of surgery, 2 joint ones
 
 
 class BrokenOff(Exception):
     """Somebody pulled the plug."""
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
-    """A run that nothing happened to."""
-    return train(config(text, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
