@@ -1,9 +1,11 @@
-"""Hold Ctrl-C back while chosen functions run, without a gap at their first and last instruction.
+"""Hold signals back while chosen functions run, without a gap at their first and last instruction.
 
-Swapping SIGINT's handler inside a function leaves a gap: a signal that arrives on the function's
-first instruction still raises there. So the handler stays in place for the whole time between
-:meth:`InterruptGuard.install` and :meth:`InterruptGuard.remove`, and looks at the interrupted
-stack: inside a guarded function it only takes a note, elsewhere it calls the handler it replaced.
+Python runs a signal's handler between any two instructions of the main thread, and what the handler
+raises (KeyboardInterrupt, a timeout) comes from there. Swapping handlers inside a function leaves a
+gap: a signal that arrives on the function's first instruction still raises there. So the handler
+stays in place for the whole time between :meth:`InterruptGuard.install` and
+:meth:`InterruptGuard.remove`, and looks at the interrupted stack: inside a guarded function it only
+takes a note, elsewhere it calls the handler it replaced.
 """
 
 from __future__ import annotations
@@ -21,73 +23,78 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SIGNALS = tuple(int(number) for number in signal.valid_signals())
+
 
 class InterruptGuard:
-    """SIGINT handler that is deferred while a guarded function is on the stack."""
+    """Signal handler that is deferred while a guarded function is on the stack.
+
+    It takes over every signal whose handler is a Python function at the time of :meth:`install`.
+    Signals that are ignored, or that end the process, raise nothing and are left alone. A handler
+    that is installed later is not held back.
+    """
 
     def __init__(self) -> None:
         """Start with nothing guarded and nothing installed."""
         self._guarded: set[CodeType] = set()
-        self._previous: Any = None
+        self._replaced: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._pending: list[int] = []
         self._depth = 0
-        self._pending = False
+        self._handler = self._handle  # one object, to be found again by identity
 
     def guard(self, function: F) -> F:
-        """Decorate a function in which SIGINT must wait."""
+        """Decorate a function in which signals must wait."""
         self._guarded.add(function.__code__)
         return function
 
     @property
     def pending(self) -> bool:
-        """Whether a SIGINT waits to be delivered."""
-        return self._pending
+        """Whether a signal waits to be delivered."""
+        return bool(self._pending)
 
     def install(self) -> bool:
-        """Take SIGINT over; return whether :meth:`remove` is owed.
+        """Take the signals over; return whether :meth:`remove` is owed.
 
-        Only Python's main thread receives signals, so elsewhere this does nothing.
+        Only Python's main thread runs handlers, so elsewhere this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             return False
         if self._depth == 0:
-            present = getsignal(signal.SIGINT)
-            if present is None:  # a handler that Python did not install, nor could restore
-                return False
-            if present != self._handle:
-                self._previous = present
-            self._pending = False
-            set_handler(signal.SIGINT, self._handle)
+            self._pending.clear()
+            for number in _SIGNALS:
+                present = getsignal(number)
+                if callable(present) and present is not self._handler:
+                    self._replaced[number] = present
+                    set_handler(number, self._handler)
         self._depth += 1
         return True
 
     def remove(self) -> None:
-        """Give SIGINT back once every :meth:`install` has been answered.
+        """Give the signals back once every :meth:`install` has been answered.
 
         Off the main thread, where Python refuses that, the handler stays and passes all on.
         """
         self._depth -= 1
-        on_main = threading.current_thread() is threading.main_thread()
-        if on_main and self._depth == 0 and getsignal(signal.SIGINT) == self._handle:
-            set_handler(signal.SIGINT, self._previous)
+        if self._depth == 0 and threading.current_thread() is threading.main_thread():
+            for number, handler in self._replaced.items():
+                if getsignal(number) is self._handler:
+                    set_handler(number, handler)
 
     def deliver(self) -> None:
-        """Pass a waiting SIGINT on to the handler that was there before."""
+        """Pass waiting signals on to the handlers that were there before, also if one raises."""
         while self._pending and threading.current_thread() is threading.main_thread():
-            self._pending = False
-            self._pass_on(signal.SIGINT, None)
+            number = self._pending.pop(0)
+            try:
+                self._replaced[number](number, None)
+            finally:
+                self.deliver()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         caller = frame
         while caller is not None:
             if caller.f_code in self._guarded:
-                self._pending = True
+                if signum not in self._pending:
+                    self._pending.append(signum)
                 return
             caller = caller.f_back
-        self._pass_on(signum, frame)
-
-    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        if callable(self._previous):
-            self._previous(signum, frame)
-        elif self._previous == signal.SIG_DFL:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
+        self._replaced[signum](signum, frame)

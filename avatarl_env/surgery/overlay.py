@@ -149,10 +149,12 @@ class Overlay:
             for index, edit in enumerate(self._edits):
                 if edit.before is not None:
                     hook = self._before(index, edit.before)
-                    self._handles.append(edit.module.register_forward_pre_hook(hook))
+                    self._handles.append(
+                        edit.module.register_forward_pre_hook(hook, with_kwargs=True)
+                    )
                 if edit.after is not None:
                     hook = self._after(index, edit.after)
-                    self._handles.append(edit.module.register_forward_hook(hook))
+                    self._handles.append(edit.module.register_forward_hook(hook, with_kwargs=True))
         except BaseException:
             self._close()
             raise
@@ -190,21 +192,27 @@ class Overlay:
             handle.remove()
 
     def _before(self, index: int, edit: Callable[[Tensor], Tensor]) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if not self._handles:
                 return None
             self._fired.add(index)
-            read = inputs[0]
-            return edit(self._grouped(read)).reshape(read.shape), *inputs[1:]
+            read = _input(args, kwargs)
+            edited = edit(self._grouped(read)).reshape(read.shape)
+            if args:
+                return (edited, *args[1:]), kwargs
+            return args, {**kwargs, next(iter(kwargs)): edited}
 
         return hook
 
     def _after(self, index: int, edit: Callable[[Tensor, Tensor], Tensor]) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor | None:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor
+        ) -> Tensor | None:
             if not self._handles:
                 return None
             self._fired.add(index)
-            return edit(self._grouped(inputs[0]), self._grouped(made)).reshape(made.shape)
+            read = self._grouped(_input(args, kwargs))
+            return edit(read, self._grouped(made)).reshape(made.shape)
 
         return hook
 
@@ -216,3 +224,9 @@ class Overlay:
                 f"got {rows.size(0)} rows"
             )
         return rows.reshape(self._n, rows.shape[:-1].numel() // self._n, rows.size(-1))
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return what a linear module was called with, by position or by keyword."""
+    read: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return read

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +20,10 @@ class Projection:
 
     Channel d of head h is channel ``start + h * stride + d`` of what the module makes, or of what
     it reads if ``reads_heads``. That covers fused and interleaved projections.
+
+    Raises:
+        ValueError: if the weight is not of 16 to 64 bit floating-point numbers. Integers and 8-bit
+            numbers (a quantised layer's) cannot hold a gain of 1.6: it would round to 1 or 2.
     """
 
     module: nn.Module
@@ -31,6 +38,15 @@ class Projection:
     """Channels from one head to the next; 0 for D: head after head."""
     reads_heads: bool = False
     """Whether the heads are what the module reads (the output projection)."""
+
+    def __post_init__(self) -> None:
+        dtype = self.weight.dtype
+        if dtype not in _DTYPES:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
+            raise ValueError(
+                f"weights to operate on must be {kinds}, got {dtype} in a "
+                f"{type(self.module).__name__}; load the model without quantisation"
+            )
 
     @property
     def weight(self) -> nn.Parameter:

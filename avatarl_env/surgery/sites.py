@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ class HasParameters(Protocol):
 TargetsLike = Iterable[HasParameters | Tensor | str]
 
 
+_LISTS = {nn.RNNBase: "_flat_weights", nn.ParameterDict: "_keys"}
+"""Modules that keep a second list of their parameters, and the attribute that it is."""
+
+
 class Site(NamedTuple):
     """A name under which a module holds a target."""
 
@@ -29,11 +35,13 @@ class Site(NamedTuple):
     parameter: nn.Parameter
     order: tuple[str, ...]
     """The module's parameters, which state_dict() and optimizers list in this order."""
+    listed: tuple[str, Any] | None = None
+    """The module's second list of them: the attribute and what it was."""
 
     def holds(self) -> bool:
         """Whether the module still finds the target under the name."""
-        module, name, parameter, _ = self
-        return module._parameters.get(name) is parameter and name not in module.__dict__
+        module, name = self.module, self.name
+        return module._parameters.get(name) is self.parameter and name not in module.__dict__
 
     def put_back(self) -> None:
         """Give the module its target again, in its old place."""
@@ -46,6 +54,13 @@ class Site(NamedTuple):
             rank = {name: i for i, name in enumerate(self.order)}
             for name in sorted(entries, key=lambda name: rank.get(name, len(rank))):
                 entries[name] = entries.pop(name)
+        if self.listed is not None:
+            attribute, value = self.listed
+            attributes = self.module.__dict__
+            if isinstance(value, dict):  # keys that the body added stay behind the old ones
+                attributes[attribute] = {**value, **attributes[attribute]}
+            else:
+                attributes[attribute] = list(value)
 
 
 class Choice(NamedTuple):
@@ -59,17 +74,21 @@ class Choice(NamedTuple):
     """All places that hold a target, those of tied weights included."""
     reach: frozenset[nn.Parameter | nn.Module]
     """All parameters and modules of the model: two choices whose reach overlaps are of one."""
+    aliases: list[Tensor]
+    """Parameters and buffers that are no targets, but lie in the same storage as one."""
 
 
 def choose(model: nn.Module, targets: TargetsLike) -> Choice:
     """Find ``targets`` in ``model``, in one walk through its modules.
 
     Raises:
-        TypeError: if a target is not a plain dense Parameter.
+        TypeError: if a target is not a plain dense Parameter, or a module of the model is of a kind
+            whose weights cannot be operated on (TorchScript, FSDP).
         ValueError: if there are no targets, or one does not belong to the model.
     """
     modules: dict[nn.Module, str] = {}
     _walk(model, "", modules)
+    _check_kinds(modules)
     held = [
         (prefix + name, module, name, p)
         for module, prefix in modules.items()
@@ -79,12 +98,14 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
     by_name = {full_name: p for full_name, _, _, p in held}
     chosen = _collect(model, targets, by_name)
     sites = [
-        Site(module, name, p, tuple(module._parameters))
+        Site(module, name, p, tuple(module._parameters), _second_list(module))
         for _, module, name, p in held
         if p in chosen
     ]
     reach = frozenset[nn.Parameter | nn.Module]([*by_name.values(), *modules])
-    return Choice(list(chosen), list(chosen.values()), sites, reach)
+    buffers = (b for module in modules for b in module._buffers.values() if b is not None)
+    aliases = _aliases(chosen, [*by_name.values(), *buffers])
+    return Choice(list(chosen), list(chosen.values()), sites, reach, aliases)
 
 
 def _walk(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
@@ -93,6 +114,50 @@ def _walk(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
     for name, child in module._modules.items():
         if child is not None and child not in found:
             _walk(child, f"{prefix}{name}.", found)
+
+
+def _check_kinds(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules whose weights an edit in place does not reach, or does not stay in."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                "model must be a plain nn.Module, got TorchScript; operate on the module that was "
+                "scripted or traced, and script it again"
+            )
+        if isinstance(module, sharded):
+            raise TypeError(
+                f"model must not be sharded, got {type(module).__name__} of FSDP, which replaces "
+                "its weights when it gathers and shards them; operate on an unsharded copy"
+            )
+
+
+def _second_list(module: nn.Module) -> tuple[str, Any] | None:
+    """Return the module's second list of its parameters, copied."""
+    for kind, attribute in _LISTS.items():
+        if isinstance(module, kind):
+            return attribute, copy.copy(module.__dict__[attribute])
+    return None
+
+
+def _aliases(chosen: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Return those of ``others`` that lie in the same storage as a chosen one, which are not it.
+
+    Their graphs have to learn of edits, too: autograd counts the changes of each tensor, not those
+    of its memory.
+    """
+    chosen = set(chosen)
+    storages = {_storage(p) for p in chosen} - {0}
+    found = (x for x in others if type(x) in (nn.Parameter, Tensor) and x not in chosen)
+    return list(dict.fromkeys(x for x in found if _storage(x) in storages))
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return the address of a plain tensor's storage; 0 if it has none."""
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+        return 0
+    return tensor.data_ptr() - tensor.storage_offset() * tensor.element_size()
 
 
 def _collect(

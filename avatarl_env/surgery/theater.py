@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from torch.autograd.graph import increment_version
 
 from avatarl_env.surgery.interrupts import InterruptGuard
 from avatarl_env.surgery.sites import TargetsLike, choose
+from avatarl_env.surgery.snapshot import Snapshot, forget_cached_weights, has_memory, take
 
 _lock = threading.RLock()  # a theater may be collected, and so left, while it is held
 _open_theaters: list[SurgicalTheater] = []  # of all threads, in order of entry
@@ -34,24 +36,36 @@ class SurgicalTheater:
 
     On every way out (return, exception, KeyboardInterrupt) each target gets its saved bytes back
     in its own storage, whether the body edited it in place, through ``.data``, re-assigned
-    ``.data``, deleted it or put something else in its place. Ctrl-C is held back while the theater
-    is entered, commits and is left (main thread), and is delivered right after.
+    ``.data``, deleted it or put something else in its place. Signals with a Python handler (Ctrl-C,
+    the alarm of a timeout) are held back while the theater is entered, commits and is left, and
+    are delivered right after; only a handler that the body itself installs is not.
 
     * Only the targets are copied: :attr:`saved_bytes` says how many bytes that is.
-    * Theaters nest on one thread, also on the same targets, and unwind last-in first-out: closing
-      an outer one closes those opened on the model after it. A second thread is refused.
+    * Theaters nest in one thread and one asyncio task, also on the same targets, and unwind
+      last-in first-out. A second thread or task is refused. Leaving an outer theater first (as two
+      generators may) ends the inner ones: their weights come back, now and when they are left,
+      and leaving them raises a RuntimeError.
+    * Storage must stay as large as it was: a target whose storage the body freed or shrank gets its
+      values back in new memory, and an error says so.
     * Autograd graphs may not span the boundary, either way: a backward that needs a target as it
-      was on the other side raises a RuntimeError instead of giving a wrong gradient. (The
-      exception is torch's own: an edit through ``.data`` between a loss and its backward, both in
-      the body, is invisible to autograd. Edit with :meth:`write` or under ``torch.no_grad()``.)
+      was on the other side raises a RuntimeError instead of giving a wrong gradient. This also
+      holds for tensors of the model that share a target's storage. Exceptions, because torch does
+      not notice them: an edit through ``.data`` between a loss and its backward, both in the body
+      (edit with :meth:`write` or under ``torch.no_grad()``); and backwards that read weights again
+      or keep them out of autograd's sight, which are activation checkpointing
+      (``torch.utils.checkpoint``, both forms), saved-tensor hooks (``save_on_cpu``) and the
+      functions that ``torch.func.vjp`` returns. Call these on the side where the loss was built.
     * Compiled models see every edit and its end; new values need no new graph. Only graphs with
       frozen weights would not, so entry is refused while ``torch._inductor.config.freezing`` is on.
     * ``state_dict()`` and ``deepcopy`` inside see the operated weights.
-    * Autocast keeps half-precision copies of weights for as long as its region lasts. Theaters
-      make it forget them on entry, :meth:`write` and exit; after another edit it is up to you.
+    * Autocast and ``parametrize.cached()`` keep what they computed from weights for as long as
+      their region lasts. Theaters make them forget it on entry, :meth:`write` and exit; after
+      another edit it is up to you.
     * ``requires_grad``, ``.grad``, train/eval mode and all random generators are untouched, and
       so is an optimizer's state; its ``step()`` inside the body is undone for the weights only.
-    * Not undone: a module put in another's place, a parametrization registered on a target.
+      (``model.to(dtype)`` in the body rounds ``.grad``; exit gives back its dtype, not its bits.)
+    * Not undone: a module put in another's place, a parametrization registered on a target, what
+      the body or a hook computed from operated weights and kept.
     """
 
     def __init__(self, model: nn.Module, targets: TargetsLike) -> None:
@@ -63,25 +77,26 @@ class SurgicalTheater:
 
         Raises:
             TypeError: if a target is not a plain dense Parameter (DTensor, quantised and other
-                tensor subclasses ignore in-place surgery silently).
+                tensor subclasses ignore in-place surgery silently), or the model is TorchScript or
+                sharded by FSDP.
             ValueError: if there are no targets, or one does not belong to the model.
         """
         choice = choose(model, targets)
-        self._parameters, self._names, self._sites, self._reach = choice
-        self._home: list[Tensor] = []  # the targets' own storage
-        self._saved: list[Tensor] = []  # what they get back
-        self._thread = 0
+        self._choice = choice
+        self._held: list[Snapshot] = []  # its own, then those of outer theaters that left first
+        self._owner: object = None
+        self._ended_early = False
         self._guarded = False
 
     @property
     def saved_bytes(self) -> int:
         """Bytes held to restore the targets while the theater is open, 0 while it is closed."""
-        return sum(saved.numel() * saved.element_size() for saved in self._saved)
+        return sum(snapshot.n_bytes for snapshot in self._held)
 
     @property
     def is_open(self) -> bool:
-        """Whether the theater has been entered and not left."""
-        return self in _open_theaters
+        """Whether the theater has been entered, and neither it nor an outer one has been left."""
+        return self in _open_theaters and not self._ended_early
 
     def original(self, parameter: Tensor) -> Tensor:
         """Return the weights that ``parameter`` will get back; to be read only.
@@ -91,20 +106,38 @@ class SurgicalTheater:
             ValueError: if ``parameter`` is not a target.
         """
         index = self._index(parameter)
-        return self._saved[index].expand(self._home[index].shape)
+        row = self._held[0].rows[index]
+        return row.saved.expand(row.home.shape)
 
     @torch.no_grad()
     def write(self, parameter: Tensor, value: Tensor) -> None:
         """Copy ``value`` into ``parameter``, in place; autograd learns of the change.
 
+        Args:
+            parameter: a target.
+            value: of the same shape; its dtype may be another floating-point one, or a smaller
+                integer one.
+
         Raises:
-            RuntimeError: if the theater is closed.
-            ValueError: if ``parameter`` is not a target.
+            RuntimeError: if the theater is closed, or the body freed the parameter's storage.
+            TypeError: if ``value`` is not a tensor.
+            ValueError: if ``parameter`` is not a target, or ``value`` is of another shape or of a
+                kind of numbers that the parameter cannot hold.
         """
-        parameter = self._parameters[self._index(parameter)]
+        index = self._index(parameter)
+        parameter = self._choice.parameters[index]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"value must be a tensor, got {type(value).__name__}")
+        if value.shape != parameter.shape or not torch.can_cast(value.dtype, parameter.dtype):
+            raise ValueError(
+                f"value must fit {self._choice.names[index]}, which is {tuple(parameter.shape)} "
+                f"{parameter.dtype}, got {tuple(value.shape)} {value.dtype}"
+            )
+        if not has_memory(parameter):
+            raise RuntimeError(f"the storage of {self._choice.names[index]} was freed or shrunk")
         parameter.data.copy_(value)  # also where the model was built in inference mode
-        increment_version(parameter)
-        torch.clear_autocast_cache()  # which keeps half-precision copies of weights
+        increment_version([parameter, *self._choice.aliases])
+        forget_cached_weights()
 
     @_interrupts.guard
     def commit(self) -> None:
@@ -115,16 +148,17 @@ class SurgicalTheater:
         apart, the one chosen first wins.
 
         Raises:
-            RuntimeError: if the theater is closed, or the body changed a target's shape or dtype
-                or replaced its Parameter. Nothing is committed then, and nothing lost.
+            RuntimeError: if the theater is closed, or the body changed a target's shape or dtype,
+                replaced its Parameter or freed its storage. Nothing is committed then, and nothing
+                lost.
             ExceptionGroup: if weights could not be written into their own storage. They are
                 committed all the same: leaving the theater tries again.
         """
         try:
             self._require_open()
             self._require_sites("commit")
-            self._saved = self._present()
-            _raise_together(self._put_back())
+            self._held[0] = self._held[0].retaken()
+            _twice(self._held[0].put_back)
         finally:
             _interrupts.deliver()
 
@@ -133,9 +167,9 @@ class SurgicalTheater:
         """Save the targets.
 
         Raises:
-            RuntimeError: if this theater is open already, another thread operates on the model,
-                the model has another Parameter in a target's place since the theater was made, or
-                compiled graphs are being frozen.
+            RuntimeError: if this theater is open already, another thread or asyncio task operates
+                on the model, the model has another Parameter in a target's place since the theater
+                was made, a target's storage was freed, or compiled graphs are being frozen.
         """
         owed = _interrupts.install()
         try:
@@ -147,7 +181,7 @@ class SurgicalTheater:
             raise
         self._guarded = owed
         try:
-            self._save()
+            self._held = [take(self._choice)]
             _interrupts.deliver()
         except BaseException:
             self.__exit__(None, None, None)
@@ -165,109 +199,81 @@ class SurgicalTheater:
 
         Raises:
             ExceptionGroup: if targets could not be restored; all others were.
+            RuntimeError: if the body ended well, but an outer theater was left before this one, so
+                that part of the body ran on weights that were no longer operated.
         """
+        ended_early = self._ended_early
         try:
-            _raise_together(self._leave())
+            self._leave()
+            if ended_early and exc_type is None:
+                raise RuntimeError(
+                    "a SurgicalTheater must be left before those it was opened in; an outer one on "
+                    "the model was left first. All weights are restored, but what this body did "
+                    "after that was done to a model that was not operated on"
+                )
         finally:
             _interrupts.deliver()
 
     def _register(self) -> None:
-        me = threading.get_ident()
         inductor = sys.modules.get("torch._inductor.config")
         if inductor is not None and inductor.freezing:
             raise RuntimeError(
                 "torch._inductor.config.freezing must be False to operate on a model, got True: "
                 "frozen graphs keep the weights they were compiled with"
             )
+        me = _owner()
         with _lock:
             if self in _open_theaters:
                 raise RuntimeError("this SurgicalTheater is open already; to nest, make another")
-            for other in tuple(_open_theaters):
-                if other._thread != me and not self._reach.isdisjoint(other._reach):
+            for other in self._of_the_model():
+                if other._owner not in (me, me[:1]):
                     raise RuntimeError(
-                        "one thread at a time may operate on a model, "
-                        f"thread {other._thread} has a theater open on this one"
+                        "one thread and one asyncio task at a time may operate on a model, "
+                        f"{_described(other._owner)} has a theater open on this one"
                     )
             self._require_sites("entry")
-            self._thread = me
+            self._owner = me
+            self._ended_early = False
             _open_theaters.append(self)
 
-    def _save(self) -> None:
-        with torch.inference_mode(False):
-            home = [p.data for p in self._parameters]
-            saved = [_dense(tensor).clone() for tensor in home]
-            self._home, self._saved = home, saved
-            for p in self._parameters:
-                increment_version(p)
-        torch.clear_autocast_cache()
-
-    def _present(self) -> list[Tensor]:
-        """Return copies of the targets' weights that fit their own storage."""
-        present = []
-        with torch.inference_mode(False):
-            for name, p, home, saved in self._rows():
-                value = _dense(p.data)
-                same = (p.shape, p.dtype) == (home.shape, home.dtype)
-                if not same or value.numel() > saved.numel():  # more than an expanded one holds
-                    raise RuntimeError(
-                        f"commit needs {name} as {tuple(saved.shape)} {home.dtype}, "
-                        f"got {tuple(value.shape)} {p.dtype}"
-                    )
-                present.append(value.expand_as(saved).clone())
-        return present
-
-    def _leave(self) -> list[Exception]:
-        """Restore and unregister; return the failures."""
+    def _leave(self) -> None:
+        """Restore and unregister."""
         try:
-            return self._unwind()
-        except BaseException:  # from elsewhere, say a timeout: first the weights, then that
-            self._unwind()
-            raise
+            _twice(self._unwind)
         finally:
             with _lock:
                 if self in _open_theaters:
                     _open_theaters.remove(self)
-            self._home, self._saved = [], []
+            self._held, self._ended_early = [], False
             if self._guarded:
                 self._guarded = False
                 _interrupts.remove()
 
-    def _unwind(self) -> list[Exception]:
-        """Restore, and before that leave the theaters opened later; return the failures."""
-        failures: list[Exception] = []
-        if self._saved:
+    def _unwind(self) -> list[BaseException]:
+        """Restore, and before that end the theaters opened later; return what was raised."""
+        failures: list[BaseException] = []
+        if self._held:
             with _lock:
-                later = _open_theaters[_open_theaters.index(self) + 1 :]
-            for other in reversed(later):
-                if not self._reach.isdisjoint(other._reach):
-                    failures += other._leave()
-            failures += self._put_back()
+                start = _open_theaters.index(self) + 1
+                later = self._of_the_model(start)
+            for other in later:
+                if other._held and self._held[-1] is not other._held[-1]:
+                    other._held = [*other._held, *self._held]
+                other._ended_early = True
+            own = [other._held[0] for other in reversed(later) if other._held]
+            for snapshot in [*own, *self._held]:
+                failures += snapshot.put_back()
         return failures
 
-    def _put_back(self) -> list[Exception]:
-        """Give every target its own storage and its saved bytes; return the failures."""
-        failures: list[Exception] = []
-        for name, p, home, saved in reversed(self._rows()):
-            try:
-                if not home.untyped_storage().nbytes():
-                    _regrow(home)
-                _dense(home).copy_(saved)
-                p.data = home
-                # Without this a graph that spans the boundary would be silently wrong.
-                increment_version(p)
-            except Exception as failure:
-                failure.add_note(f"while restoring {name}")  # and go on with the others
-                failures.append(failure)
-        for site in self._sites:
-            site.put_back()
-        torch.clear_autocast_cache()
-        return failures
-
-    def _rows(self) -> list[tuple[str, nn.Parameter, Tensor, Tensor]]:
-        return list(zip(self._names, self._parameters, self._home, self._saved, strict=True))
+    def _of_the_model(self, start: int = 0) -> list[SurgicalTheater]:
+        """Return the theaters that are open on the same model, from the ``start``-th entry on."""
+        reach = self._choice.reach
+        return [
+            other for other in _open_theaters[start:] if not reach.isdisjoint(other._choice.reach)
+        ]
 
     def _require_sites(self, action: str) -> None:
-        for site in self._sites:
+        for site in self._choice.sites:
             if not site.holds():
                 raise RuntimeError(f"{action} needs every target in its place, {site.name} is not")
 
@@ -277,33 +283,44 @@ class SurgicalTheater:
 
     def _index(self, parameter: Tensor) -> int:
         self._require_open()
-        for index, p in enumerate(self._parameters):
+        for index, p in enumerate(self._choice.parameters):
             if p is parameter:
                 return index
         raise ValueError(
-            f"parameter must be one of the targets {self._names}, "
+            f"parameter must be one of the targets {self._choice.names}, "
             f"got another of shape {tuple(parameter.shape)}"
         )
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    """Return a part of ``tensor`` that covers each byte once (an expanded weight repeats some)."""
-    if tensor.is_contiguous():
-        return tensor
-    for dim, stride in enumerate(tensor.stride()):
-        if stride == 0:
-            tensor = tensor.narrow(dim, 0, min(1, tensor.size(dim)))
-    return tensor
+def _owner() -> tuple[object, ...]:
+    """Return the running thread and, in one, the asyncio task."""
+    thread = threading.get_ident()
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return (thread,)
+    return (thread, asyncio.current_task())
 
 
-def _regrow(tensor: Tensor) -> None:
-    """Give ``tensor`` memory again if its storage was freed: copying to none is a crash."""
-    if tensor.numel():
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        n_elements = tensor.storage_offset() + sum((n - 1) * step for n, step in steps) + 1
-        tensor.untyped_storage().resize_(int(n_elements * tensor.element_size()))
+def _described(owner: tuple[object, ...]) -> str:
+    return f"thread {owner[0]}" if len(owner) == 1 else f"task {owner[1]} of thread {owner[0]}"
 
 
-def _raise_together(failures: list[Exception]) -> None:
-    if failures:
-        raise ExceptionGroup("weights that could not be restored", failures)
+def _twice(attempt: Callable[[], list[BaseException]]) -> None:
+    """Restore; if something was raised meanwhile, restore once more, then raise it.
+
+    Raises:
+        BaseException: what was raised the first time, if the second attempt went well.
+        ExceptionGroup: if it did not.
+    """
+    try:
+        failures = attempt()
+    except BaseException as failure:  # between two targets, say of a handler set in the body
+        failures = [failure]
+    if not failures:
+        return
+    lost = attempt()
+    if lost:
+        raise BaseExceptionGroup("weights that could not be restored", lost)
+    if len(failures) == 1:
+        raise failures[0]
+    raise BaseExceptionGroup("raised while weights were restored, which they are", failures)

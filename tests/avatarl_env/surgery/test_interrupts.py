@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from avatarl_env.surgery import interrupts
 from avatarl_env.surgery.interrupts import InterruptGuard
 
 
@@ -141,53 +138,12 @@ def test_a_strike_that_arrives_during_delivery_is_delivered_too() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_ignored_signal_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    patient = Patient()
-    patient.guard.install()
-    patient.held()
-    patient.deeper()
-    patient.guard.remove()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.mark.parametrize("where", ["held()", "deeper()"])
-def test_default_action_still_ends_the_process(where: str) -> None:
-    code = f"""
-import importlib.util, signal
-spec = importlib.util.spec_from_file_location("interrupts", {interrupts.__file__!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-guard = module.InterruptGuard()
-
-def deeper():
-    signal.raise_signal(signal.SIGINT)
-    print("lived on", flush=True)
-
-@guard.guard
-def held():
-    deeper()
-    guard.deliver()
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-guard.install()
-{where}
-print("not reached")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == -signal.SIGINT, done.stderr
-    assert done.stdout == ("lived on\n" if where == "held()" else "")
-
-
 def test_last_removal_gives_the_handler_back() -> None:
     guard = InterruptGuard()
     guard.install()
     guard.install()
     guard.remove()
-    assert signal.getsignal(signal.SIGINT) == guard._handle
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     guard.remove()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -209,14 +165,46 @@ def test_off_the_main_thread_nothing_is_installed() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_that_python_did_not_install_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("action", [signal.SIG_DFL, signal.SIG_IGN])
+def test_signals_that_raise_nothing_are_left_alone(action: signal.Handlers) -> None:
+    signal.signal(signal.SIGINT, action)
     guard = InterruptGuard()
-    with monkeypatch.context() as patch:
-        patch.setattr(interrupts, "getsignal", lambda _: None)
-        assert guard.install() is False
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    guard.install()
+    assert signal.getsignal(signal.SIGINT) is action
+    guard.remove()
+    assert signal.getsignal(signal.SIGINT) is action
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_every_signal_with_a_python_handler_waits_and_all_are_delivered() -> None:
+    """A timeout's alarm as well as Ctrl-C, also if the first of them raises."""
+    guard = Patient.guard
+    calls: list[int] = []
+
+    def alarm(signum: int, frame: object) -> None:
+        calls.append(signum)
+        raise TimeoutError
+
+    @guard.guard
+    def held() -> None:
+        for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGALRM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert calls == []
+        guard.deliver()
+
+    before = [signal.signal(number, alarm) for number in (signal.SIGALRM, signal.SIGUSR1)]
+    try:
+        guard.install()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            held()
+        guard.remove()
+        assert signal.getsignal(signal.SIGALRM) is alarm
+    finally:
+        for number, handler in zip((signal.SIGALRM, signal.SIGUSR1), before, strict=True):
+            signal.signal(number, handler)
+    assert isinstance(caught.value.__context__, TimeoutError)
+    assert calls == [signal.SIGALRM, signal.SIGUSR1]  # one of each kind, as the system keeps them
+    assert not guard.pending
 
 
 def test_removal_off_the_main_thread_leaves_a_handler_that_passes_all_on() -> None:

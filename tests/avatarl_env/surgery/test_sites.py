@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 from torch import nn
 
+from avatarl_env.surgery import SurgicalTheater
 from avatarl_env.surgery.sites import choose
 from tests.avatarl_env.surgery.edits import small
 
@@ -73,3 +79,59 @@ def test_an_attribute_in_front_of_the_target_is_noticed_and_removed() -> None:
     site.put_back()
     assert site.holds()
     assert model[0].bias is site.parameter
+
+
+# --- modules that keep a second list of their parameters -----------------------------------------
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_modules_compute_with_their_own_weights_again(kind: type[nn.RNNBase]) -> None:
+    model = kind(4, 4)
+    x = torch.linspace(-1, 1, 24).view(2, 3, 4)
+    before = model(x)[0].detach()
+    with SurgicalTheater(model, [model]):
+        model.weight_ih_l0 = nn.Parameter(torch.zeros_like(model.weight_ih_l0))
+        assert not torch.equal(model(x)[0], before)
+        model.half()  # which makes the list anew
+    assert torch.equal(model(x)[0], before)
+
+
+def test_a_dictionary_of_parameters_knows_its_keys_again() -> None:
+    model = nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(1)})
+    before = dict(model.items())
+    with SurgicalTheater(model, [model]):
+        del model["a"]
+        model.pop("c")
+        model["added"] = torch.ones(1)
+        assert list(model.keys()) == ["b", "added"]
+    assert list(model.keys()) == list(model.state_dict()) == ["a", "b", "c", "added"]
+    assert all(model[name] is p for name, p in before.items())
+
+
+# --- models that cannot be operated on -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3))])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_refused(make: Any) -> None:
+    inner = make(nn.Linear(3, 3))
+    for model in (inner, nn.Sequential(inner)):
+        with pytest.raises(TypeError, match=r"^model must be a plain nn.Module, got TorchScript"):
+            SurgicalTheater(model, [model])
+
+
+def test_a_model_sharded_by_fsdp_is_refused_also_while_it_is_gathered(tmp_path: Path) -> None:
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        for _ in range(2):
+            with pytest.raises(TypeError, match=r"^model must not be sharded, got FSDPSequential"):
+                SurgicalTheater(model, [model])
+            model.unshard()
+    finally:
+        destroy_process_group()

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
-from avatarl_env.surgery import SurgicalTheater, find_targets, theater
+from avatarl_env.surgery import SurgicalTheater, find_targets, snapshot
 from tests.avatarl_env.surgery.edits import (
     EDITS,
     Edit,
@@ -193,18 +194,44 @@ def test_two_parameters_on_one_storage_come_back() -> None:
     before.assert_same()
 
 
-def test_weights_come_back_into_storage_that_was_freed() -> None:
-    """Copying into freed storage ends the process: torch does not look."""
+@pytest.mark.parametrize("n_bytes", [0, 16, 39])
+def test_storage_that_the_body_freed_or_shrank_is_reported(n_bytes: int) -> None:
+    """Copying into it ends the process, or writes into the memory of something else."""
     flat = torch.arange(12.0)
     model = nn.Module()
-    model.weight = nn.Parameter(flat[4:10].view(3, 2).T)
+    model.weight = nn.Parameter(flat[4:10].view(3, 2).T)  # the flat buffer's bytes 16 to 39
+    model.last = nn.Parameter(flat[10:])
     model.none = nn.Parameter(torch.empty(0))
     before = Snapshot(model)
-    with SurgicalTheater(model, [model]):
-        flat.untyped_storage().resize_(0)
+
+    def operate() -> None:
+        with SurgicalTheater(model, [model]) as room:
+            flat.untyped_storage().resize_(n_bytes)
+            with pytest.raises(RuntimeError, match="freed or shrunk"):
+                room.write(model.weight, torch.zeros(2, 3))
+            with pytest.raises(RuntimeError, match="commit needs the memory"):
+                room.commit()
+
+    with pytest.raises(ExceptionGroup, match="could not be restored") as caught:
+        operate()
+    assert [str(error)[:24] for error in caught.value.exceptions] == [
+        "the storage of last was ",
+        "the storage of weight wa",
+    ]
     before.assert_same(same_address=False)
-    assert flat.untyped_storage().nbytes() == 40  # up to the weight's last byte
-    assert model.weight.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+    assert flat.untyped_storage().nbytes() == n_bytes
+    with SurgicalTheater(model, [model]) as room:  # the values have whole memory again
+        room.write(model.weight, torch.zeros(2, 3))
+    before.assert_same(same_address=False)
+
+
+def test_entry_is_refused_on_storage_that_is_already_freed() -> None:
+    model = small()
+    model[1].weight.untyped_storage().resize_(8)
+    room = SurgicalTheater(model, [model])
+    with pytest.raises(RuntimeError, match=r"^entry needs the memory of every target, 1\.weight"):
+        room.__enter__()
+    assert not room.is_open
 
 
 # --- what is saved -------------------------------------------------------------------------------
@@ -225,7 +252,6 @@ def test_saved_bytes_are_exactly_the_targets() -> None:
         assert room.saved_bytes == 0
         with room:
             assert room.saved_bytes == expected
-            assert sum(saved.untyped_storage().nbytes() for saved in room._saved) == expected
         assert room.saved_bytes == 0
 
 
@@ -273,7 +299,7 @@ def test_original_is_what_comes_back_whatever_the_body_does() -> None:
         assert torch.equal(room.original(model[0].weight), old)
 
 
-def test_write_casts_and_broadcasts_into_the_parameter_in_place() -> None:
+def test_write_casts_into_the_parameter_in_place() -> None:
     model = small()
     with SurgicalTheater(model, [model]) as room:
         pointer, version = model[0].weight.data_ptr(), model[0].weight._version
@@ -282,6 +308,36 @@ def test_write_casts_and_broadcasts_into_the_parameter_in_place() -> None:
         assert torch.equal(model[0].weight, torch.full((3, 3), 0.1))
         assert model[0].weight.data_ptr() == pointer
         assert model[0].weight._version > version
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "got"),
+    [
+        (torch.zeros(()), ValueError, r"\(\) torch.float32"),
+        (torch.zeros(3), ValueError, r"\(3,\) torch.float32"),
+        (torch.zeros(1, 3), ValueError, r"\(1, 3\) torch.float32"),
+        (torch.zeros(3, 3, dtype=torch.complex64), ValueError, "torch.complex64"),
+        (0.5, TypeError, "float"),
+    ],
+)
+def test_write_refuses_what_would_broadcast_or_lose_its_kind(
+    value: Any, error: type[Exception], got: str
+) -> None:
+    model = small()
+    before = Snapshot(model)
+    with SurgicalTheater(model, [model]) as room, pytest.raises(error, match=f"^value .*{got}"):
+        room.write(model[0].weight, value)
+    before.assert_same()
+
+
+def test_write_does_not_round_fractions_into_integers() -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    with SurgicalTheater(model, [model]) as room:
+        with pytest.raises(ValueError, match=r"torch.int8, got .* torch.float32"):
+            room.write(model.weight, torch.full((2,), 0.5))
+        room.write(model.weight, torch.full((2,), 3, dtype=torch.int8))
+    assert model.weight.tolist() == [1, 1]
 
 
 # --- targets and messages ------------------------------------------------------------------------
@@ -305,7 +361,7 @@ def test_targets_may_be_modules_parameters_names_and_attention_layers() -> None:
             model.blocks[1].attn.c_attn.weight,
             model.blocks[1].attn.c_proj.weight,
         ):
-            room.write(p, torch.zeros(()))
+            room.write(p, torch.zeros_like(p))
         with pytest.raises(ValueError, match=r"^parameter must be one of the targets"):
             room.write(model.embed.weight, torch.zeros(()))
     before.assert_same()
@@ -533,15 +589,15 @@ def test_a_failure_while_entering_leaves_everything_closed_and_equal(
 def test_a_failure_after_saving_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     before, room = Snapshot(model), SurgicalTheater(model, [model])
-    calls, increment_version = [0], theater.increment_version
+    calls, increment_version = [0], snapshot.increment_version
 
-    def third_fails(p: nn.Parameter) -> None:
+    def second_fails(tensors: list[Tensor]) -> None:
         calls[0] += 1
-        if calls[0] == 3:
+        if calls[0] == 2:
             raise MemoryError
-        increment_version(p)
+        increment_version(tensors)
 
-    monkeypatch.setattr(theater, "increment_version", third_fails)
+    monkeypatch.setattr(snapshot, "increment_version", second_fails)
     with pytest.raises(MemoryError):
         room.__enter__()
     assert not room.is_open
@@ -550,14 +606,14 @@ def test_a_failure_after_saving_is_undone(monkeypatch: pytest.MonkeyPatch) -> No
 
 def fail_for(home: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make restoring the parameter that lives at ``home`` fail."""
-    dense, pointer = theater._dense, home.data_ptr()
+    dense, pointer = snapshot._dense, home.data_ptr()
 
     def failing(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() == pointer:
             raise OSError("the device is gone")
         return dense(tensor)
 
-    monkeypatch.setattr(theater, "_dense", failing)
+    monkeypatch.setattr(snapshot, "_dense", failing)
 
 
 @pytest.mark.parametrize("failing", ["0.weight", "0.bias", "1.weight", "1.bias"])
@@ -629,6 +685,7 @@ def test_an_exception_from_elsewhere_while_restoring_waits_for_all_weights(
             outer.__exit__(None, None, None)
     assert not outer.is_open
     assert not inner.is_open
+    inner.__exit__(error, None, None)
     before.assert_same()
 
 
@@ -649,6 +706,8 @@ def test_an_inner_theater_that_fails_does_not_stop_the_outer_one(
     assert [cause.__notes__ for cause in caught.value.exceptions] == [["while restoring 1.bias"]]
     assert not inner.is_open
     assert not outer.is_open
+    with pytest.raises(ExceptionGroup):
+        inner.__exit__(None, None, None)
     for name, p in model.named_parameters():
         assert (bits(p) == before.state[name][2]) == (name != "1.bias"), name
 
@@ -707,4 +766,22 @@ def test_autocast_forgets_its_copies_of_operated_weights() -> None:
             assert torch.equal(model(x), model.bias.to(torch.bfloat16)[None])
             room.write(model.weight, torch.ones(4, 4))
             assert not torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("filled_before", [False, True])
+def test_cached_parametrizations_are_computed_again(filled_before: bool) -> None:
+    model = parametrizations.weight_norm(nn.Linear(4, 4, bias=False))
+    direction, x = model.parametrizations.weight.original1, torch.ones(1, 4)
+    before = model(x)
+    with parametrize.cached():
+        if filled_before:
+            model(x)
+        with SurgicalTheater(model, [model]) as room:
+            room.write(direction, -direction)
+            assert torch.equal(model(x), -before)
+            room.write(direction, room.original(direction))
+            assert torch.equal(model(x), before)
+            room.write(direction, -direction)
+            model(x)
         assert torch.equal(model(x), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avatarl_env.surgery import SurgicalTheater, find_targets
 from tests.avatarl_env.surgery.edits import (
@@ -217,3 +219,109 @@ def test_training_goes_on_after_a_theater_as_if_it_had_not_been() -> None:
         return fingerprint(model)
 
     assert train(operate=True) == train(operate=False)
+
+
+# --- weights that share memory -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["parameter", "part of it", "buffer"])
+@pytest.mark.parametrize("edit", [nothing, write, in_place, new_data])
+def test_loss_of_a_tensor_in_a_targets_storage_cannot_span_the_boundary(
+    other: str, edit: Edit
+) -> None:
+    """As of an output layer tied by ``head.weight.data = embedding.weight.data``."""
+    model, x = small(), an_input()
+    model.tied = nn.Linear(3, 3, bias=False)
+    shared = model[0].weight.data
+    if other == "buffer":
+        del model.tied.weight
+        model.tied.register_buffer("weight", shared)
+    else:
+        model.tied.weight.data = shared[1:] if other == "part of it" else shared
+
+    def loss() -> Tensor:
+        return model.tied(x).square().sum()
+
+    outside = loss()
+    with SurgicalTheater(model, [model[0]]) as room:
+        edit(model, room)
+        inside = loss()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            outside.backward(retain_graph=True)
+        if edit is write:
+            edit(model, room)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                inside.backward(retain_graph=True)
+    for span in (outside, inside):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            span.backward()
+
+
+def test_parameters_that_share_storage_with_no_target_can_still_be_differentiated() -> None:
+    model, x = small(), an_input()
+    model.one, model.two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    model.two.weight.data = model.one.weight.data
+    loss = model.one(x).sum() + model.two(x).sum()
+    with SurgicalTheater(model, [model[0]]) as room:
+        in_place(model, room)
+        loss.backward()
+
+
+# --- what torch does not notice, and the theater's docstring says so -----------------------------
+
+
+def checkpointed(x: Tensor, model: nn.Sequential, *, use_reentrant: bool) -> Tensor:
+    loss: Tensor = checkpoint(model, x, use_reentrant=use_reentrant).square().sum()
+    return loss
+
+
+def with_saved_tensor_hooks(x: Tensor, model: nn.Sequential) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return model(x).square().sum()
+
+
+UNNOTICED: dict[str, Callable[[Tensor, nn.Sequential], Tensor]] = {
+    "checkpoint": functools.partial(checkpointed, use_reentrant=False),
+    "reentrant checkpoint": functools.partial(checkpointed, use_reentrant=True),
+    "save_on_cpu": with_saved_tensor_hooks,
+}
+
+
+@pytest.mark.parametrize("forward", UNNOTICED)
+def test_backward_that_reads_weights_again_is_right_on_the_side_of_its_loss_only(
+    forward: str,
+) -> None:
+    """If this fails because torch notices, take the exception out of the theater's docstring."""
+    model, x = small(), an_input()
+
+    with SurgicalTheater(model, [model]) as room:
+        write(model, room)
+        right = input_gradient(model(x).square().sum(), x)
+        assert torch.allclose(input_gradient(UNNOTICED[forward](x, model), x), right)
+        loss = UNNOTICED[forward](x, model)
+    assert not torch.allclose(input_gradient(loss, x), right)
+
+
+def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
+    x.grad = None
+    loss.backward()
+    assert x.grad is not None
+    return x.grad.clone()
+
+
+# --- gradients that the body cast ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_cast_in_the_body_leaves_gradients_that_fit_their_weights(dtype: torch.dtype) -> None:
+    model = small()
+    model(torch.ones(2, 3)).sum().backward()
+    before, grads = Snapshot(model), [p.grad for p in model.parameters()]
+    values = [grad.clone() for grad in grads if grad is not None]
+    with SurgicalTheater(model, [model]):
+        model.to(dtype)
+    before.assert_same()
+    for p, grad, value in zip(model.parameters(), grads, values, strict=True):
+        assert p.grad is grad
+        assert torch.equal(grad, value.to(dtype).float())
+    torch.optim.AdamW(model.parameters(), lr=0.1).step()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avatarl_env.surgery import SurgicalTheater, interrupts, sites, theater
+from avatarl_env.surgery import SurgicalTheater, interrupts, sites, snapshot, theater
 from tests.avatarl_env.surgery.edits import (
     Snapshot,
     in_place,
@@ -25,7 +25,7 @@ from tests.avatarl_env.surgery.edits import (
 )
 from tests.fakes import fingerprint
 
-FILES = {theater.__file__, sites.__file__, interrupts.__file__}
+FILES = {module.__file__ for module in (theater, sites, snapshot, interrupts)}
 """The theater's own code."""
 LOOKING = ("RESUME", "CALL", "JUMP_BACKWARD")
 """Instructions at which Python looks for signals."""
@@ -56,7 +56,7 @@ def test_a_second_thread_is_refused_until_the_first_has_left() -> None:
         raised = run_in_thread(elsewhere)
         assert isinstance(raised, RuntimeError)
         assert str(raised) == (
-            "one thread at a time may operate on a model, "
+            "one thread and one asyncio task at a time may operate on a model, "
             f"thread {threading.get_ident()} has a theater open on this one"
         )
         assert first.is_open
@@ -82,7 +82,7 @@ def test_the_main_thread_is_refused_while_another_operates() -> None:
     try:
         assert entered.wait(10)
         room = SurgicalTheater(model, [model])
-        with pytest.raises(RuntimeError, match="one thread at a time"):
+        with pytest.raises(RuntimeError, match="one thread and one asyncio task at a time"):
             room.__enter__()
         assert not room.is_open
         with SurgicalTheater(other := small(), [other]) as unrelated:
@@ -115,7 +115,7 @@ def test_a_wrapper_and_the_model_inside_are_one_to_a_second_thread(first_on: str
         in_place(model, room)
         raised = run_in_thread(elsewhere.__enter__)
         assert isinstance(raised, RuntimeError)
-        assert "one thread at a time" in str(raised)
+        assert "one thread and one asyncio task at a time" in str(raised)
     assert not elsewhere.is_open
     before.assert_same()
 
@@ -126,7 +126,7 @@ def test_models_that_share_no_more_than_a_layer_are_one_to_a_second_thread() -> 
     with SurgicalTheater(one, [one[1]]):  # not even a target of either
         raised = run_in_thread(SurgicalTheater(two, [two[0]]).__enter__)
         assert isinstance(raised, RuntimeError)
-        assert "one thread at a time" in str(raised)
+        assert "one thread and one asyncio task at a time" in str(raised)
         assert isinstance(run_in_thread(SurgicalTheater(layer, [layer]).__enter__), RuntimeError)
 
         def unrelated() -> None:
@@ -411,7 +411,7 @@ def test_ctrl_c_while_restoring_fails_reports_both(monkeypatch: pytest.MonkeyPat
     model = small()
     room = SurgicalTheater(model, [model])
     room.__enter__()
-    monkeypatch.setattr(theater, "_dense", failing)
+    monkeypatch.setattr(snapshot, "_dense", failing)
     with pytest.raises(KeyboardInterrupt) as caught:
         room.__exit__(None, None, None)
     assert isinstance(caught.value.__context__, ExceptionGroup)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,7 +79,7 @@ def test_overlapping_targets_unwind() -> None:
 
 
 @pytest.mark.parametrize("targets", ["all", "overlap", "apart"])
-def test_closing_the_outer_first_closes_the_inner_too(targets: str) -> None:
+def test_leaving_the_outer_first_ends_the_inner_too(targets: str) -> None:
     chosen = {
         "all": (["0.weight"], ["0.weight"]),
         "overlap": (["0.weight", "0.bias"], ["0.bias", "1.weight"]),
@@ -96,7 +99,124 @@ def test_closing_the_outer_first_closes_the_inner_too(targets: str) -> None:
     assert not inner.is_open
     with pytest.raises(RuntimeError, match="closed"):
         inner.write(model.get_parameter(chosen[1][0]), torch.zeros(()))
-    inner.__exit__(None, None, None)
+    leave_late(inner)
+    before.assert_same()
+
+
+def leave_late(room: SurgicalTheater) -> None:
+    """Leave a theater after the one that it was opened in."""
+    with pytest.raises(RuntimeError, match=r"an outer one on the model was left first"):
+        room.__exit__(None, None, None)
+    assert not room.is_open
+    assert room.saved_bytes == 0
+
+
+def operating(model: nn.Module, names: list[str], value: float) -> Iterator[None]:
+    """Open a theater, and fill its targets each time that it is gone on with."""
+    with SurgicalTheater(model, names):
+        while True:
+            for name in names:
+                model.get_parameter(name).data.fill_(value)
+            yield
+
+
+@pytest.mark.parametrize("ending", [None, ValueError, GeneratorExit])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_theaters_left_in_any_order_lose_no_weights(
+    order: tuple[int, ...], ending: type[BaseException] | None
+) -> None:
+    """As of three generators on one model, which go on editing after others were left."""
+    model = small()
+    before = Snapshot(model)
+    chosen = (["0.weight", "0.bias"], ["0.bias", "1.weight"], ["1.weight", "0.weight"])
+    rooms = [SurgicalTheater(model, names) for names in chosen]
+    error = ending() if ending else None
+    for room in rooms:
+        room.__enter__()
+    left: list[int] = []
+    for index in order:
+        for other in set(order) - set(left):
+            for name in chosen[other]:
+                model.get_parameter(name).data.mul_(2)
+        late = bool(set(range(index)) & set(left)) and ending is None
+        with pytest.raises(RuntimeError) if late else contextlib.nullcontext():
+            rooms[index].__exit__(ending, error, None)
+        left.append(index)
+    before.assert_same()
+
+
+def test_edits_made_after_the_outer_theater_was_left_are_undone_and_reported() -> None:
+    model = small()
+    before = Snapshot(model)
+    first, second = operating(model, ["0.weight"], 5.0), operating(model, ["0.weight"], 7.0)
+    next(first)
+    next(second)
+    first.close()
+    before.assert_same()
+    next(second)
+    assert model[0].weight.unique().tolist() == [7.0]
+    second.close()  # the generator's own way to end; nobody is there to be told
+    before.assert_same()
+
+
+def test_a_theater_opened_inside_one_that_ended_early_unwinds_too() -> None:
+    model = small()
+    before = Snapshot(model)
+    outer, middle, late = (SurgicalTheater(model, [model]) for _ in range(3))
+    outer.__enter__()
+    in_place(model, outer)
+    middle.__enter__()
+    outer.__exit__(None, None, None)
+    model[0].weight.data.fill_(1.0)
+    late.__enter__()
+    model[0].weight.data.fill_(2.0)
+    leave_late(middle)
+    before.assert_same()
+    model[0].weight.data.fill_(3.0)
+    leave_late(late)
+    before.assert_same()
+
+
+async def operate(model: nn.Module, entered: asyncio.Event, leave: asyncio.Event) -> None:
+    with SurgicalTheater(model, [model]):
+        entered.set()
+        await leave.wait()
+        model[0].weight.data.fill_(7.0)
+
+
+def test_a_second_asyncio_task_is_refused_until_the_first_has_left() -> None:
+    model = small()
+    before = Snapshot(model)
+
+    async def main() -> None:
+        entered, leave = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(operate(model, entered, leave), name="the first")
+        await entered.wait()
+        with pytest.raises(RuntimeError, match=r"one asyncio task at a time .*the first"):
+            await operate(model, entered, leave)
+        leave.set()
+        await first
+        before.assert_same()
+        await operate(model, entered, leave)
+
+    asyncio.run(main())
+    before.assert_same()
+
+
+def test_an_asyncio_task_may_operate_inside_the_theater_of_its_thread() -> None:
+    model = small()
+    before = Snapshot(model)
+
+    async def main() -> None:
+        done = asyncio.Event()
+        done.set()
+        await operate(model, asyncio.Event(), done)
+
+    with SurgicalTheater(model, [model]) as room:
+        write(model, room)
+        between = Snapshot(model)
+        asyncio.run(main())
+        between.assert_same()
     before.assert_same()
 
 
@@ -126,7 +246,7 @@ def test_an_inner_theater_on_a_replaced_parameter_is_still_of_the_same_model() -
     assert isinstance(refused, RuntimeError)
     outer.__exit__(None, None, None)
     assert not inner.is_open
-    inner.__exit__(None, None, None)
+    leave_late(inner)
     before.assert_same()
 
 
@@ -140,7 +260,7 @@ def test_models_that_share_a_parameter_are_one_model() -> None:
     inner.__enter__()
     two.weight.data = torch.zeros(3, 3)
     outer.__exit__(None, None, None)
-    assert not inner.is_open
+    leave_late(inner)
     before.assert_same()
 
 
@@ -152,7 +272,7 @@ def test_a_part_of_a_model_and_the_whole_are_one_model() -> None:
     inner.__enter__()
     new_data(model, inner)
     outer.__exit__(None, None, None)
-    assert not inner.is_open
+    leave_late(inner)
     before.assert_same()
 
 
