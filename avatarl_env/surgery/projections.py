@@ -22,8 +22,7 @@ class Projection:
     it reads if ``reads_heads``. That covers fused and interleaved projections.
 
     Raises:
-        ValueError: if the weight is not of 16 to 64 bit floating-point numbers. Integers and 8-bit
-            numbers (a quantised layer's) cannot hold a gain of 1.6: it would round to 1 or 2.
+        ValueError: if the weight is not of floating-point numbers of 16 bits or more.
     """
 
     module: nn.Module
@@ -40,13 +39,7 @@ class Projection:
     """Whether the heads are what the module reads (the output projection)."""
 
     def __post_init__(self) -> None:
-        dtype = self.weight.dtype
-        if dtype not in _DTYPES:
-            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
-            raise ValueError(
-                f"weights to operate on must be {kinds}, got {dtype} in a "
-                f"{type(self.module).__name__}; load the model without quantisation"
-            )
+        check_weight(self.module)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -99,6 +92,21 @@ class AttentionTarget:
         modules = (self.query.module, self.key.module, self.value.module, self.output.module)
         for module in dict.fromkeys(modules):
             yield from module.parameters(recurse=False)
+
+
+def check_weight(module: nn.Module) -> None:
+    """Raise a ValueError unless the module's weight can be multiplied by a gain.
+
+    Integers and 8-bit numbers, as of quantised layers, cannot: 1.6 would round to 1 or 2.
+    """
+    weight = module._parameters["weight"]
+    if weight is None or weight.dtype not in _DTYPES:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
+        got = None if weight is None else weight.dtype
+        raise ValueError(
+            f"weights to operate on must be {kinds}, got {got} in a {type(module).__name__}; "
+            "load the model without quantisation"
+        )
 
 
 def is_transposed(module: nn.Module) -> bool:

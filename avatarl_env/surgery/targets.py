@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import overload
 
+import torch
 from torch import Tensor, nn
 
 from avatarl_env.surgery.projections import AttentionTarget, Projection, is_transposed
@@ -231,22 +232,32 @@ def _matches(entry: int | str, names: list[str]) -> list[int]:
 
 
 def _check_unshared(model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
-    """Refuse weights that two targets have, or a target and anything else in the model."""
-    holders: dict[Tensor, list[str]] = {}
+    """Refuse weights that two targets have, or a target and anything else in the model.
+
+    A weight is known by the address of its memory: two Parameters on one memory are one weight.
+    """
+    holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for p in module._parameters.values():
             if p is not None:
-                holders.setdefault(p, []).append(name)
-    owners: dict[Tensor, str] = {}
+                holders.setdefault(_address(p), []).append(name)
+    owners: dict[int, str] = {}
     for target in targets:
         for p in target.parameters():
-            others = [owners[p]] if p in owners else holders.get(p, [])
-            if p in owners or len(others) > 1:
+            address = _address(p)
+            others = [owners[address]] if address in owners else holders.get(address, [])
+            if address in owners or len(others) > 1:
                 raise ValueError(
                     "targets must have weights of their own, "
                     f"got {target.name}, which shares one of {tuple(p.shape)} with {others}"
                 )
-            owners[p] = target.name
+            owners[address] = target.name
+
+
+def _address(weight: Tensor) -> int:
+    """Return where the weight's memory is; of one without memory, something of its own."""
+    plain = type(weight) is nn.Parameter and weight.layout == torch.strided and not weight.is_meta
+    return (weight.data_ptr() if plain and weight.numel() else 0) or -id(weight)
 
 
 def _attribute(module: nn.Module, name: str, path: str) -> object:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from avatarl_env.choices import closest
 from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, scale_made
+from avatarl_env.surgery.projections import check_weight
 from avatarl_env.surgery.targets import Targets
 from avatarl_env.surgery.theater import SurgicalTheater
 
@@ -38,8 +39,9 @@ class OutputTemperature:
 
         Raises:
             TypeError: if the model has no output head.
-            ValueError: if the scale is not positive and finite, or the head is tied and there is
-                no such normalisation, or what it makes is not proportional to its parameters.
+            ValueError: if the scale is not positive and finite, the head's weight is quantised, or
+                the head is tied and there is no such normalisation, or what it makes is not
+                proportional to its parameters.
         """
         check_scale(scale)
         self.scale = scale
@@ -101,6 +103,7 @@ def _output_head(model: nn.Module) -> nn.Module:
             "targets must be of a model whose get_output_embeddings() is a linear module, "
             f"got {type(head).__name__} from {type(model).__name__}"
         )
+    check_weight(head)
     return head
 
 

@@ -100,6 +100,14 @@ def test_tokens_flattened_into_rows_stay_with_their_operation() -> None:
     assert y[:, 0].tolist() == expected
 
 
+def test_a_module_may_be_called_by_keyword() -> None:
+    module = linear()
+    x = torch.arange(4.0)[:, None]
+    with Overlay(Times(module), [[1.0, 0.0], [10.0, 1.0]]):
+        assert torch.equal(module(input=x), module(x))
+    assert torch.equal(module(input=x), module(x))
+
+
 def test_one_operation_takes_the_whole_batch() -> None:
     module = linear()
     for n_rows in (1, 3):

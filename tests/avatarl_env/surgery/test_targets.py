@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from avatarl_env.lm import gpt
-from avatarl_env.surgery import LAYOUTS, AttentionTarget, Layout, Projection, Targets, find_targets
+from avatarl_env.surgery import (
+    LAYOUTS,
+    AttentionTarget,
+    Layout,
+    OutputTemperature,
+    Projection,
+    Targets,
+    find_targets,
+)
 from tests.avatarl_env.surgery.edits import refused
 from tests.fakes import bits, tiny_gpt
 from tests.zoo import N_HEADS, N_LAYERS, ZOO, build, plain, shared, tokens
@@ -473,10 +481,14 @@ def test_model_without_attention_is_refused_by_what_it_has() -> None:
 # --- weights of two owners -----------------------------------------------------------------------
 
 
-def test_layers_that_share_a_weight_are_refused() -> None:
+@pytest.mark.parametrize("tied_by", ["parameter", "memory"])
+def test_layers_that_share_a_weight_are_refused(tied_by: str) -> None:
     """In place an operation would be one on both layers, in an overlay on one of them."""
     model = tiny_gpt(n_layers=3)
-    model.blocks[2].attn.c_attn.weight = model.blocks[0].attn.c_attn.weight
+    if tied_by == "parameter":
+        model.blocks[2].attn.c_attn.weight = model.blocks[0].attn.c_attn.weight
+    else:
+        model.blocks[2].attn.c_attn.weight.data = model.blocks[0].attn.c_attn.weight.data
     message = (
         "targets must have weights of their own, got blocks.0.attn, which shares one of (96, 32) "
         "with ['blocks.0.attn.c_attn', 'blocks.2.attn.c_attn']"
@@ -527,3 +539,24 @@ def test_targets_found_do_not_follow_the_table(layouts: dict[str, Layout]) -> No
     assert find_targets(FOUR)[0].n_heads == 1
     assert before.n_heads == 2
     assert bits(before.query.weight) == bits(FOUR.blocks[0].attn.c_attn.weight)
+
+
+# --- quantised weights ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("where", ["c_attn", "c_proj"])
+def test_weights_that_cannot_hold_a_gain_are_refused(where: str, dtype: torch.dtype) -> None:
+    model = tiny_gpt()
+    layer = model.get_submodule(f"blocks.1.attn.{where}")
+    layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    with pytest.raises(ValueError, match=rf"^weights to operate on must be float32, .*{dtype}"):
+        find_targets(model)
+
+
+def test_a_quantised_output_head_is_refused() -> None:
+    model = tiny_gpt()
+    weight = model.lm_head.weight.detach().to(torch.int8)
+    model.lm_head.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ValueError, match=r"^weights to operate on .*torch.int8"):
+        OutputTemperature(find_targets(model))
