@@ -22,6 +22,7 @@ from avatarl_env.surgery.snapshot import Snapshot, forget_cached_weights, has_me
 _lock = threading.RLock()  # a theater may be collected, and so left, while it is held
 _open_theaters: list[SurgicalTheater] = []  # of all threads, in order of entry
 _interrupts = InterruptGuard()
+_DEPTH_OF_LEAVING = 20  # frames, at most, below __exit__
 
 
 class SurgicalTheater:
@@ -38,7 +39,8 @@ class SurgicalTheater:
     in its own storage, whether the body edited it in place, through ``.data``, re-assigned
     ``.data``, deleted it or put something else in its place. Signals with a Python handler (Ctrl-C,
     the alarm of a timeout) are held back while the theater is entered, commits and is left, and
-    are delivered right after; only a handler that the body itself installs is not.
+    are delivered right after. This cannot be done for a handler that the body itself installs, nor
+    for an exception that another thread injects into this one.
 
     * Only the targets are copied: :attr:`saved_bytes` says how many bytes that is.
     * Theaters nest in one thread and one asyncio task, also on the same targets, and unwind
@@ -167,12 +169,14 @@ class SurgicalTheater:
         """Save the targets.
 
         Raises:
+            RecursionError: if the stack has no room left for leaving.
             RuntimeError: if this theater is open already, another thread or asyncio task operates
                 on the model, the model has another Parameter in a target's place since the theater
                 was made, a target's storage was freed, or compiled graphs are being frozen.
         """
         owed = _interrupts.install()
         try:
+            _require_stack(_DEPTH_OF_LEAVING)
             self._register()
         except BaseException:
             if owed:
@@ -290,6 +294,12 @@ class SurgicalTheater:
             f"parameter must be one of the targets {self._choice.names}, "
             f"got another of shape {tuple(parameter.shape)}"
         )
+
+
+def _require_stack(depth: int) -> None:
+    """Raise a RecursionError unless so many more calls fit on the stack."""
+    if depth:
+        _require_stack(depth - 1)
 
 
 def _owner() -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -785,3 +786,26 @@ def test_cached_parametrizations_are_computed_again(filled_before: bool) -> None
             room.write(direction, -direction)
             model(x)
         assert torch.equal(model(x), before)
+
+
+def test_a_stack_that_is_nearly_full_is_refused_before_anything_is_edited() -> None:
+    model = small()
+    before, room = Snapshot(model), SurgicalTheater(model, [model])
+
+    def at_depth(depth: int) -> None:
+        if depth:
+            at_depth(depth - 1)
+        else:
+            with room:
+                for p in model.parameters():
+                    p.data.mul_(2)
+
+    refused = 0
+    for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit()):
+        try:
+            at_depth(depth)
+        except RecursionError:
+            refused += 1
+        before.assert_same()
+        assert not room.is_open
+    assert 0 < refused < 150
