@@ -157,7 +157,7 @@ def _storage(tensor: Tensor) -> int:
     """Return the address of a plain tensor's storage; 0 if it has none."""
     if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return 0
-    return tensor.data_ptr() - tensor.storage_offset() * tensor.element_size()
+    return tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _collect(

@@ -86,7 +86,7 @@ class SurgicalTheater:
         choice = choose(model, targets)
         self._choice = choice
         self._held: list[Snapshot] = []  # its own, then those of outer theaters that left first
-        self._owner: object = None
+        self._owner: tuple[object, ...] = ()
         self._ended_early = False
         self._guarded = False
 
