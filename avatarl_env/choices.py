@@ -137,6 +137,31 @@ def check_seed(argument: str, value: Any) -> int | None:
     return int(value)
 
 
+def check_seeds(argument: str, value: Any, n: int) -> list[int | None]:
+    """Return n rows' seeds: those given, or ``value + row``; or raise a ValueError."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        first = check_seed(argument, value)
+        return [None if first is None else first + row for row in range(n)]
+    seeds = [check_seed(argument, seed) for seed in value]
+    if len(seeds) != n:
+        raise ValueError(f"{argument} must be one for each of {n} rows, got {shown(value)}")
+    return seeds
+
+
+def check_mask(argument: str, value: Any, n: int) -> NDArray[np.bool_]:
+    """Return which of n rows are meant, all for None; or raise a ValueError."""
+    if value is None:
+        return np.ones(n, dtype=np.bool_)
+    rule = f"{argument} must be ({n},) of bool with at least one True, got {shown(value)}"
+    try:
+        rows = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(rule) from error
+    if rows.shape != (n,) or rows.dtype != np.bool_ or not rows.any():
+        raise ValueError(rule)
+    return rows
+
+
 def check_options(options: Any, known: Collection[str]) -> dict[str, Any]:
     """Return the options of a ``reset``, {} for None; raise a ValueError for unknown keys."""
     if options is None:

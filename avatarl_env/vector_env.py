@@ -23,9 +23,9 @@ from avatarl_env.choices import (
     check_choice,
     check_integer,
     check_keywords,
+    check_mask,
     check_options,
-    check_seed,
-    shown,
+    check_seeds,
 )
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import Episode, Outcome
@@ -165,9 +165,9 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
                 another option.
         """
         self._check_open()
-        seeds = self._seeds(seed)
-        mask = self._mask(options)
-        rows = np.flatnonzero(mask).tolist()
+        seeds = check_seeds("seed", seed, self.num_envs)
+        given = check_options(options, ["reset_mask"]).get("reset_mask")
+        rows = np.flatnonzero(check_mask("reset_mask", given, self.num_envs)).tolist()
         with self._all_or_nothing():
             for row in rows:
                 if seeds[row] is not None or self._rngs[row] is None:
@@ -236,7 +236,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             ValueError: if there is no such row.
             RuntimeError: if no incision has been made, or the model changed since ``reset``.
         """
-        if check_integer("row", row) >= self.num_envs:
+        if row not in range(self.num_envs) or isinstance(row, bool):
             raise ValueError(f"row must be one of 0 to {self.num_envs - 1}, got {row}")
         episode = self._episodes[row]
         if episode is None or not episode.n_done or self._is_stale(row):
@@ -339,31 +339,6 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
     def _is_stale(self, row: int) -> bool:
         return self._n_changes[row] != self.patient.n_changes
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if not isinstance(seed, list | tuple | np.ndarray):
-            first = check_seed("seed", seed)
-            return [None if first is None else first + row for row in range(self.num_envs)]
-        seeds = [check_seed("seed", one) for one in seed]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be one for each of {self.num_envs} rows, got {seeds}")
-        return seeds
-
-    def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
-        mask = check_options(options, ["reset_mask"]).get("reset_mask")
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        rule = (
-            f"reset_mask must be ({self.num_envs},) of bool with at least one True, "
-            f"got {shown(mask)}"
-        )
-        try:
-            rows = np.asarray(mask)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(rule) from error
-        if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
-            raise ValueError(rule)
-        return rows
 
     def _check_open(self) -> None:
         if self.closed:

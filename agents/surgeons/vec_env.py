@@ -45,9 +45,8 @@ class SB3VecEnv(VecEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"autoreset_mode must be SAME_STEP for Stable-Baselines3, got {mode} of "
-                f'{env}: make it with autoreset_mode="SameStep", as gymnasium.make_vec and '
-                "Gymnasium's vector environments take it"
+                f"autoreset_mode must be SAME_STEP for Stable-Baselines3, got {mode}: "
+                'make the environment with autoreset_mode="SameStep"'
             )
         self.env = env
         self._actions: np.ndarray | None = None
