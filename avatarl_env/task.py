@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -260,7 +261,7 @@ def _check_names(argument: str, value: Any) -> object:
 
 _CHECKS: dict[object, Callable[[str, Any], object]] = {
     "bool": check_bool,
-    "float": check_number,
+    "float": functools.partial(check_number, least=-math.inf, most=math.inf),
     "int": check_integer,
     "str | Sequence[str]": _check_names,
     "str | None": lambda argument, value: None if value is None else check_text(argument, value),
