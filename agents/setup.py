@@ -106,7 +106,12 @@ class Setup(LearningSetup):
         check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
         super().__init__(config, ranks)
         rules = {"operator": config.operator, **asdict(config.operation)}
-        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
+        self.env = AttentionSurgeryVectorEnv(
+            config.curriculum.n_rows,
+            self.patient,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            **rules,
+        )
         # Of its own, so that trying operations out disturbs none under way.
         self.exam = AttentionSurgeryVectorEnv(
             N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules

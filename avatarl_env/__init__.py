@@ -1,11 +1,14 @@
 """avatarl_env: a language model on the operating table, as a Gymnasium environment.
 
 Importing this package registers ``AttentionSurgery-v0``; everything else loads when it is used.
+It changes no setting of this process. Processes forked from it start with one torch thread.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -58,6 +61,21 @@ if ENV_ID not in gymnasium.registry:
         entry_point="avatarl_env.env:AttentionSurgeryEnv",
         vector_entry_point="avatarl_env.vector_env:AttentionSurgeryVectorEnv",
     )
+
+
+def _compute_on_one_thread() -> None:
+    """Let a forked child compute on the one thread that it has."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+# Only the thread that calls fork() lives on in the child. Once torch has computed on several, the
+# child would wait for the others for ever, at its first large product: so would an environment that
+# AsyncVectorEnv starts by forking, as it does on Linux. The parent keeps its threads, and so does
+# whatever is spawned. A child that loads torch itself has threads of its own to start; one that
+# asks for several with torch.set_num_threads() gets them.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_on_one_thread)
 
 
 def __getattr__(name: str) -> Any:

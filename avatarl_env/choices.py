@@ -1,20 +1,38 @@
-"""One way to refuse an unknown name or keyword, and to say which was probably meant."""
+"""One way to refuse an argument: it names the argument, the rule, the value and the closest match.
+
+Whatever is wrong raises a ValueError, its type too.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+import math
+import os
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+INTEGER_LIMIT = 2**53
+"""Most that a count may be where nothing else limits it: up to here floats are exact."""
+NUMBER_LIMIT = 1e6
+"""Most that a weight or a penalty may be: sums of them stay far from overflow."""
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 100
 _NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     """Raise a ValueError unless ``value`` is one of ``choices``; it names the closest."""
     known = sorted(choices)
-    if value not in known:
-        hint = closest(str(value), known)
-        raise ValueError(f"{argument} must be one of {known}, got {value!r}{hint}")
+    if not isinstance(value, str) or value not in known:
+        hint = closest(str(value)[:100], known)
+        raise ValueError(f"{argument} must be one of {known}, got {shown(value)}{hint}")
 
 
 def closest(value: str, choices: Iterable[str]) -> str:
@@ -58,3 +76,128 @@ def check_keywords(argument: str, given: Iterable[str], *makers: Callable[..., o
                 f"{argument} must be one of {known}, "
                 f"got an unexpected keyword argument {name!r}{closest(name, known)}"
             )
+
+
+def shown(value: object) -> str:
+    """Return a value's repr, on one line and cut short."""
+    return " ".join(_REPR.repr(value).split())
+
+
+def check_integer(argument: str, value: Any, least: int = 0, most: int = INTEGER_LIMIT) -> int:
+    """Return ``value`` as an int, or raise a ValueError; a bool is no integer here."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or value < least:
+        raise ValueError(f"{argument} must be an integer of at least {least}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{argument} must be at most {most}, got {shown(value)}")
+    return int(value)
+
+
+def check_number(
+    argument: str, value: Any, least: float = -NUMBER_LIMIT, most: float = NUMBER_LIMIT
+) -> float:
+    """Return ``value`` as a float, or raise a ValueError; a bool is no number here."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(_float(value)):
+        raise ValueError(f"{argument} must be a finite number, got {shown(value)}")
+    if not least <= float(value) <= most:
+        raise ValueError(f"{argument} must be in [{least:g}, {most:g}], got {shown(value)}")
+    return float(value)
+
+
+def check_bool(argument: str, value: Any) -> bool:
+    """Return ``value`` as a bool, or raise a ValueError."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{argument} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def check_text(argument: str, value: Any) -> str:
+    """Return a string or a path as a string, or raise a ValueError."""
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{argument} must be a string, got {shown(value)}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise ValueError(f"{argument} must be a string with something in it, got {shown(value)}")
+    return text
+
+
+def check_mapping(argument: str, value: Any) -> dict[str, Any]:
+    """Return a mapping from names as a dict, or raise a ValueError."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{argument} must be a dict with names as keys, got {shown(value)}")
+    return dict(value)
+
+
+def check_seed(argument: str, value: Any) -> int | None:
+    """Return a seed as an int of any size, or None; or raise a ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{argument} must be None or an integer of at least 0, got {shown(value)}")
+    return int(value)
+
+
+def check_seeds(argument: str, value: Any, n: int) -> list[int | None]:
+    """Return n rows' seeds: those given, or ``value + row``; or raise a ValueError."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        first = check_seed(argument, value)
+        return [None if first is None else first + row for row in range(n)]
+    seeds = [check_seed(argument, seed) for seed in value]
+    if len(seeds) != n:
+        raise ValueError(f"{argument} must be one for each of {n} rows, got {shown(value)}")
+    return seeds
+
+
+def check_mask(argument: str, value: Any, n: int) -> NDArray[np.bool_]:
+    """Return which of n rows are meant, all for None; or raise a ValueError."""
+    if value is None:
+        return np.ones(n, dtype=np.bool_)
+    rule = f"{argument} must be ({n},) of bool with at least one True, got {shown(value)}"
+    try:
+        rows = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(rule) from error
+    if rows.shape != (n,) or rows.dtype != np.bool_ or not rows.any():
+        raise ValueError(rule)
+    return rows
+
+
+def check_options(options: Any, known: Collection[str]) -> dict[str, Any]:
+    """Return the options of a ``reset``, {} for None; raise a ValueError for unknown keys."""
+    if options is None:
+        return {}
+    given = check_mapping("options", options)
+    for name in given:
+        if name not in known:
+            rule = f"have no keys but {sorted(known)}" if known else "have no keys"
+            raise ValueError(f"options must {rule}, got {name!r}{closest(name, known)}")
+    return given
+
+
+def as_numbers(argument: str, value: Any) -> NDArray[np.float64]:
+    """Return a number, numbers in lists, an array or a tensor as a float64 array.
+
+    A tensor may be on another device, in half precision, or require a gradient.
+
+    Raises:
+        ValueError: if it is none of these. Booleans, strings and None are no numbers.
+    """
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = value.double() if value.is_floating_point() else value
+        numbers = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{argument} must be numbers, got {shown(value)}: {reason}") from error
+    if numbers.dtype.kind not in "fiu":
+        raise ValueError(f"{argument} must be numbers, got {shown(value)}")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite
+        return numbers.astype(np.float64)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except (OverflowError, ValueError):
+        return math.inf

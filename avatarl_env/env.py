@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from avatarl_env.choices import check_keywords
+from avatarl_env.choices import check_keywords, check_options, check_seed, shown
 from avatarl_env.episode import Episode, OperationConfig
 from avatarl_env.patient import Patient
 from avatarl_env.rendering import RENDER_MODES, render
@@ -136,15 +136,12 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
                 fit the model's context.
         """
         check_keywords("keyword", unknown, AttentionSurgeryEnv)
-        if isinstance(lm, Patient):
-            if (corpus, device, dtype) != (None, "cpu", "float32"):
-                raise ValueError(
-                    "corpus, device and dtype are for stored models, a live one brings its own, "
-                    f"got {corpus!r}, {device!r} and {dtype!r}"
-                )
-            self.patient = lm
-        else:
-            self.patient = Patient.load(lm, corpus, device, dtype)
+        modes = self.metadata["render_modes"]
+        if not (render_mode is None or (isinstance(render_mode, str) and render_mode in modes)):
+            raise UnknownRenderMode(
+                f"render_mode must be None or one of {modes}, got {shown(render_mode)}"
+            )
+        # What needs no model is checked before one is loaded.
         config = OperationConfig(
             n_incisions=n_incisions,
             step_size=step_size,
@@ -155,6 +152,15 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             injury=injury,  # type: ignore[arg-type]  # which makes a tuple of any sequence
             flatline_penalty=flatline_penalty,
         )
+        if not isinstance(lm, Patient):
+            self.patient = Patient.load(lm, corpus, device, dtype)
+        elif (corpus, device, dtype) == (None, "cpu", "float32"):
+            self.patient = lm
+        else:
+            raise ValueError(
+                "corpus, device and dtype are for stored models, a live one brings its own, "
+                f"got {corpus!r}, {device!r} and {dtype!r}"
+            )
         self.task = SurgeryTask(
             self.patient,
             config,
@@ -165,15 +171,11 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         )
         self.observation_space = self.task.observation_space()
         self.action_space = self.task.action_space()
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            modes = self.metadata["render_modes"]
-            raise UnknownRenderMode(
-                f"render_mode must be None or one of {modes}, got {render_mode!r}"
-            )
         self.render_mode = render_mode
         self._episode: Episode | None = None
         # Of the patient when the episode began; None: the episode was void when it was saved.
         self._n_changes: int | None = self.patient.n_changes
+        self._is_closed = False
 
     @classmethod
     def from_model(
@@ -210,23 +212,44 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Make one incision.
 
+        Args:
+            action: (A,), clipped to [-1, 1]: an array, a list, or a tensor of any kind and device.
+
         Raises:
-            RuntimeError: if there is no operation under way, or the model changed since `reset`.
+            RuntimeError: if there is no operation under way, the model changed since `reset`, or
+                the environment is closed.
             ValueError: if the action has another shape than the action space or is not finite.
         """
         episode = self._episode_under_way()
-        (outcome,) = self.task.incise([episode], np.asarray(action)[None])
+        (outcome,) = self.task.incise([episode], [action])
         observation = self.task.observe(episode)
         return observation, outcome.reward, outcome.terminated, False, outcome.info
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an operation on the model as it stands."""
-        super().reset(seed=seed)
+        """Begin an operation on the model as it stands.
+
+        Args:
+            seed: of everything drawn from here on, an integer of at least 0; None goes on with the
+                generator as it is.
+            options: None or {}: there are none.
+
+        Raises:
+            RuntimeError: if the environment is closed.
+            ValueError: if the seed is no such integer, or there are options.
+        """
+        if self._is_closed:
+            raise RuntimeError("the environment is closed: make another")
+        check_options(options, ())
+        super().reset(seed=check_seed("seed", seed))
         (self._episode,) = self.task.begin([self.task.draw(self.np_random)])
         self._n_changes = self.patient.n_changes
         return self.task.observe(self._episode), self._episode.info(self.score)
+
+    def close(self) -> None:
+        """Forget the operation under way; the model is the caller's, and stays."""
+        self._episode, self._is_closed = None, True
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the operation as text or as a picture (400, 600, 3), None without a render mode.
@@ -308,6 +331,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return self._n_changes != self.patient.n_changes
 
     def _episode_under_way(self) -> Episode:
+        if self._is_closed:
+            raise RuntimeError("the environment is closed: make another")
         if self._episode is None or self._episode.is_over:
             raise RuntimeError("step() needs an operation under way: call reset() first")
         if self._is_stale():

@@ -6,13 +6,12 @@ Shapes: A coefficients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avatarl_env.choices import check_choice
+from avatarl_env.choices import as_numbers, check_choice, check_integer, check_number, shown
 from avatarl_env.patient import Evaluation, Prompts
 from avatarl_env.scoring import Score
 from avatarl_env.text.corpus import SPLITS
@@ -49,20 +48,19 @@ class OperationConfig:
     def __post_init__(self) -> None:
         least = {"n_incisions": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
         for name, bound in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < bound:
-                raise ValueError(f"{name} must be an integer of at least {bound}, got {value}")
+            self._set(name, check_integer(name, getattr(self, name), bound))
         for name in ("step_size", "flatline_penalty"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
+            self._set(name, check_number(name, getattr(self, name), 0))
         if not self.n_incisions * self.step_size >= 1:
             raise ValueError(
                 "n_incisions * step_size must be at least 1, or coefficients are out of reach, "
                 f"got {self.n_incisions} * {self.step_size}"
             )
         check_choice("split", self.split, SPLITS)
-        object.__setattr__(self, "injury", _as_injury(self.injury))  # frozen, but not yet made
+        self._set("injury", _as_injury(self.injury))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # frozen, but not yet made
 
     @property
     def injures(self) -> bool:
@@ -82,19 +80,19 @@ def _as_injury(value: Any) -> float | tuple[float, ...]:
     """Return a number as a half-width, and a list, tuple or array of them as a tuple, checked."""
     rule = (
         "injury must be a half-width in [0, 1] or a sequence of numbers in [-1, 1], "
-        f"as far as coefficients reach, got {' '.join(repr(value).split())}"
+        f"as far as coefficients reach, got {shown(value)}"
     )
-    if not isinstance(value, Real | list | tuple) and not hasattr(value, "__array__"):
+    parts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(part, bool) for part in parts):
         raise ValueError(rule)
     try:
-        numbers = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
+        numbers = as_numbers("injury", value)
+    except ValueError as error:
         raise ValueError(rule) from error
-    is_row = numbers.dtype.kind in "biuf" and numbers.ndim < 2 and numbers.size
     least = 0 if numbers.ndim == 0 else -1
+    is_row = numbers.ndim < 2 and numbers.size
     if not is_row or not ((least <= numbers) & (numbers <= 1)).all():
         raise ValueError(rule)
-    numbers = numbers.astype(np.float64)
     return tuple(numbers.tolist()) if numbers.ndim else float(numbers)
 
 

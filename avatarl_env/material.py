@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avatarl_env.choices import shown
 from avatarl_env.lm.generation import Generation
 from avatarl_env.lm.interface import Tokenizer, count_characters, encode
 from avatarl_env.lm.tokenizer import CharTokenizer
@@ -30,8 +31,13 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextRef
     For our own tokenizer that is done once per process: nobody may write into the splits.
 
     Raises:
-        ValueError: if the tokenizer's ids are out of its range, or the text is of too few tokens.
+        ValueError: if there is no corpus, the tokenizer's ids are out of its range, or the text is
+            of too few tokens.
     """
+    if not isinstance(corpus, Corpus):
+        raise ValueError(  # noqa: TRY004 - as for all that is wrong with an argument
+            f"corpus must be one of load_corpus(), got {shown(corpus)}"
+        )
     if type(tokenizer) is CharTokenizer:
         return _encode_once(corpus, tokenizer.characters)
     return _encode(corpus, tokenizer)

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from avatarl_env.choices import check_choice
+from avatarl_env.admission import check_model
+from avatarl_env.choices import check_choice, check_text
 from avatarl_env.lm.generation import generate
 from avatarl_env.lm.interface import Tokenizer, as_causal_lm, as_tokenizer
 from avatarl_env.lm.reading import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
@@ -79,6 +80,7 @@ class Patient:
             ValueError: if the tokenizer and the model disagree about the vocabulary, or one of them
                 or the text will not do.
         """
+        check_model(model)
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         # A module and a CausalLM: types know no "and".
         self.model: Any = as_causal_lm(model, self.tokenizer.vocab_size)
@@ -111,15 +113,15 @@ class Patient:
             ValueError: if there is no such model, corpus or dtype, or the device is not there.
         """
         check_choice("dtype", dtype, DTYPES)
-        stored = load_model(lm)
+        stored = load_model(check_text("lm", lm))
         try:
-            model = stored.model.to(device=device, dtype=DTYPES[dtype])
+            model = stored.model.to(device=check_text("device", device), dtype=DTYPES[dtype])
         except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
             raise
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
-        learned = corpus or stored.about.get("corpus")
+        learned = stored.about.get("corpus") if corpus is None else check_text("corpus", corpus)
         if not learned:
             raise ValueError(f"corpus must be given, {lm!r} does not say what it learned")
         text = load_corpus(learned)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from avatarl_env.choices import check_choice
+from avatarl_env.choices import check_choice, check_mapping, check_number
 from avatarl_env.reference import Array, TextReference, ngram_codes
 
 BOUND = 1e3
@@ -177,16 +177,15 @@ class Score:
             weights: by term name; default ``{"kl_ref": 1.0}``.
 
         Raises:
-            ValueError: if a name is unknown (names the closest) or a weight is not finite.
+            ValueError: if a name is unknown (names the closest) or a weight is not a number of at
+                most 1e6.
         """
-        chosen = DEFAULT_WEIGHTS if weights is None else weights
+        chosen = check_mapping("score", DEFAULT_WEIGHTS if weights is None else weights)
         if not chosen:
             raise ValueError("score must weigh at least one term, got none")
-        for name, weight in chosen.items():
+        for name in chosen:
             check_choice("score", name, TERMS)
-            if not math.isfinite(weight):
-                raise ValueError(f"score weights must be finite, got {name}={weight}")
-        self.weights = {name: float(weight) for name, weight in chosen.items()}
+        self.weights = {name: check_number(f"score[{name!r}]", w) for name, w in chosen.items()}
         self._signed = {name: w * TERMS[name].sign for name, w in self.weights.items()}
 
     def __call__(self, terms: Mapping[str, float]) -> float:

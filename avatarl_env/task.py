@@ -6,19 +6,39 @@ Shapes: N operations side by side, A coefficients, O numbers in an observation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium.spaces import Box
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from avatarl_env.choices import check_keywords, takes_any_keyword
+from avatarl_env.admission import check_memory
+from avatarl_env.choices import (
+    as_numbers,
+    check_bool,
+    check_choice,
+    check_integer,
+    check_keywords,
+    check_mapping,
+    check_number,
+    check_text,
+    shown,
+    takes_any_keyword,
+)
 from avatarl_env.episode import Episode, OperationConfig, Outcome
 from avatarl_env.observation import Observation
-from avatarl_env.patient import Evaluation, Patient, Prompts
+from avatarl_env.patient import ROWS_PER_FORWARD, Evaluation, Patient, Prompts
 from avatarl_env.scoring import TERMS, Score
 from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make_operator
+
+MOST_LAYERS = 10_000
+"""Entries of ``layers`` that are looked at."""
 
 
 class Draw(NamedTuple):
@@ -72,8 +92,11 @@ class SurgeryTask:
         self.score = Score(score)
         self.terms = dict(TERMS)
         """What is measured, for life: later ones are not of this task."""
-        targets = patient.targets if layers is None else find_targets(patient.model, layers)
-        self.operator = _make_operator(operator, targets, dict(operator_options or {}))
+        targets = patient.targets
+        if layers is not None:
+            targets = find_targets(patient.model, _as_layers(layers))
+        options = {} if operator_options is None else operator_options
+        self.operator = _make_operator(operator, targets, options)
         self._n_coefficients = len(self.operator.labels)
         given = config.injury
         if isinstance(given, tuple) and len(given) != self._n_coefficients:
@@ -81,9 +104,30 @@ class SurgeryTask:
                 f"injury must be one number for each of the {self._n_coefficients} coefficients, "
                 f"got {len(given)}: {[*given]}"
             )
+        self.check_memory(1, "n_prompts texts")
         self._observation = Observation(
             patient.targets, patient.width, tuple(self.terms), self._n_coefficients
         )
+
+    def check_memory(self, n_rows: int, rule: str = "num_envs * n_prompts texts") -> None:
+        """Raise a ValueError if n_rows operations side by side would not fit into memory.
+
+        A lower bound: what is kept of each operation (two evaluations), and the largest tensors of
+        as many of them as are evaluated at once.
+        """
+        config, patient, n_new = self.config, self.patient, self.config.n_new
+        weight = next(patient.model.parameters())
+        whole = patient.tokenizer.vocab_size if patient.keeps_distributions else 2
+        n_texts, n_tokens = n_rows * config.n_prompts, config.prompt_length + n_new
+        kept = 2 * n_texts * (8 * n_tokens + 8 * n_new * whole)
+        width = sum(t.key.n_heads * t.key.head_dim for t in patient.targets)
+        each = 2 * width * n_tokens * weight.element_size() + 4 * n_new * whole
+        at_once = min(n_texts, max(config.n_prompts, ROWS_PER_FORWARD)) * each
+        if weight.device.type == "cpu":
+            kept += at_once
+        else:
+            check_memory(rule, at_once, weight.device)
+        check_memory(rule, kept, torch.device("cpu"))
 
     def observation_space(self) -> Box[np.float32]:
         """Return the observation space, a new object."""
@@ -122,22 +166,18 @@ class SurgeryTask:
             for draw, baseline, sound in zip(draws, baselines, healthy or baselines, strict=True)
         ]
 
-    def incise(self, episodes: Sequence[Episode], actions: NDArray[np.floating]) -> list[Outcome]:
+    def incise(self, episodes: Sequence[Episode], actions: Sequence[ArrayLike]) -> list[Outcome]:
         """Make one incision in each operation.
 
         Args:
             episodes: N operations under way.
-            actions: (N, A).
+            actions: N, each (A,) numbers of any kind that :func:`as_numbers` takes.
 
         Raises:
             ValueError: if the actions have another shape or are not finite. No operation is touched
                 then.
         """
-        shape = (self._n_coefficients,)
-        pairs = list(zip(episodes, np.asarray(actions, dtype=np.float64), strict=True))
-        for _, action in pairs:
-            if action.shape != shape or not np.isfinite(action).all():
-                raise ValueError(f"action must be {shape} finite numbers, got {action.tolist()}")
+        pairs = [(e, self._as_action(a)) for e, a in zip(episodes, actions, strict=True)]
         coefficients = [episode.incise(action) for episode, action in pairs]
         known = [_known(e, c) for e, c in zip(episodes, coefficients, strict=True)]
         rows = [row for row, evaluation in enumerate(known) if evaluation is None]
@@ -151,6 +191,16 @@ class SurgeryTask:
             episode.conclude(c, next(new) if evaluation is None else evaluation, self.score)
             for episode, c, evaluation in zip(episodes, coefficients, known, strict=True)
         ]
+
+    def _as_action(self, action: ArrayLike) -> NDArray[np.float64]:
+        """Return one action as (A,) numbers, checked."""
+        numbers = as_numbers("action", action)
+        shape = (self._n_coefficients,)
+        if numbers.shape != shape:
+            raise ValueError(f"action must be {shape} finite numbers, got shape {numbers.shape}")
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"action must be {shape} finite numbers, got {numbers.tolist()}")
+        return numbers
 
     def observe(self, episode: Episode) -> NDArray[np.float32]:
         """Return what the surgeon sees, (O,), a fresh array."""
@@ -185,10 +235,55 @@ def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | 
     return episode.present if np.array_equal(coefficients, episode.coefficients) else None
 
 
-def _make_operator(name: str, targets: Targets, options: dict[str, Any]) -> Operator:
+def _as_layers(layers: Any) -> list[int | str]:
+    """Return what ``find_targets`` takes, checked by type."""
+    entries = [layers] if isinstance(layers, int | str) else layers
+    if not isinstance(entries, list | tuple | set | frozenset | range | np.ndarray):
+        raise ValueError(f"layers must be numbers, names or globs in a list, got {shown(layers)}")
+    found: list[int | str] = []
+    for entry in itertools.islice(entries, MOST_LAYERS):
+        is_number = isinstance(entry, Integral) and not isinstance(entry, bool)
+        if not is_number and not isinstance(entry, str):
+            raise ValueError(f"layers must be numbers, names or globs, got {shown(entry)}")
+        found.append(int(entry) if is_number else entry)
+    if not found:
+        raise ValueError("layers must be at least one layer, got none")
+    return found
+
+
+def _check_names(argument: str, value: Any) -> object:
+    """Return a name or a list of names, checked by type."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument} must be a name or a list of names, got {shown(value)}")
+    return value
+
+
+_CHECKS: dict[object, Callable[[str, Any], object]] = {
+    "bool": check_bool,
+    "float": functools.partial(check_number, least=-math.inf, most=math.inf),
+    "int": check_integer,
+    "str | Sequence[str]": _check_names,
+    "str | None": lambda argument, value: None if value is None else check_text(argument, value),
+}
+"""Checks of an operator's options, by the annotation that its signature has."""
+
+
+def _make_operator(name: str, targets: Targets, given: Any) -> Operator:
     """Make an operator of options that are checked, where the operator says which it has."""
-    if name in OPERATORS:
-        maker = functools.partial(OPERATORS[name], targets)
-        if not takes_any_keyword(maker):
-            check_keywords(f"operator_options of {name!r}", options, maker)
-    return make_operator(name, targets, **options)
+    check_choice("operator", name, OPERATORS)
+    options = check_mapping("operator_options", given)
+    maker = functools.partial(OPERATORS[name], targets)
+    if not takes_any_keyword(maker):
+        check_keywords(f"operator_options of {name!r}", options, maker)
+        for option, parameter in inspect.signature(maker).parameters.items():
+            check = _CHECKS.get(parameter.annotation)
+            if option in options and check is not None:
+                options[option] = check(f"operator_options[{option!r}]", options[option])
+    try:
+        return make_operator(name, targets, **options)
+    except (MemoryError, RuntimeError) as error:  # torch's own of too little memory is the latter
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"operator_options must fit into memory, got {options}: {reason}"
+        ) from error

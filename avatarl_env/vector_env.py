@@ -6,8 +6,7 @@ Shapes: N rows, A coefficients, O numbers in an observation.
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -19,7 +18,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import nn
 
-from avatarl_env.choices import check_choice, check_keywords
+from avatarl_env.choices import (
+    as_numbers,
+    check_choice,
+    check_integer,
+    check_keywords,
+    check_mask,
+    check_options,
+    check_seeds,
+)
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.episode import Episode, Outcome
 from avatarl_env.patient import Patient
@@ -43,18 +50,19 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     a larger batch: no weight is written, the operator's edits act on the rows of the batch instead.
     (An operator that cannot do that operates row after row.)
 
-    The default autoreset mode is SAME_STEP, which Stable-Baselines3 expects: when a row ends, the
-    observation returned is the first of its next operation, the last one is in
-    ``infos["final_obs"]`` and its info in ``infos["final_info"]``: how it ended is told there only,
-    all else in ``infos`` is of the next. NEXT_STEP, Gymnasium's own, begins the next operation at
-    the next step, whose action is ignored; DISABLED leaves it to
+    The default autoreset mode is NEXT_STEP, Gymnasium's own, which RLlib assumes: the step after a
+    row's last ignores the row's action, begins its next operation, and pays 0. Do not learn from
+    that transition. SAME_STEP, which Stable-Baselines3 needs (:class:`SB3VecEnv` asks for it
+    itself), begins it at once: the observation returned is the first of the next operation, the
+    last one is in ``infos["final_obs"]`` and its info in ``infos["final_info"]``: how it ended is
+    told there only, all else in ``infos`` is of the next. DISABLED leaves it to
     ``reset(options={"reset_mask": ...})``, which is what TorchRL does by itself.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own way
         "render_modes": [*RENDER_MODES],
         "render_fps": 2,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
     def __init__(
@@ -62,7 +70,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         num_envs: int = 1,
         lm: str | Patient = "bundled",
         *,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         **keywords: Any,
@@ -72,7 +80,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         Args:
             num_envs: N, at least 1.
             lm: as for :class:`AttentionSurgeryEnv`.
-            autoreset_mode: ``"SameStep"``, ``"NextStep"`` or ``"Disabled"``, or the enumeration's.
+            autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, or the enumeration's.
             max_episode_steps: truncate operations there; default never.
             render_mode: None, ``"ansi"`` or ``"rgb_array"``.
             **keywords: as for :class:`AttentionSurgeryEnv`.
@@ -81,21 +89,19 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             ValueError: if an argument is unknown or out of range.
         """
         check_keywords("keyword", keywords, AttentionSurgeryVectorEnv, AttentionSurgeryEnv)
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not isinstance(autoreset_mode, AutoresetMode):
-            check_choice("autoreset_mode", autoreset_mode, AUTORESET_MODES)
-            autoreset_mode = AUTORESET_MODES[autoreset_mode]
+        num_envs = check_integer("num_envs", num_envs, 1)
+        if max_episode_steps is not None:
+            max_episode_steps = check_integer("max_episode_steps", max_episode_steps, 1)
+        self.metadata = {**type(self).metadata}
+        self.autoreset_mode = autoreset_mode
         single = AttentionSurgeryEnv(lm, render_mode=render_mode, **keywords)
+        single.task.check_memory(num_envs)
         self.num_envs = num_envs
         self.task = single.task
         self.patient = single.patient
         self.config = single.config
         self.operator = single.operator
         self.render_mode = render_mode
-        self.autoreset_mode = autoreset_mode
-        self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
         self.max_episode_steps = max_episode_steps
         self.single_observation_space = single.observation_space
         self.single_action_space = single.action_space
@@ -127,6 +133,19 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         text = load_corpus(corpus) if isinstance(corpus, str) else corpus
         return cls(num_envs, Patient(model, tokenizer, text), **keywords)
 
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """When a row whose operation has ended begins the next; set it before a ``reset``."""
+        mode: AutoresetMode = self.metadata["autoreset_mode"]
+        return mode
+
+    @autoreset_mode.setter
+    def autoreset_mode(self, mode: AutoresetMode | str) -> None:
+        if not isinstance(mode, AutoresetMode):
+            check_choice("autoreset_mode", mode, AUTORESET_MODES)
+            mode = AUTORESET_MODES[mode]
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
+
     def reset(
         self,
         *,
@@ -141,11 +160,14 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             options: ``{"reset_mask": (N,) bool}`` to begin anew only where it is True.
 
         Raises:
-            ValueError: if there are not N seeds, or the mask is not (N,) bool with a True.
+            RuntimeError: if the environment is closed.
+            ValueError: if there are not N seeds, the mask is not (N,) bool with a True, or there is
+                another option.
         """
-        seeds = self._seeds(seed)
-        mask = self._mask(options)
-        rows = np.flatnonzero(mask).tolist()
+        self._check_open()
+        seeds = check_seeds("seed", seed, self.num_envs)
+        given = check_options(options, ["reset_mask"]).get("reset_mask")
+        rows = np.flatnonzero(check_mask("reset_mask", given, self.num_envs)).tolist()
         with self._all_or_nothing():
             for row in rows:
                 if seeds[row] is not None or self._rngs[row] is None:
@@ -159,22 +181,26 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     def step(self, actions: NDArray[np.float32]) -> Step:
         """Make one incision in every operation.
 
+        Args:
+            actions: (N, A), clipped to [-1, 1]: an array, lists, or a tensor of any kind
+                and device.
+
         Raises:
             RuntimeError: if a row has no operation under way (before ``reset``, or after its end in
-                mode DISABLED), or the model changed since its ``reset``.
+                mode DISABLED), the model changed since its ``reset``, or the environment is closed.
             ValueError: if the actions have another shape or are not finite.
         """
-        actions = np.asarray(actions)
-        if actions.shape != self.action_space.shape:
-            shape = self.action_space.shape
-            raise ValueError(f"actions must have shape {shape}, got {actions.shape}")
+        self._check_open()
+        moves, shape = as_numbers("actions", actions), self.action_space.shape
+        if moves.shape != shape:
+            raise ValueError(f"actions must have shape {shape}, got {moves.shape}")
         late = self._is_done.copy()  # rows whose next operation begins in this step
         if late.any() and self.autoreset_mode != AutoresetMode.NEXT_STEP:
             raise RuntimeError(f"reset() is needed where operations are over, {late.tolist()}")
         rows = np.flatnonzero(~late).tolist()
         episodes = [self._episode(row) for row in rows]
         with self._all_or_nothing():
-            outcomes = self.task.incise(episodes, actions[rows])
+            outcomes = self.task.incise(episodes, list(moves[rows]))
             self._begin(np.flatnonzero(late).tolist())
             return self._conclude(dict(zip(rows, outcomes, strict=True)))
 
@@ -210,7 +236,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             ValueError: if there is no such row.
             RuntimeError: if no incision has been made, or the model changed since ``reset``.
         """
-        if not 0 <= row < self.num_envs:
+        if row not in range(self.num_envs) or isinstance(row, bool):
             raise ValueError(f"row must be one of 0 to {self.num_envs - 1}, got {row}")
         episode = self._episodes[row]
         if episode is None or not episode.n_done or self._is_stale(row):
@@ -314,24 +340,6 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     def _is_stale(self, row: int) -> bool:
         return self._n_changes[row] != self.patient.n_changes
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, Iterable):
-            seeds = [None if one is None else operator.index(one) for one in seed]
-        else:
-            seeds = [operator.index(seed) + row for row in range(self.num_envs)]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be one for each of {self.num_envs} rows, got {seeds}")
-        return seeds
-
-    def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
-        mask = (options or {}).get("reset_mask")
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(
-                f"reset_mask must be ({self.num_envs},) of bool with at least one True, got {mask}"
-            )
-        return mask
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("the environment is closed: make another")

@@ -62,7 +62,12 @@ def make_env(options: argparse.Namespace) -> AttentionSurgeryVectorEnv:
     tokenizer = CharTokenizer.from_text(corpus.text)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, context=128, **SIZES[options.size])
     env = AttentionSurgeryVectorEnv.from_model(
-        GPT(config), tokenizer, corpus, options.rows, n_prompts=options.prompts
+        GPT(config),
+        tokenizer,
+        corpus,
+        options.rows,
+        n_prompts=options.prompts,
+        autoreset_mode="SameStep",
     )
     env.reset(seed=0)
     env.step(_actions(env))

@@ -63,7 +63,9 @@ def run(task: Task) -> dict[str, Any]:
         n_coefficients = len(make_operator("head_gain", patient.targets).labels)
         dice = np.random.default_rng([task.seed, 1])  # nobody else's
         rules["injury"] = dice.uniform(-options.injury, options.injury, n_coefficients).tolist()
-    env = AttentionSurgeryVectorEnv(options.rows, patient, n_prompts=options.prompts, **rules)
+    env = AttentionSurgeryVectorEnv(
+        options.rows, patient, n_prompts=options.prompts, autoreset_mode="SameStep", **rules
+    )
     test_env = AttentionSurgeryVectorEnv(
         options.tests,
         patient,

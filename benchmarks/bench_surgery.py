@@ -160,7 +160,9 @@ def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats:
 def measure_environments(patient: Patient, n_rows: int, n_prompts: int, repeats: int) -> Row:
     """Time steps of single environments and of one vector environment."""
     single = AttentionSurgeryEnv(patient, n_prompts=n_prompts)
-    together = AttentionSurgeryVectorEnv(n_rows, patient, n_prompts=n_prompts)
+    together = AttentionSurgeryVectorEnv(
+        n_rows, patient, n_prompts=n_prompts, autoreset_mode="SameStep"
+    )
     single.reset(seed=0)
     together.reset(seed=0)
     n_incisions = single.config.n_incisions

@@ -152,7 +152,9 @@ class Course:
         exam = AttentionSurgeryVectorEnv(
             8, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
         )
-        env = AttentionSurgeryVectorEnv(options.rows, self.patient, **rules)
+        env = AttentionSurgeryVectorEnv(
+            options.rows, self.patient, autoreset_mode=AutoresetMode.SAME_STEP, **rules
+        )
         surgeon = make_surgeon("es", env, seed=options.seed) if operated else None
         self._phase = Phase("joint", n_rounds, n_updates, int(operated), False, operated)
         self._whole = Curriculum(

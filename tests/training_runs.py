@@ -85,7 +85,8 @@ def small_env(
 ) -> AttentionSurgeryVectorEnv:
     """Return an environment of two incisions on ``patient``, or on a new tiny one: fast."""
     sizes = {"n_incisions": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 5}
-    return tiny_vector_env(n_rows, patient, **{**sizes, **keywords})
+    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}  # as surgeons practise
+    return tiny_vector_env(n_rows, patient, **{**sizes, **mode, **keywords})
 
 
 def small_exam(

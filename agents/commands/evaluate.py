@@ -112,7 +112,12 @@ def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]
     with refusing(ValueError, ImportError):
         patient.corpus.require(patient.model.context, "context")
         # As in training: it was made for so many rows, and is asked about the exam's.
-        env = AttentionSurgeryVectorEnv(settings["curriculum"]["n_rows"], patient, **rules)
+        env = AttentionSurgeryVectorEnv(
+            settings["curriculum"]["n_rows"],
+            patient,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            **rules,
+        )
         surgeon = load_surgeon(home, env)
         exam = AttentionSurgeryVectorEnv(
             N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules

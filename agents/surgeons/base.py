@@ -102,7 +102,10 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
         """
         mode = self.env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
-            raise ValueError(f"autoreset_mode must be SAME_STEP to practise, got {mode}")
+            raise ValueError(
+                f"autoreset_mode must be SAME_STEP to practise, got {mode}: "
+                'make the environment with autoreset_mode="SameStep"'
+            )
         for row in range(self.num_envs):
             self._forget(row)
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]

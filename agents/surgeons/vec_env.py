@@ -16,10 +16,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.surgeons.base import row_info
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
 class SB3VecEnv(VecEnv):
-    """Adapter from any Gymnasium vector environment in mode SAME_STEP.
+    """Adapter from any Gymnasium vector environment, in mode SAME_STEP.
+
+    Stable-Baselines3 knows no other, and this package's own environment is switched to it; it is
+    the adapter that drives it from here on. Others have to be made in this mode.
 
     ::
 
@@ -34,11 +38,16 @@ class SB3VecEnv(VecEnv):
         """Take the environment.
 
         Raises:
-            ValueError: if its autoreset mode is not SAME_STEP.
+            ValueError: if its autoreset mode is not SAME_STEP, and cannot be switched.
         """
+        if isinstance(env, AttentionSurgeryVectorEnv):
+            env.autoreset_mode = AutoresetMode.SAME_STEP
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
-            raise ValueError(f"autoreset_mode must be SAME_STEP for Stable-Baselines3, got {mode}")
+            raise ValueError(
+                f"autoreset_mode must be SAME_STEP for Stable-Baselines3, got {mode}: "
+                'make the environment with autoreset_mode="SameStep"'
+            )
         self.env = env
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+COLD = 1e-3
+"""Temperatures below this are taken of the logits' differences from the largest."""
+
 
 class KVCache:
     """Keys and values of the positions seen so far, preallocated.
@@ -110,6 +113,19 @@ def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cdf, points, right=True)
 
 
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities of logits (..., V) at a temperature, float32.
+
+    The closer to 0, the more surely the likeliest token; ever closer to uniform above. Logits that
+    are not finite give NaN.
+    """
+    logits = logits.float()
+    if temperature < COLD:  # the quotient could overflow, but that of differences may
+        logits = logits - logits.amax(-1, keepdim=True)
+    limits = torch.finfo(torch.float32)  # beyond them, the divisor itself would be 0 or infinite
+    return torch.log_softmax(logits / min(max(temperature, limits.tiny), limits.max), dim=-1)
+
+
 def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
     if prompts.dim() != 2 or prompts.size(1) < 1:
         raise ValueError(f"prompts must be (B, P) with P >= 1, got {tuple(prompts.shape)}")
@@ -117,8 +133,8 @@ def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
         raise ValueError(
             f"uniforms must be ({prompts.size(0)}, N) with N >= 1, got {tuple(uniforms.shape)}"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 @torch.no_grad()
@@ -140,7 +156,8 @@ def generate(
         model: the writer; its weights, mode and generators are not touched.
         prompts: (B, P) int64, P >= 1.
         uniforms: (B, N) in [0, 1): one draw for each new token.
-        temperature: divides the logits, > 0; the log-probabilities are the tempered policy's.
+        temperature: divides the logits, > 0 and finite; the log-probabilities are the tempered
+            policy's.
         return_distributions: also return every new position's full distribution.
         return_entropies: also return their entropies, which takes the memory of one position.
         use_cache: False reads the whole window again for every token: slow, and the oracle
@@ -165,7 +182,7 @@ def generate(
     logits = model(tokens[:, start:n_prompt], cache)[:, -1]  # (B, V)
     for position in range(n_prompt, n_total):
         # 1) sample
-        policy = torch.log_softmax(logits.float() / temperature, dim=-1)
+        policy = tempered(logits, temperature)
         token = inverse_cdf(policy, uniforms[:, position - n_prompt, None])  # (B, 1)
         tokens[:, position] = token[:, 0]
         log_probs.append(policy.gather(1, token)[:, 0])

@@ -288,7 +288,7 @@ def test_only_the_chosen_layers_are_operated_on(patient: Patient) -> None:
         ({"layers": [-3]}, "layers must match .* got -3"),
         ({"layers": ["blocks.2.attn"]}, r"layers must match .* got 'blocks.2.attn' \(0: blocks"),
         ({"layers": [0, "h.*"]}, r"layers must match .* got 'h.\*'"),
-        ({"layers": []}, "targets must hold at least one attention layer, got none"),
+        ({"layers": []}, "layers must be at least one layer, got none"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(

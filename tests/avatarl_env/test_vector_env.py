@@ -186,7 +186,6 @@ def test_gymnasiums_own_vector_environments_still_do(folder: str) -> None:
         "AttentionSurgery-v0", num_envs=2, vectorization_mode="sync", lm=folder, **BRIEF
     )
     assert sync.reset(seed=4)[0] == pytest.approx(expected, abs=1e-4)
-    # Started afresh: forking a process that has threads is unsafe.
     processes = gymnasium.make_vec(
         "avatarl_env:AttentionSurgery-v0",
         num_envs=1,
@@ -208,8 +207,8 @@ def test_autoreset_mode_is_a_member_of_its_own_by_either_name(mode: AutoresetMod
         env = AttentionSurgeryVectorEnv(2, patient, autoreset_mode=given, **BRIEF)
         assert env.metadata["autoreset_mode"] is mode
         assert env.autoreset_mode is mode
-    assert AttentionSurgeryVectorEnv.metadata["autoreset_mode"] is SAME_STEP  # the default
-    assert AttentionSurgeryVectorEnv(2, patient, **BRIEF).autoreset_mode is SAME_STEP
+    assert AttentionSurgeryVectorEnv.metadata["autoreset_mode"] is NEXT_STEP  # the default
+    assert AttentionSurgeryVectorEnv(2, patient, **BRIEF).autoreset_mode is NEXT_STEP
 
 
 @pytest.mark.parametrize(
@@ -217,8 +216,8 @@ def test_autoreset_mode_is_a_member_of_its_own_by_either_name(mode: AutoresetMod
     [
         ({"autoreset_mode": "SameSteps"}, "autoreset_mode must .* did you mean 'SameStep'?"),
         ({"autoreset_mode": "next_step"}, "autoreset_mode must .* did you mean 'NextStep'?"),
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be an integer of at least 1, got 0"),
         ({"render_mode": "human"}, "render_mode must be None or"),
         ({"operator": "head_gian"}, "operator must be .* did you mean 'head_gain'?"),
         ({"layers": [7]}, "layers must match attention layers of the model, got 7"),
@@ -650,21 +649,13 @@ def test_rows_draw_from_generators_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "error"),
-    [
-        ([1, 2], ValueError),
-        ([1, 2, 3, 4], ValueError),
-        ([1, 2.5, 3], TypeError),
-        (2.5, TypeError),
-        ("abc", TypeError),
-        ([1, 2, -3], gymnasium.error.Error),
-    ],
+    "seed", [[1, 2], [1, 2, 3, 4], [1, 2.5, 3], 2.5, "abc", [1, 2, -3], True, {1: 2}, [1, 2, "3"]]
 )
-def test_bad_seeds_are_refused_and_change_nothing(seed: Any, error: type[Exception]) -> None:
+def test_bad_seeds_are_refused_and_change_nothing(seed: Any) -> None:
     env, twin = vector(), vector()
     for each in (env, twin):
         each.reset(seed=0)
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match=r"^seed must be"):
         env.reset(seed=seed)
     assert agree(env.reset(), twin.reset())
 
@@ -950,7 +941,7 @@ def test_bad_actions_are_refused_in_one_line_and_change_nothing(mode: AutoresetM
     env, twin = vector(3, mode), vector(3, mode)
     for each in (env, twin):
         each.reset(seed=0)
-    message = r"actions must have shape \(3, 4\)|action must be \(4,\) finite|could not convert"
+    message = r"^actions must (have shape \(3, 4\)|be numbers, got)|^action must be \(4,\) finite"
     for action in BAD_ACTIONS:
         with pytest.raises(ValueError, match=message) as caught:
             env.step(action)

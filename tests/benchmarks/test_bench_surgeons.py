@@ -40,7 +40,9 @@ def test_the_share_is_that_of_all_operations_together() -> None:
 def test_operations_are_examined_each_on_an_injury_of_its_own() -> None:
     patient = tiny_patient()
     env = AttentionSurgeryVectorEnv(3, patient, autoreset_mode="NextStep", prompt_length=8, **SIZES)
-    practice = AttentionSurgeryVectorEnv(3, patient, prompt_length=8, **SIZES)
+    practice = AttentionSurgeryVectorEnv(
+        3, patient, autoreset_mode="SameStep", prompt_length=8, **SIZES
+    )
     rows = bench_surgeons.examine(ScriptedSurgeon(practice, 0.2), env)
     # What the single environment says of the second one.
     single = tiny_env(patient, **SIZES)

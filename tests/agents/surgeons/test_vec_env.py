@@ -269,13 +269,18 @@ def test_an_environment_without_a_render_mode_is_no_reason_to_warn() -> None:
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_other_ways_of_beginning_anew_are_refused(mode: AutoresetMode) -> None:
-    for env in (small_env(autoreset_mode=mode), pendulums(autoreset_mode=mode)):
+def test_other_ways_of_beginning_anew_are_switched_off_or_refused(mode: AutoresetMode) -> None:
+    env = small_env(autoreset_mode=mode)
+    wrapped = RecordEpisodeStatistics(small_env(autoreset_mode=mode))
+    assert adapt(env).env.autoreset_mode is SAME_STEP
+    assert env.metadata["autoreset_mode"] is SAME_STEP
+    for other in (pendulums(autoreset_mode=mode), wrapped):  # would be told too late
         with pytest.raises(
             ValueError,
-            match=r"^autoreset_mode must be SAME_STEP for Stable-Baselines3, got AutoresetMode",
+            match=r"^autoreset_mode must be SAME_STEP for Stable-Baselines3, got AutoresetMode.*: "
+            'make the environment with autoreset_mode="SameStep"$',
         ):
-            adapt(env)
+            adapt(other)
 
 
 def test_an_environment_that_does_not_say_how_it_begins_anew_is_refused() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avatarl_env.lm.generation import Generation, KVCache, generate, inverse_cdf
+from avatarl_env.lm.generation import Generation, KVCache, generate, inverse_cdf, tempered
 from tests.fakes import UniformLM, fingerprint, tiny_gpt
 
 BY_CONTEXT = [tiny_gpt(context=context) for context in range(1, 10)]
@@ -411,7 +411,31 @@ def test_uniforms_must_be_a_row_for_each_prompt(shape: tuple[int, ...]) -> None:
         generate(tiny_gpt(), some_tokens(2, 3), torch.zeros(shape))
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_temperature_must_be_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match=f"^temperature must be positive, got {temperature}$"):
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-40, 5e-324])
+def test_the_colder_the_surer_down_to_the_smallest_number(temperature: float) -> None:
+    model, prompts = tiny_gpt(), some_tokens(2, 3)
+    cold = generate(model, prompts, dice(2, 4), temperature=temperature)
+    tokens = prompts
+    for _ in range(4):
+        tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(cold.tokens, tokens)
+    assert torch.isfinite(cold.log_probs).all()
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e39, 1e308])
+def test_the_hotter_the_more_uniform_up_to_the_largest_number(temperature: float) -> None:
+    logits = torch.tensor([[3.0, -2.0, 0.0, -math.inf]])
+    policy = tempered(logits, temperature)
+    assert policy.exp()[0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])
+
+
+def test_at_temperature_one_the_log_probabilities_are_those_of_the_logits() -> None:
+    logits = 10 * torch.randn(50, 65, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tempered(logits, 1.0), torch.log_softmax(logits, -1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_temperature_must_be_positive_and_finite(temperature: float) -> None:
+    message = f"^temperature must be positive and finite, got {temperature}$"
+    with pytest.raises(ValueError, match=message):
         generate(tiny_gpt(), some_tokens(2, 3), dice(2, 4), temperature=temperature)
