@@ -110,7 +110,18 @@ def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cdf, points, right=True)
 
 
-def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
+def keep_top(logits: Tensor, top_k: int | None) -> Tensor:
+    """Return the ``top_k`` largest logits of each row (B, V), and those that equal the last of them.
+
+    The others are minus infinity. None, or as many as there are, keeps all.
+    """
+    if top_k is None or top_k >= logits.size(-1):
+        return logits
+    least = logits.topk(top_k).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def _check(prompts: Tensor, uniforms: Tensor, temperature: float, top_k: int | None) -> None:
     if prompts.dim() != 2 or prompts.size(1) < 1:
         raise ValueError(f"prompts must be (B, P) with P >= 1, got {tuple(prompts.shape)}")
     if uniforms.dim() != 2 or uniforms.size(0) != prompts.size(0) or uniforms.size(1) < 1:
@@ -119,6 +130,8 @@ def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if top_k is not None and not top_k >= 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
 
 
 @torch.no_grad()
@@ -128,6 +141,7 @@ def generate(
     uniforms: Tensor,
     *,
     temperature: float = 1.0,
+    top_k: int | None = None,
     return_distributions: bool = False,
     return_entropies: bool = False,
     use_cache: bool = True,
@@ -141,6 +155,8 @@ def generate(
         prompts: (B, P) int64, P >= 1.
         uniforms: (B, N) in [0, 1): one draw for each new token.
         temperature: divides the logits, > 0; the log-probabilities are the tempered policy's.
+        top_k: draw from so many of the most probable tokens, and those as probable as the last of
+            them; the log-probabilities are those among them. Default all.
         return_distributions: also return every new position's full distribution.
         return_entropies: also return their entropies, which takes the memory of one position.
         use_cache: False reads the whole window again for every token: slow, and the oracle
@@ -150,9 +166,9 @@ def generate(
         The tokens, their log-probabilities and, if asked, the distributions and entropies.
 
     Raises:
-        ValueError: if a shape or the temperature is out of range.
+        ValueError: if a shape, the temperature or ``top_k`` is out of range.
     """
-    _check(prompts, uniforms, temperature)
+    _check(prompts, uniforms, temperature, top_k)
     n_rows, n_prompt = prompts.size()
     n_total = n_prompt + uniforms.size(1)
     keep = max(1, model.context // 2)
@@ -165,7 +181,7 @@ def generate(
     logits = model(tokens[:, start:n_prompt], cache)[:, -1]  # (B, V)
     for position in range(n_prompt, n_total):
         # 1) sample
-        policy = torch.log_softmax(logits.float() / temperature, dim=-1)
+        policy = torch.log_softmax(keep_top(logits.float(), top_k) / temperature, dim=-1)
         token = inverse_cdf(policy, uniforms[:, position - n_prompt, None])  # (B, 1)
         tokens[:, position] = token[:, 0]
         log_probs.append(policy.gather(1, token)[:, 0])
