@@ -55,11 +55,12 @@ def _address_space() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _control_groups() -> list[int | None]:
+def _control_groups(
+    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[int | None]:
     """Return the limits of the process's control group and of those that it is in."""
-    root = Path("/sys/fs/cgroup")
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("\n")
+        lines = own.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         return []
     files = []

@@ -105,7 +105,7 @@ def make_surgeon(
     _check_options(name, options)
     try:
         return SURGEONS[name](env, seed, **options)
-    except (TypeError, AssertionError) as error:  # how libraries refuse an option
+    except (TypeError, AssertionError, MemoryError) as error:  # how libraries refuse an option
         reason = " ".join(str(error).split())
         raise ValueError(
             f"surgeon {name!r} must be given options that fit, got {options}: {reason}"

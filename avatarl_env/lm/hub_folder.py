@@ -66,6 +66,9 @@ def check_hub_folder(folder: Path) -> None:
         SafetensorError: if the weights are damaged.
         ValueError: says what is in the folder that may not be there.
     """
+    for entry in folder.iterdir():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise ValueError(f"it must hold files, got {entry.name}, a pipe or a device")
     settings = _read_object(folder / HUB_CONFIG)
     for name in ("tokenizer_config.json", "generation_config.json", "tokenizer.json"):
         if os.path.lexists(folder / name):
@@ -98,9 +101,7 @@ def check_skeleton(config: Any) -> None:
     from transformers.initialization import no_init_weights
 
     with torch.device("meta"), no_init_weights():
-        skeleton = AutoModelForCausalLM.from_config(
-            config, attn_implementation=None, trust_remote_code=False
-        )
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parts = (*skeleton.parameters(), *skeleton.buffers())
     check_memory("its weights", sum(part.numel() for part in parts) * 2)  # two bytes at least
 

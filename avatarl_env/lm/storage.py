@@ -217,12 +217,13 @@ def _load_hub(folder: Path) -> StoredModel:
     try:
         # Some models draw weights that are then replaced; nobody else's dice are to change by it.
         with offline(), torch.random.fork_rng(devices=[]):
-            config = AutoConfig.from_pretrained(folder, **safe)
+            config: Any = AutoConfig.from_pretrained(folder, **safe)
+            # Transformers' own choice: a folder may name code that is to be downloaded and run.
+            config._attn_implementation = config._experts_implementation = None
             check_skeleton(config)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                attn_implementation=None,  # transformers' own choice, whatever the folder names
                 use_safetensors=True,
                 output_loading_info=True,
                 **safe,
