@@ -16,7 +16,7 @@ from pathlib import Path
 from agents.commands import COMMANDS
 from agents.commands.parsing import Refusal, refusing
 from agents.launch import place, started_by
-from agents.terminal import defused, printable
+from agents.terminal import printable
 from avatarl_env.choices import check_choice
 
 SIGNALLED = 128  # and the signal's number, as shells have it
@@ -111,7 +111,7 @@ def _show(text: str) -> None:
 
 
 def _complain(prog: str, text: str) -> None:
-    print(defused(f"{prog}: {text}", sys.stderr), file=sys.stderr)
+    print(printable(f"{prog}: {text}", sys.stderr, "backslashreplace"), file=sys.stderr)
 
 
 def _show_warning(prog: str, message: Warning | str, *_: object, **__: object) -> None:

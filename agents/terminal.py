@@ -9,18 +9,19 @@ from typing import TextIO
 _CONTROL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-def defused(text: str, stream: TextIO) -> str:
-    r"""Return a text whose control characters are escapes, such as ``\x1b``, for a terminal.
+def printable(text: str, stream: TextIO, errors: str = "replace") -> str:
+    r"""Return a text in the form that a stream can take.
 
-    A terminal would obey them, and a model may have learned them from anybody's text. A file or a
-    pipe gets the text as it is.
+    Control characters become escapes, such as ``\x1b``, for a terminal: it would obey them, and a
+    model may have learned them from anybody's text. A file or a pipe gets them as they are.
+
+    Args:
+        text: to be printed.
+        stream: where.
+        errors: what becomes of characters that its encoding does not have: ``"replace"`` for a
+            question mark, ``"backslashreplace"`` for an escape.
     """
-    if not stream.isatty():
-        return text
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def printable(text: str, stream: TextIO) -> str:
-    """Return a defused text, with a question mark for what the stream's encoding does not have."""
+    if stream.isatty():
+        text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     encoding = stream.encoding or "utf-8"
-    return defused(text, stream).encode(encoding, "replace").decode(encoding)
+    return text.encode(encoding, errors).decode(encoding)

@@ -22,6 +22,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: it has no lone surrogates, as names of other bytes have."""
+    return _SURROGATE.search(text) is None
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON that anybody may have written.
 

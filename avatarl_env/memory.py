@@ -72,7 +72,9 @@ def _control_groups(
         base = root / controllers
         name = "memory.limit_in_bytes" if controllers else "memory.max"
         here = base / inside.lstrip("/")
-        files += [place / name for place in (here, *here.parents) if base in (place, *place.parents)]
+        files += [
+            place / name for place in (here, *here.parents) if base in (place, *place.parents)
+        ]
     return [_number_in(file) for file in files]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -198,10 +197,11 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     Raises:
         Refusal: if the model does not know all of it.
     """
+    from avatarl_env.files import is_utf8
     from avatarl_env.lm.hub import HubTokenizer
     from avatarl_env.lm.tokenizer import CharTokenizer
 
-    if isinstance(tokenizer, HubTokenizer) and re.search("[\ud800-\udfff]", prompt):
+    if isinstance(tokenizer, HubTokenizer) and not is_utf8(prompt):
         raise Refusal(f"prompt must be text that UTF-8 can hold, got {prompt!r}")
     tokens = [int(token) for token in tokenizer.encode(prompt)]
     if isinstance(tokenizer, CharTokenizer):

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from avatarl_env.files import is_utf8
 from avatarl_env.lm.gpt import GPT, NORM_EPS, ROTARY_BASE, Block
 from avatarl_env.lm.tokenizer import UNKNOWN, CharTokenizer
 
@@ -56,10 +57,14 @@ def export_model(
         corpus: name of the text it learned, for the reader of the folder.
 
     Raises:
-        ValueError: if the folder holds anything or cannot be written to, or the model and the
-            tokenizer do not fit together or into transformers.
+        ValueError: if the folder holds anything or cannot be written to, its name is not UTF-8, or
+            the model and the tokenizer do not fit together or into transformers.
     """
     path = Path(folder)
+    if not is_utf8(str(path)):
+        raise ValueError(
+            f"out must be a folder whose name is UTF-8, for transformers, got {str(path)!r}"
+        )
     try:
         _refuse_used(path)
         exported, characters = to_transformers(model, tokenizer)
@@ -76,7 +81,7 @@ def export_model(
 def to_transformers(
     model: GPT, tokenizer: CharTokenizer
 ) -> tuple[ArceeForCausalLM, PreTrainedTokenizerFast]:
-    """Return a transformers model of the same logits, on the CPU, and its tokenizer.
+    r"""Return a transformers model of the same logits, on the CPU, and its tokenizer.
 
     Arithmetic is the same, bit for bit, but for the rotary angles, which transformers rounds to
     single precision before it takes their cosine: logits differ in the fifth decimal.
@@ -84,7 +89,7 @@ def to_transformers(
     Rows of a batch are padded on the left, with the unknown symbol, which is also the tokenizer's
     end of text (eos), for libraries that need one. It is the only token that no text holds:
     transformers takes special tokens out of what it decodes, and a line break that were one would
-    be missing in every text. To end texts with the line, set ``tokenizer.eos_token = "\\n"`` after
+    be missing in every text. To end texts with the line, set ``tokenizer.eos_token = "\n"`` after
     loading; what is decoded then stays as it is.
 
     Left to itself, ``generate`` does not stop there: it samples from the whole distribution at
@@ -177,7 +182,7 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
 
     ids = {character: number for number, character in enumerate(tokenizer.characters)}
     for character in ids:
-        if "\ud800" <= character <= "\udfff":
+        if not is_utf8(character):
             raise ValueError(
                 f"tokenizer must have characters that UTF-8 can hold, got {character!r}"
             )

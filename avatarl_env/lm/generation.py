@@ -111,9 +111,9 @@ def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def keep_top(logits: Tensor, top_k: int | None) -> Tensor:
-    """Return the ``top_k`` largest logits of each row (B, V), and those that equal the last of them.
+    """Return the logits (B, V) with all but the ``top_k`` largest of each row at minus infinity.
 
-    The others are minus infinity. None, or as many as there are, keeps all.
+    Those that equal the last one that is kept are kept too. None keeps all.
     """
     if top_k is None or top_k >= logits.size(-1):
         return logits
@@ -135,7 +135,7 @@ def _check(prompts: Tensor, uniforms: Tensor, temperature: float, top_k: int | N
 
 
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913 - each is one choice, by keyword
     model: LanguageModel,
     prompts: Tensor,
     uniforms: Tensor,

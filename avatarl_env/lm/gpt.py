@@ -29,8 +29,8 @@ class GPTConfig:
     """Sizes of a :class:`GPT`.
 
     Raises:
-        ValueError: if a size is not a positive integer, the heads do not divide the width, or the head dim
-            (width / heads) is odd, which rotary positions cannot use.
+        ValueError: if a size is not a positive integer, the heads do not divide the width, or the
+            head dim (width / heads) is odd, which rotary positions cannot use.
     """
 
     vocab_size: int
@@ -64,7 +64,7 @@ class GPTConfig:
 
     @property
     def n_parameters(self) -> int:
-        """Distinct parameters of a model of these sizes: 12 L C^2 + (2 L + 1 + V) C."""
+        """Distinct parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
         layers, width = self.n_layers, self.width
         return 12 * layers * width**2 + (2 * layers + 1 + self.vocab_size) * width
 

@@ -6,9 +6,7 @@ files elsewhere, or build more than there is room for.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +20,17 @@ HUB_CONFIG = "config.json"
 HUB_WEIGHTS, HUB_INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
+_READ = (HUB_CONFIG, "tokenizer_config.json", "generation_config.json")
+
+MOST_HEADER = 10**8
+"""Bytes of a header, as safetensors itself has it."""
 MOST_JSON = 2**28
 """Bytes of a file of JSON: the largest tokenizers have a tenth of that."""
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_DIMENSIONS = ("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner")
-_DIMENSIONS += ("ffn_dim", "num_attention_heads", "n_head", "num_key_value_heads", "head_dim")
+_DIMENSIONS = (
+    *("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"),
+)
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
 _FOREIGN = re.compile(r"\.(bin|pt|pth|pkl|ckpt|gguf|h5|msgpack)$|^shard-\d+-model-.*\.safetensors$")
 
@@ -42,20 +46,20 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """Return what the header of a safetensors file says; the tensors are not read.
 
     Raises:
-        OSError: if there is no such file.
-        SafetensorError: if it is not a safetensors file.
-        ValueError: if it is not a regular file.
+        OSError: if it cannot be read.
+        ValueError: if it is not a safetensors file.
     """
-    from safetensors import safe_open
-
     if not path.is_file():  # opening a pipe takes for ever
         raise ValueError(f"it must have a regular file {path.name}, got none")
-    with safe_open(path, "pt") as stored:  # type: ignore[no-untyped-call]
-        parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
-        return {
-            name: StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
-            for name, part in parts.items()
-        }
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MOST_HEADER, path.stat().st_size):
+            raise ValueError(f"{path.name} must begin with a header of safetensors, got none")
+        header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name} must begin with an object, got {header!r:.40}")  # noqa: TRY004
+    header.pop("__metadata__", None)
+    return {name: _described(name, entry) for name, entry in header.items()}
 
 
 def check_hub_folder(folder: Path) -> None:
@@ -63,30 +67,27 @@ def check_hub_folder(folder: Path) -> None:
 
     Raises:
         OSError: if a file cannot be read.
-        SafetensorError: if the weights are damaged.
         ValueError: says what is in the folder that may not be there.
     """
     for entry in folder.iterdir():
         if entry.exists() and not entry.is_file() and not entry.is_dir():
             raise ValueError(f"it must hold files, got {entry.name}, a pipe or a device")
-    settings = _read_object(folder / HUB_CONFIG)
-    for name in ("tokenizer_config.json", "generation_config.json", "tokenizer.json"):
-        if os.path.lexists(folder / name):
-            _read_object(folder / name)
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             "it must be a whole model, got an adapter (adapter_config.json): merge it into its "
             "model first"
         )
+    content = {name: _read_object(folder / name) for name in _READ if (folder / name).exists()}
+    parts = list(_objects(content[HUB_CONFIG]))
     for key in ("quantization_config", "transformers_weights"):
-        if any(part.get(key) is not None for part in _objects(settings)):
+        if any(part.get(key) is not None for part in parts):
             raise ValueError(
                 f"it must have plain weights in {HUB_WEIGHTS}, got {key} in its {HUB_CONFIG}"
             )
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         tensors |= stored_tensors(file)
-    for part in _objects(settings):
+    for part in parts:
         _check_sizes(part, tensors)
 
 
@@ -101,7 +102,9 @@ def check_skeleton(config: Any) -> None:
     from transformers.initialization import no_init_weights
 
     with torch.device("meta"), no_init_weights():
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        skeleton = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=False
+        )
     parts = (*skeleton.parameters(), *skeleton.buffers())
     check_memory("its weights", sum(part.numel() for part in parts) * 2)  # two bytes at least
 
@@ -125,8 +128,16 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} must hold an object, got {json.dumps(content):.40}")
+        raise ValueError(f"{path.name} must hold an object, got {content!r:.40}")  # noqa: TRY004
     return content
+
+
+def _described(name: str, entry: Any) -> StoredTensor:
+    """Return the shape and type of a tensor in the header of a safetensors file."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"tensor {name!r:.80} must have a shape, got {shape!r:.40}")
+    return StoredTensor(tuple(shape), str(entry.get("dtype")))
 
 
 def _objects(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -174,16 +185,15 @@ def _check_sizes(settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor
     """Refuse sizes that are no sizes, or that the stored tensors cannot have."""
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     total = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    rules = [(_LAYERS, len(tensors), "as many as there are tensors")]
-    rules += [(_DIMENSIONS, longest, "as long as the longest tensor")]
     # Rotary positions take no weights. Nobody has a model for more of them than weights and these.
-    rules += [(_POSITIONS, max(total, 2**30), "as many as there are weights")]
-    for names, most, why in rules:
-        for name in names:
-            value = settings.get(name)
-            if value is None or isinstance(value, list | dict):  # one for each layer
-                continue
-            if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(
-                    f"{name} must be an integer from 1 to {most}, {why}, got {value!r:.40}"
-                )
+    most = dict.fromkeys(_LAYERS, len(tensors)) | dict.fromkeys(_DIMENSIONS, longest)
+    most |= dict.fromkeys(_POSITIONS, max(total, 2**30))
+    for name in settings.keys() & most.keys():
+        value = settings[name]
+        if value is None or isinstance(value, list | dict):  # a list has one for each layer
+            continue
+        if type(value) is not int or not 1 <= value <= most[name]:
+            raise ValueError(
+                f"{name} must be an integer from 1 to {most[name]}, the most that its weights "
+                f"allow, got {value!r:.40}"
+            )

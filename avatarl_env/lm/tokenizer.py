@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from avatarl_env.files import is_utf8
+
 UNKNOWN = "\ufffd"
 """The replacement character: what every character outside the vocabulary is encoded as."""
 
@@ -95,7 +97,7 @@ class CharTokenizer:
         if state.get("type") != _FORMAT:
             raise ValueError(f"state['type'] must be {_FORMAT!r}, got {state.get('type')!r}")
         characters = state.get("characters")
-        parts = characters if isinstance(characters, list) else [characters]
+        parts: list[Any] = characters if isinstance(characters, list) else [characters]
         if not all(isinstance(part, str) for part in parts):
             raise TypeError(f"state['characters'] must be a string, got {characters!r:.80}")
         return cls("".join(parts))
@@ -157,8 +159,7 @@ class CharTokenizer:
         The characters are one string. Where there are lone surrogates they are a list: JSON would
         read two of them that follow one another as one character.
         """
-        has_surrogates = any("\ud800" <= character <= "\udfff" for character in self.characters)
-        characters = list(self.characters) if has_surrogates else self.characters
+        characters = self.characters if is_utf8(self.characters) else list(self.characters)
         return {"type": _FORMAT, "characters": characters}
 
     def __eq__(self, other: object) -> bool:

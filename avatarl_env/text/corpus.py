@@ -216,7 +216,8 @@ def _load_published(
     if cache_root.startswith("~"):  # nobody's home: it would be a folder of that name here
         raise CorpusError(
             f"corpus {name!r} must have a folder to be kept in, {cache_root!r} is none: set "
-            f"XDG_CACHE_HOME, or put the file at DIR/{name}/{_FILE_NAME} and set AVATARL_DATA_DIR=DIR"
+            f"XDG_CACHE_HOME, or put the file at DIR/{name}/{_FILE_NAME} and set "
+            "AVATARL_DATA_DIR=DIR"
         )
     url = _SOURCES[name].url
     content = _download(name, url, patience)

@@ -52,13 +52,13 @@ def test_what_cannot_fit_is_refused_by_name(parts: dict[str, Any], argument: str
 
 def test_a_replay_buffer_counts() -> None:
     config = replace(preset("smoke"), surgeon_options={"buffer_size": 10**12})
-    with pytest.raises(ValueError, match="^buffer_size must fit the memory"):
+    with pytest.raises(ValueError, match=r"^buffer_size must fit the memory"):
         check_room(config, 64, CPU)
 
 
 def test_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_settings(preset("smoke"), grpo={"batch_size": 64_000})
     monkeypatch.setattr("agents.room.memory_limit", lambda: 8 * GIB)
-    with pytest.raises(ValueError, match="^batch_size must fit"):
+    with pytest.raises(ValueError, match=r"^batch_size must fit"):
         check_room(config, 64, CPU)
     check_room(config, 64, CPU, n_processes=64)

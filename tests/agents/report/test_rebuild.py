@@ -81,7 +81,7 @@ def test_a_comparison_is_not_written_over_what_is_a_runs_own(
     if not is_there and name not in ("config.json", "metrics.jsonl"):
         out.unlink(missing_ok=True)
     before = out.read_bytes() if out.exists() else None
-    with pytest.raises(ValueError, match="^out must be a "):
+    with pytest.raises(ValueError, match=r"^out must be a "):
         rebuild([folder], out)
     assert (out.read_bytes() if out.exists() else None) == before
     assert name == "report.html" or not (folder / "report.html").exists()
@@ -99,6 +99,6 @@ def test_a_comparison_is_written_over_nothing_but_a_page(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(page)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("thesis.html", "link", "dangling", "run"):
-        with pytest.raises(ValueError, match="^out must be a new file or a page written before"):
+        with pytest.raises(ValueError, match=r"^out must be a new file or a page written before"):
             rebuild([folder], tmp_path / name)
     assert (tmp_path / "thesis.html").read_text(encoding="utf-8") == "<html>mine"

@@ -185,9 +185,7 @@ def test_the_unknown_symbol_keeps_its_place_where_the_text_had_it() -> None:
 
 
 @pytest.mark.parametrize(("characters", "start"), [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd")])
-def test_there_is_an_end_a_padding_and_a_start(
-    characters: str, start: str, tmp_path: Path
-) -> None:
+def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_path: Path) -> None:
     """Libraries for fine-tuning (TRL) cannot do without the first two."""
     mine = CharTokenizer.from_text(characters)
     export_model(tmp_path, tiny_gpt(vocab_size=mine.vocab_size), mine)

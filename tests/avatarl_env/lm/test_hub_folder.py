@@ -48,7 +48,9 @@ def shard(folder: Path, name: str = "part-1.safetensors") -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     save_file(weights, folder / "part-1.safetensors", {"format": "pt"})
-    edit(folder, "model.safetensors.index.json", metadata={}, weight_map=dict.fromkeys(weights, name))
+    edit(
+        folder, "model.safetensors.index.json", metadata={}, weight_map=dict.fromkeys(weights, name)
+    )
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -67,7 +69,9 @@ def refused(folder: Path, rule: str) -> None:
 # --- code and the network ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["someone/kernel", {"": "someone/kernel"}, "flash_attention_2", 7])
+@pytest.mark.parametrize(
+    "value", ["someone/kernel", {"": "someone/kernel"}, "flash_attention_2", 7]
+)
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
 def test_the_folder_has_no_say_in_how_attention_is_computed(
     key: str, value: Any, folder: Path, sound: Path

@@ -222,9 +222,11 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
 
 
 def test_weights_that_are_integers_are_refused(folder: Path) -> None:
-    weights = {name: w.to(torch.int8) for name, w in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name: w.to(torch.int8) for name, w in load_file(folder / "model.safetensors").items()
+    }
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match="lm must hold floating point weights, .* has I8"):
+    with pytest.raises(ValueError, match=r"lm must hold floating point weights, .* has I8"):
         load_model(str(folder))
 
 
@@ -232,7 +234,7 @@ def test_a_vocabulary_of_another_size_is_refused(folder: Path) -> None:
     content = json.loads((folder / "model.json").read_text())
     content["tokenizer"]["characters"] += "z"
     (folder / "model.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="as many characters as its vocab_size, 16, .* has 17"):
+    with pytest.raises(ValueError, match=r"as many characters as its vocab_size, 16, .* has 17"):
         load_model(str(folder))
 
 

@@ -451,7 +451,7 @@ def test_importing_the_module_does_not_import_requests() -> None:
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="this system has no /proc")
 @pytest.mark.parametrize("path", ["/proc/self/maps", "/proc/self/mem", "/dev/zero", "/dev/stdin"])
 def test_files_of_the_system_are_refused_without_waiting(path: str) -> None:
-    with pytest.raises(CorpusError, match="empty file|must be a regular file"):
+    with pytest.raises(CorpusError, match=r"empty file|must be a regular file"):
         load_corpus(path)
 
 
@@ -464,7 +464,7 @@ def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     for name in ("x" * 300, "x" * 300 + ".txt", "/" + "y" * 5000):
-        with pytest.raises(CorpusError, match="^corpus "):
+        with pytest.raises(CorpusError, match=r"^corpus "):
             load_corpus(name)
 
 
@@ -487,7 +487,7 @@ def test_without_a_home_nothing_is_kept_in_a_folder_of_that_name(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CorpusError, match="must have a folder to be kept in, .* XDG_CACHE_HOME"):
+    with pytest.raises(CorpusError, match=r"must have a folder to be kept in, .* XDG_CACHE_HOME"):
         load_corpus("tinyshakespeare")
     assert not list(tmp_path.iterdir())
     assert publisher.n_requests == 0
