@@ -21,6 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from avatarl_env.files import read_json
+
 State = dict[str, Any]
 
 FORMAT = 1
@@ -102,7 +104,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         said = manifest.pop("sha256")
         is_whole = said == _digest_of(manifest)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -126,7 +128,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
 def read(checkpoint: Path) -> State:
     """Return the state in a checkpoint that :func:`read_about` found whole; tuples are lists."""
     tensors = load_tensors((checkpoint / TENSORS).read_bytes())
-    values = json.loads((checkpoint / VALUES).read_text(encoding="utf-8"))
+    values = read_json(checkpoint / VALUES)
     state: State = _put_together(values, tensors)
     return state
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from agents.commands import COMMANDS
 from agents.commands.parsing import Refusal, refusing
 from agents.launch import place, started_by
+from agents.terminal import printable
 from avatarl_env.choices import check_choice
 
 SIGNALLED = 128  # and the signal's number, as shells have it
@@ -91,10 +92,10 @@ def _outcome(prog: str, body: Callable[[], str]) -> int:
         try:
             _show(body())
         except Refusal as error:
-            print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            _complain(prog, f"error: {' '.join(str(error).split())}")
             return error.code
         except KeyboardInterrupt as stop:  # a run that can be gone on with says how
-            print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
+            _complain(prog, str(stop) or "interrupted")
             return SIGNALLED + int(getattr(stop, "signum", signal.SIGINT))
         except BrokenPipeError:  # whoever read has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,12 +104,15 @@ def _outcome(prog: str, body: Callable[[], str]) -> int:
 
 
 def _show(text: str) -> None:
-    """Print a text, with a question mark for what stdout's encoding has not; nothing if empty."""
+    """Print a text, as far as stdout can show it; nothing if it is empty."""
     if text:
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding))
+        print(printable(text, sys.stdout))
     sys.stdout.flush()
 
 
+def _complain(prog: str, text: str) -> None:
+    print(printable(f"{prog}: {text}", sys.stderr, "backslashreplace"), file=sys.stderr)
+
+
 def _show_warning(prog: str, message: Warning | str, *_: object, **__: object) -> None:
-    print(f"{prog}: warning: {message}", file=sys.stderr)
+    _complain(prog, f"warning: {message}")

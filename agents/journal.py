@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from agents.effect import Ending
 from agents.evaluation import PROGRESS_CHARACTERS, evaluate_text
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.surgeons import OperationRecord, Surgeon
+from agents.terminal import printable
 from agents.tracking import Clock, MetricWriter
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -155,7 +157,7 @@ class Journal:
     def say(self, text: str) -> None:
         """Tell the reader something, without breaking a progress bar."""
         if not self._quiet:
-            tqdm.write(text)
+            tqdm.write(printable(text, sys.stdout))
 
     def updated(self, stats: GRPOStats) -> None:
         """Take note of a GRPO update."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import signal
 import threading
@@ -27,6 +28,7 @@ from agents.launch import started_by
 from agents.setup import Setup
 from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter
+from avatarl_env.files import read_json
 
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
 OWN = ("resume", "out", "track", "tensorboard")  # settings that a resumed run may have of its own
@@ -200,15 +202,15 @@ def stored_config(asked: TrainConfig, n_processes: int = 1) -> TrainConfig:
     """
     folder = Path(asked.resume or "")
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of a name that is too long
         raise ValueError(f"resume must be a run folder, with its config.json, got {asked.resume!r}")
     if (folder / "summary.json").is_file():
         raise ValueError(f"resume must be a run that has not finished, got {asked.resume!r}")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        config = from_settings(settings)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        settings = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"resume must be a run with a readable config.json, got {path}") from error
+    config = from_settings(settings)
     _check_processes(settings, n_processes, folder)
     usual, own = _flat(preset(asked.preset)), _flat(config)
     for name, value in _flat(asked).items():

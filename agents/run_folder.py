@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from agents.launch import started_by
+from avatarl_env.files import parse_json
 
 
 class NotWritten(OSError):
@@ -67,7 +67,7 @@ class RunFolder:
         """Yield the rows of `metrics.jsonl`."""
         with self.metrics.open(encoding="utf-8") as lines:
             for line in lines:
-                yield json.loads(line)
+                yield parse_json(line)
 
     def cut_back(self, n_metrics: int, n_samples: int) -> None:
         """Shorten `metrics.jsonl` and `samples.txt` and remove `summary.json`.

@@ -15,6 +15,7 @@ from agents.effect import N_OPERATIONS
 from agents.grpo.learner import GRPOLearner
 from agents.launch import own_device
 from agents.ranks import ALONE, Ranks
+from agents.room import check_room
 from agents.surgeons import NONE, Surgeon, make_surgeon
 from agents.tracking import check_tracking
 from avatarl_env.lm.gpt import GPT
@@ -81,6 +82,7 @@ class LearningSetup:
         self.generators = Generators.spawn(config.seed)
         # Characters that only held-out text has are unknown, as they would be to any user.
         self.tokenizer = CharTokenizer.from_text(self.corpus.split("train"))
+        check_room(config, self.tokenizer.vocab_size, self.device, ranks.count)
         sizes = config.lm.with_vocabulary(self.tokenizer.vocab_size)
         model = GPT(sizes, self.generators.init).to(self.device)
         self.patient = Patient(model, self.tokenizer, self.corpus)

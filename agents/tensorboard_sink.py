@@ -83,5 +83,5 @@ class TensorBoardSink:
 
     def _add_text(self, name: str, text: str, step: int, wall_time: float) -> None:
         # Indented: what TensorBoard reads as Markdown is then shown letter for letter.
-        block = "".join(f"    {line}\n" for line in text.splitlines())
+        block = "".join(f"    {line}\n" for line in text.split("\n"))
         self._writer.add_text(name, block, step, walltime=wall_time)

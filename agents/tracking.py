@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +26,7 @@ from agents.metrics import AXES
 from agents.run_folder import RunFolder, refuse_used
 from agents.sinks import Guarded, Sink, sample_text
 from agents.tensorboard_sink import TensorBoardSink, check_installed
+from avatarl_env.files import dump_json, write_atomically
 
 __all__ = [
     "KINDS",
@@ -106,7 +105,7 @@ class MetricWriter:
         self.folder = folder
         settings = to_json(config, "config")
         if resume_from is None:
-            _write_atomic(folder.config, _dump(settings, indent=2))
+            write_atomically(folder.config, dump_json(settings, indent=2) + "\n")
         else:
             folder.cut_back(*resume_from)
         self._metrics = folder.metrics.open("a", encoding="utf-8", newline="\n")
@@ -147,7 +146,7 @@ class MetricWriter:
         if taken := sorted(head.keys() & metrics.keys()):
             raise ValueError(f"metrics must not be named like a field of the clock, got {taken}")
         row = {**head, **{name: to_json(value, name) for name, value in metrics.items()}}
-        line = _dump(row) + "\n"
+        line = dump_json(row) + "\n"
         sample = sample_text(row) if kind == "sample" else ""
         # A run may be killed at any time: a row that was written is on the disk, whole.
         self._metrics.write(line)
@@ -177,7 +176,7 @@ class MetricWriter:
             TypeError: If a value has no form in JSON.
         """
         content = to_json(references, "references")
-        _write_atomic(self.folder.references, _dump(content, indent=2))
+        write_atomically(self.folder.references, dump_json(content, indent=2) + "\n")
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` in one piece: a reader finds all of it or nothing.
@@ -186,7 +185,7 @@ class MetricWriter:
             TypeError: If a value has no form in JSON.
         """
         content = to_json(summary, "summary")
-        _write_atomic(self.folder.summary, _dump(content, indent=2))
+        write_atomically(self.folder.summary, dump_json(content, indent=2) + "\n")
         for sink in self._sinks:
             sink.summarise(content)
 
@@ -253,17 +252,3 @@ def _unwrap(value: object) -> object:
     if isinstance(value, os.PathLike | torch.device | torch.dtype):
         return str(value)
     return value
-
-
-def _dump(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    """Replace a file in one step, so that nobody ever reads half of it."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from avatarl_env.choices import check_choice, check_text
 from avatarl_env.lm.generation import generate
 from avatarl_env.lm.interface import Tokenizer, as_causal_lm, as_tokenizer
 from avatarl_env.lm.reading import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
-from avatarl_env.lm.storage import load_model
+from avatarl_env.lm.storage import DTYPES, load_model, move_model
 from avatarl_env.material import as_writing, encode_corpus, pooled_characters
 from avatarl_env.observation import Vitals, VitalSigns
 from avatarl_env.overtaking import Race
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_FORWARD = 256  # more are hardly faster per row, and take more memory
 TOKENS_PER_FORWARD = 2**16  # of those rows together, where their number is not given
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Prompts(NamedTuple):
@@ -114,13 +113,7 @@ class Patient:
         """
         check_choice("dtype", dtype, DTYPES)
         stored = load_model(check_text("lm", lm))
-        try:
-            model = stored.model.to(device=check_text("device", device), dtype=DTYPES[dtype])
-        except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
-            raise
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
+        move_model(stored.model, check_text("device", device), dtype)
         learned = stored.about.get("corpus") if corpus is None else check_text("corpus", corpus)
         if not learned:
             raise ValueError(f"corpus must be given, {lm!r} does not say what it learned")
@@ -131,7 +124,7 @@ class Patient:
                 f"corpus {learned!r} must be the text that {lm!r} learned, with sha256 {expected}, "
                 f"got {text.sha256}; to hold it against this one all the same, name the corpus"
             )
-        return cls(model, stored.tokenizer, text)
+        return cls(stored.model, stored.tokenizer, text)
 
     @property
     def keeps_distributions(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from agents.commands.parsing import Refusal, read_json, refusing, run_settings
+from avatarl_env.files import parse_json
 from avatarl_env.surgery import SurgicalTheater, find_targets, make_operator
 
 DEFAULT_OPERATOR = "head_gain"
@@ -89,13 +89,13 @@ def read_json_lines(path: Path) -> list[Any]:
         Refusal: if there is no such file, or another line is no JSON.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"file {str(path)!r} must be readable text: {error}") from error
+        lines = path.read_bytes().split(b"\n")  # a text in a line may hold other separators
+    except OSError as error:
+        raise Refusal(f"file {str(path)!r} must be readable: {error.strerror}") from error
     values = []
     for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
+            values.append(parse_json(line))
         except ValueError as error:
             if number < len(lines):
                 raise Refusal(f"file {str(path)!r} must hold JSON in line {number}") from error

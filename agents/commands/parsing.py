@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from avatarl_env import files
 from avatarl_env.choices import closest
 
 T = TypeVar("T")
@@ -101,11 +102,11 @@ def read_json(path: Path) -> Any:
         Refusal: if there is no such file, or it is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except OSError as error:
         raise Refusal(f"file {str(path)!r} must be readable: {error.strerror}") from error
     except ValueError as error:
-        raise Refusal(f"file {str(path)!r} must hold JSON: {error}") from error
+        raise Refusal(str(error)) from error
 
 
 def run_settings(folder: Path) -> dict[str, Any] | None:
@@ -116,7 +117,7 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
     """
     for place in (folder, *folder.absolute().parents[:2]):
         config = place / "config.json"
-        settings = read_json(config) if config.is_file() else None
+        settings = read_json(config) if os.path.isfile(config) else None
         # A folder of transformers has a file of that name too.
         if isinstance(settings, dict) and {"operator", "operation"} <= settings.keys():
             return settings
@@ -155,7 +156,7 @@ def _unframe(box: str) -> str:
     The box is drawn with lines, or, where stdout cannot show those, with blanks and hyphens.
     """
     parts: list[list[str]] = [[]]
-    for line in box.splitlines()[1:]:
+    for line in box.split("\n")[1:]:
         inside = line.strip(" │")
         if inside and not inside.strip("─-"):
             parts.append([])

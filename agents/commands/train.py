@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.commands.parsing import Failure, Refusal, read_words, refusing
+from avatarl_env.files import parse_json
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
@@ -77,7 +77,7 @@ def _read(words: Sequence[str], prog: str) -> TrainConfig | None:
 def _value(word: Any) -> Any:
     """Read an option's value as JSON, and what is none as text."""
     try:
-        return json.loads(word)
+        return parse_json(word)
     except (TypeError, ValueError):
         return word
 

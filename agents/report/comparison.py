@@ -94,7 +94,8 @@ def _link(folder: Path, out: Path) -> str:
     """Give the address of a run's report, as seen from the page."""
     target = folder.resolve() / "report.html"
     try:
-        return quote(Path(os.path.relpath(target, out.resolve().parent)).as_posix())
+        address = Path(os.path.relpath(target, out.resolve().parent)).as_posix()
+        return quote(os.fsencode(address))
     except ValueError:  # on another drive of Windows
         return target.as_uri()
 

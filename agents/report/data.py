@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import ChainMap, Counter, defaultdict
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from avatarl_env.files import parse_json
 
 CONTROLS = frozenset({"ce"})  # estimators that are shown the right characters
 
@@ -214,7 +215,7 @@ def _is_number(value: object) -> bool:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"run_folder must hold valid JSON in {path.name}: {error}") from error
     if type(content) is not dict:
@@ -243,7 +244,7 @@ def _read_rows(path: Path) -> tuple[list[Row], int]:
 def _read_row(line: bytes) -> Row | None:
     """Read one line; None if a run that was killed left only a piece of it."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     if type(row) is not dict or not all(type(row.get(name)) is str for name in ("kind", "phase")):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-import os
 from pathlib import Path
 from string import Template
 
 from agents.report.marks import Figure
+from avatarl_env.files import write_atomically
 
 
 def write_page(
@@ -48,12 +48,8 @@ def write_page(
         plotly=_plotly(),
         draw=part("draw.js"),
     )
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # A path in it may hold bytes that are not text.
+    write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 

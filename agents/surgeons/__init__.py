@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from agents.surgeons.replay import ReplaySurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
 from avatarl_env.choices import check_choice, takes_any_keyword
+from avatarl_env.files import read_json
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 __all__ = [
@@ -103,7 +105,7 @@ def make_surgeon(
     _check_options(name, options)
     try:
         return SURGEONS[name](env, seed, **options)
-    except (TypeError, AssertionError) as error:  # how libraries refuse an option
+    except (TypeError, AssertionError, MemoryError) as error:  # how libraries refuse an option
         reason = " ".join(str(error).split())
         raise ValueError(
             f"surgeon {name!r} must be given options that fit, got {options}: {reason}"
@@ -151,7 +153,7 @@ def save_surgeon(
 def find_surgeon(folder: Path) -> Path | None:
     """Return where in a surgeon's own folder, or in a run's, the surgeon is saved, if anywhere."""
     places = (folder, folder / "checkpoints" / "final")
-    return next((place for place in places if (place / ABOUT).is_file()), None)
+    return next((place for place in places if os.path.isfile(place / ABOUT)), None)
 
 
 def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:
@@ -176,5 +178,5 @@ def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not path.is_file():
         raise ValueError(f"folder must hold a saved surgeon's {ABOUT}, got {str(folder)!r}")
-    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    about: dict[str, Any] = read_json(path)
     return about

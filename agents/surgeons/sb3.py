@@ -20,6 +20,7 @@ from agents.surgeons.base import (
     prompt_seed,
 )
 from agents.surgeons.randomness import PrivateRandomness
+from avatarl_env.files import read_json
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class SB3Surgeon:
         Past operations are not remembered, so an off-policy algorithm collects others before it
         learns on, and dice are thrown that the other has not.
         """
-        content = json.loads((folder / NORMALISATION).read_text(encoding="utf-8"))
+        content = read_json(folder / NORMALISATION)
         with self._randomness.use():
             self.model = type(self.model).load(
                 folder / ZIP, env=self._env, device=DEVICE, **self._own

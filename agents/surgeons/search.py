@@ -28,6 +28,7 @@ from agents.surgeons.base import (
     prompt_seed,
 )
 from avatarl_env.episode import incised
+from avatarl_env.files import read_json
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class SearchSurgeon(ABC):
             ValueError: if the other was made for something else, or with other options, or if its
                 generations lead elsewhere now, as another version of a library may make them.
         """
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / FILE)
         for name, value in self._about.items():
             if content["about"][name] != value:
                 raise ValueError(

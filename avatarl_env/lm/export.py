@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from avatarl_env.files import is_utf8
 from avatarl_env.lm.gpt import GPT, NORM_EPS, ROTARY_BASE, Block
 from avatarl_env.lm.tokenizer import UNKNOWN, CharTokenizer
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import ArceeForCausalLM, PreTrainedTokenizerFast
 
 CARD = "README.md"
+STARTS = ("\n", " ", UNKNOWN)
+"""What an empty prompt stands for: the first of these that the model knows."""
 
 
 def export_model(
@@ -54,17 +57,21 @@ def export_model(
         corpus: name of the text it learned, for the reader of the folder.
 
     Raises:
-        ValueError: if the folder holds anything or cannot be written to, or the model and the
-            tokenizer do not fit together or into transformers.
+        ValueError: if the folder holds anything or cannot be written to, its name is not UTF-8, or
+            the model and the tokenizer do not fit together or into transformers.
     """
     path = Path(folder)
+    if not is_utf8(str(path)):
+        raise ValueError(
+            f"out must be a folder whose name is UTF-8, for transformers, got {str(path)!r}"
+        )
     try:
         _refuse_used(path)
         exported, characters = to_transformers(model, tokenizer)
         path.mkdir(parents=True, exist_ok=True)
         exported.save_pretrained(path)
         characters.save_pretrained(path)
-        (path / CARD).write_text(_card(model, corpus), encoding="utf-8")
+        (path / CARD).write_bytes(_card(model, corpus).encode("utf-8", "replace"))
     except OSError as error:
         raise ValueError(
             f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
@@ -74,14 +81,21 @@ def export_model(
 def to_transformers(
     model: GPT, tokenizer: CharTokenizer
 ) -> tuple[ArceeForCausalLM, PreTrainedTokenizerFast]:
-    """Return a transformers model of the same logits, on the CPU, and its tokenizer.
+    r"""Return a transformers model of the same logits, on the CPU, and its tokenizer.
 
     Arithmetic is the same, bit for bit, but for the rotary angles, which transformers rounds to
     single precision before it takes their cosine: logits differ in the fifth decimal.
 
-    Rows of a batch are padded on the left, with the unknown symbol. Left to itself, ``generate``
-    samples from the whole distribution at temperature 1, half a context. (Positions beyond the
-    context raise no error there, but nothing was ever learned about them.)
+    Rows of a batch are padded on the left, with the unknown symbol, which is also the tokenizer's
+    end of text (eos), for libraries that need one. It is the only token that no text holds:
+    transformers takes special tokens out of what it decodes, and a line break that were one would
+    be missing in every text. To end texts with the line, set ``tokenizer.eos_token = "\n"`` after
+    loading; what is decoded then stays as it is.
+
+    Left to itself, ``generate`` does not stop there: it samples from the whole distribution at
+    temperature 1, half a context. An empty prompt stands for a line break, or for a blank, or for
+    the unknown symbol, the first of these that the model knows. (Positions beyond the context raise
+    no error there, but nothing was ever learned about them.)
 
     Args:
         model: copied, in its own precision.
@@ -96,10 +110,12 @@ def to_transformers(
             f"tokenizer must have the model's {model.vocab_size} tokens, got {tokenizer.vocab_size}"
         )
     characters = _fast_tokenizer(tokenizer, model.context)
-    return _arcee(model, pad_id=tokenizer.unknown_id), characters
+    known = (start for start in STARTS if start in tokenizer.characters)
+    start_id = tokenizer.characters.index(next(known))
+    return _arcee(model, end_id=tokenizer.unknown_id, start_id=start_id), characters
 
 
-def _arcee(model: GPT, pad_id: int) -> ArceeForCausalLM:
+def _arcee(model: GPT, end_id: int, start_id: int) -> ArceeForCausalLM:
     from transformers import ArceeConfig, ArceeForCausalLM, GenerationConfig
 
     sizes = model.config
@@ -114,8 +130,9 @@ def _arcee(model: GPT, pad_id: int) -> ArceeForCausalLM:
         rms_norm_eps=NORM_EPS,
         rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
+        bos_token_id=start_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
     )
     # It draws weights, which are then replaced; nobody else's dice are to change by it.
     with torch.random.fork_rng(devices=[]):
@@ -124,7 +141,11 @@ def _arcee(model: GPT, pad_id: int) -> ArceeForCausalLM:
     nn.Module.to(exported, model.embed.weight.dtype)
     exported.load_state_dict(_weights(model))
     exported.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=True, top_k=0, max_new_tokens=max(1, sizes.context // 2), pad_token_id=pad_id
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=max(1, sizes.context // 2),
+        bos_token_id=start_id,
+        pad_token_id=end_id,
     )
     nn.Module.eval(exported)
     return exported
@@ -161,7 +182,7 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
 
     ids = {character: number for number, character in enumerate(tokenizer.characters)}
     for character in ids:
-        if "\ud800" <= character <= "\udfff":
+        if not is_utf8(character):
             raise ValueError(
                 f"tokenizer must have characters that UTF-8 can hold, got {character!r}"
             )
@@ -171,6 +192,7 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
         tokenizer_object=fast,
         unk_token=UNKNOWN,
         pad_token=UNKNOWN,
+        eos_token=UNKNOWN,
         padding_side="left",
         model_max_length=context,
         model_input_names=["input_ids", "attention_mask"],
@@ -205,4 +227,7 @@ from transformers import pipeline
 write = pipeline("text-generation", model="this/folder")
 print(write("\\n", max_new_tokens={model.context // 2})[0]["generated_text"])
 ```
+
+The end of a text (eos) and padding are U+FFFD, which no text holds. To end what is written with the
+line, set `tokenizer.eos_token = "\\n"` after loading.
 """

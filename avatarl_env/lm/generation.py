@@ -126,7 +126,18 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits / min(max(temperature, limits.tiny), limits.max), dim=-1)
 
 
-def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
+def keep_top(logits: Tensor, top_k: int | None) -> Tensor:
+    """Return the logits (B, V) with all but the ``top_k`` largest of each row at minus infinity.
+
+    Those that equal the last one that is kept are kept too. None keeps all.
+    """
+    if top_k is None or top_k >= logits.size(-1):
+        return logits
+    least = logits.topk(top_k).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def _check(prompts: Tensor, uniforms: Tensor, temperature: float, top_k: int | None) -> None:
     if prompts.dim() != 2 or prompts.size(1) < 1:
         raise ValueError(f"prompts must be (B, P) with P >= 1, got {tuple(prompts.shape)}")
     if uniforms.dim() != 2 or uniforms.size(0) != prompts.size(0) or uniforms.size(1) < 1:
@@ -135,15 +146,18 @@ def _check(prompts: Tensor, uniforms: Tensor, temperature: float) -> None:
         )
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    if top_k is not None and not top_k >= 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
 
 
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913 - each is one choice, by keyword
     model: LanguageModel,
     prompts: Tensor,
     uniforms: Tensor,
     *,
     temperature: float = 1.0,
+    top_k: int | None = None,
     return_distributions: bool = False,
     return_entropies: bool = False,
     use_cache: bool = True,
@@ -158,6 +172,8 @@ def generate(
         uniforms: (B, N) in [0, 1): one draw for each new token.
         temperature: divides the logits, > 0 and finite; the log-probabilities are the tempered
             policy's.
+        top_k: draw from so many of the most probable tokens, and those as probable as the last of
+            them; the log-probabilities are those among them. Default all.
         return_distributions: also return every new position's full distribution.
         return_entropies: also return their entropies, which takes the memory of one position.
         use_cache: False reads the whole window again for every token: slow, and the oracle
@@ -167,9 +183,9 @@ def generate(
         The tokens, their log-probabilities and, if asked, the distributions and entropies.
 
     Raises:
-        ValueError: if a shape or the temperature is out of range.
+        ValueError: if a shape, the temperature or ``top_k`` is out of range.
     """
-    _check(prompts, uniforms, temperature)
+    _check(prompts, uniforms, temperature, top_k)
     n_rows, n_prompt = prompts.size()
     n_total = n_prompt + uniforms.size(1)
     keep = max(1, model.context // 2)
@@ -182,7 +198,7 @@ def generate(
     logits = model(tokens[:, start:n_prompt], cache)[:, -1]  # (B, V)
     for position in range(n_prompt, n_total):
         # 1) sample
-        policy = tempered(logits, temperature)
+        policy = tempered(keep_top(logits, top_k), temperature)
         token = inverse_cdf(policy, uniforms[:, position - n_prompt, None])  # (B, 1)
         tokens[:, position] = token[:, 0]
         log_probs.append(policy.gather(1, token)[:, 0])

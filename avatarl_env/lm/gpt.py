@@ -9,7 +9,9 @@ Shapes: B batch, T tokens, C width, H heads, D head dim, L layers, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,8 @@ class GPTConfig:
     """Sizes of a :class:`GPT`.
 
     Raises:
-        ValueError: if a size is not positive, the heads do not divide the width, or the head dim
-            (width / heads) is odd, which rotary positions cannot use.
+        ValueError: if a size is not a positive integer, the heads do not divide the width, or the
+            head dim (width / heads) is odd, which rotary positions cannot use.
     """
 
     vocab_size: int
@@ -44,8 +46,11 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "n_layers", "n_heads", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.width % self.n_heads or self.head_dim % 2:
             raise ValueError(
                 f"n_heads must divide width into even head dims, got width={self.width} "
@@ -56,6 +61,32 @@ class GPTConfig:
     def head_dim(self) -> int:
         """Channels per head."""
         return self.width // self.n_heads
+
+    @property
+    def n_parameters(self) -> int:
+        """Distinct parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
+        layers, width = self.n_layers, self.width
+        return 12 * layers * width**2 + (2 * layers + 1 + self.vocab_size) * width
+
+    @property
+    def building_bytes(self) -> int:
+        """Memory that a model of these sizes takes at least while it is built."""
+        # The weights in single precision; angles, cosines and sines in double, then in single.
+        return 4 * self.n_parameters + 36 * self.context * self.head_dim
+
+
+def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the names and shapes of a model's parameters, one by one: there may be billions."""
+    width = config.width
+    yield "embed.weight", (config.vocab_size, width)
+    yield "norm.weight", (width,)
+    for layer in range(config.n_layers):
+        yield f"blocks.{layer}.norm_1.weight", (width,)
+        yield f"blocks.{layer}.attn.c_attn.weight", (3 * width, width)
+        yield f"blocks.{layer}.attn.c_proj.weight", (width, width)
+        yield f"blocks.{layer}.norm_2.weight", (width,)
+        yield f"blocks.{layer}.mlp.c_fc.weight", (4 * width, width)
+        yield f"blocks.{layer}.mlp.c_proj.weight", (width, 4 * width)
 
 
 def rotary_table(config: GPTConfig) -> tuple[Tensor, Tensor]:

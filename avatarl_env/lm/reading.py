@@ -147,7 +147,7 @@ def hidden_width(model: Any) -> int:
         try:
             n_returned = model(tokens).size(1)
         except (IndexError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             raise ValueError(f"{_RULE}, {type(model).__name__} raised: {reason}") from error
     if n_returned != head.logits.size(1):
         raise ValueError(f"{_RULE}, {type(model).__name__} returned {n_returned} positions")

@@ -8,21 +8,37 @@ that lies in it is not run.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.choices import check_choice
+from avatarl_env.files import read_json, write_atomically
+from avatarl_env.lm.gpt import GPT, GPTConfig, parameter_shapes
 from avatarl_env.lm.hub import HubLM, HubTokenizer
+from avatarl_env.lm.hub_folder import (
+    HUB_CONFIG,
+    HUB_VOCABULARIES,
+    StoredTensor,
+    check_hub_folder,
+    check_skeleton,
+    offline,
+    stored_tensors,
+)
 from avatarl_env.lm.interface import Tokenizer
 from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.memory import check_memory
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 BUNDLED = "bundled"
-HUB_CONFIG = "config.json"
-HUB_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+RUN_FILES = ("config.json", "metrics.jsonl")  # what every run's folder has from its start
 
 
 class StoredModel(NamedTuple):
@@ -51,8 +67,8 @@ def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[s
     text = json.dumps(content, indent=2) + "\n"  # before anything is written: this can fail
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(save(weights))
-    (folder / ABOUT).write_text(text, encoding="utf-8")
+    write_atomically(folder / WEIGHTS, save(weights))
+    write_atomically(folder / ABOUT, text)
 
 
 def model_folder(lm: str) -> Path:
@@ -63,9 +79,19 @@ def model_folder(lm: str) -> Path:
     """
     if lm == BUNDLED:
         return Path(str(files("avatarl_env").joinpath("bundled")))
-    for folder in (Path(lm) / "checkpoints" / "final", Path(lm)):
-        if _is_ours(folder) or (folder / HUB_CONFIG).is_file():
+    final = Path(lm) / "checkpoints" / "final"
+    for folder in (final, Path(lm)):
+        if _is_ours(folder) or (os.path.isfile(folder / HUB_CONFIG) and not _is_run(folder)):
             return folder
+    if is_unfinished(Path(lm)):
+        known = sorted(path.name for path in final.parent.glob("step-*"))
+        advice = (
+            f"its last checkpoint is {known[-1]}, which `avatarl sample` writes with and "
+            "`train.py --resume` goes on from"
+            if known
+            else "it has no checkpoint yet"
+        )
+        raise ValueError(f"lm must be a finished run's folder, {lm!r} has not finished: {advice}")
     raise ValueError(
         f"lm must be {BUNDLED!r}, a finished run's folder, one with {ABOUT} and {WEIGHTS} or one "
         f"of transformers with {HUB_CONFIG}, got {lm!r}"
@@ -86,53 +112,124 @@ def load_model(lm: str = BUNDLED) -> StoredModel:
     return _load_ours(folder) if _is_ours(folder) else _load_hub(folder)
 
 
+def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
+    """Move a model to a device and into a precision, in place.
+
+    Args:
+        model: to be moved.
+        device: ``"cpu"``, ``"cuda"``, ...
+        dtype: a name in :data:`DTYPES`; default the precision that it has.
+
+    Raises:
+        ValueError: if there is no such dtype, or the device is not there.
+    """
+    if dtype is not None:
+        check_choice("dtype", dtype, DTYPES)
+    try:
+        torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too
+        model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
+    except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
+        raise
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
+
+
 def _is_ours(folder: Path) -> bool:
-    return (folder / ABOUT).is_file() and (folder / WEIGHTS).is_file()
+    # Not Path.is_file, which raises an error for a name that is too long.
+    return os.path.isfile(folder / ABOUT) and os.path.isfile(folder / WEIGHTS)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether it is the folder of a run that has no model yet but, perhaps, in its checkpoints."""
+    return _is_run(folder) and not _is_ours(folder / "checkpoints" / "final")
+
+
+def _is_run(folder: Path) -> bool:
+    return all(os.path.isfile(folder / name) for name in RUN_FILES)
 
 
 def _load_ours(folder: Path) -> StoredModel:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        model = GPT(GPTConfig(**about.pop("gpt")))
+        about = read_json(folder / ABOUT)
+        config = GPTConfig(**about.pop("gpt"))
         tokenizer = CharTokenizer.from_dict(about.pop("tokenizer"))
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        found = stored_tensors(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
-    expected = dict(model.named_parameters())
-    wrong = sorted(set(weights) ^ set(expected)) or sorted(
-        name for name, p in expected.items() if p.shape != weights[name].shape
-    )
-    if wrong:
+    _check_stored(folder, config, found)
+    if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
-            f"lm must hold the weights its {ABOUT} describes, {folder} differs: {wrong}"
+            f"lm must have as many characters as its vocab_size, {config.vocab_size}, "
+            f"{folder} has {tokenizer.vocab_size}"
         )
+    check_memory("lm", config.building_bytes)
+    try:  # read by us: safetensors opens no file whose name is not UTF-8
+        weights = load((folder / WEIGHTS).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"lm must be a stored model, {folder} is damaged: {error}") from error
+    model = GPT(config)
     with torch.no_grad():
-        for name, parameter in expected.items():
+        for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
     return StoredModel(model.eval(), tokenizer, about)
 
 
+def _check_stored(folder: Path, config: GPTConfig, found: Mapping[str, StoredTensor]) -> None:
+    """Refuse weights that are not those of the description, before anything is built.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    expected = dict(islice(parameter_shapes(config), len(found) + 7))  # there may be billions
+    wrong = sorted(set(found) ^ set(expected)) or [
+        name for name, shape in expected.items() if found[name].shape != shape
+    ]
+    if wrong:
+        more = ", ..." if len(wrong) > 8 else ""
+        raise ValueError(
+            f"lm must hold the weights its {ABOUT} describes, {folder} differs: "
+            f"{', '.join(wrong[:8])}{more}"
+        )
+    kinds = sorted({tensor.dtype for tensor in found.values()} - {"F64", "F32", "F16", "BF16"})
+    if kinds:
+        raise ValueError(f"lm must hold floating point weights, {folder} has {', '.join(kinds)}")
+
+
 def _load_hub(folder: Path) -> StoredModel:
     """Load a model and tokenizer of transformers; the weights keep the precision they have."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not any((folder / name).is_file() for name in HUB_VOCABULARIES):
+    if not any(os.path.isfile(folder / name) for name in HUB_VOCABULARIES):
         raise ValueError(
             f"lm must have a tokenizer beside its weights ({', '.join(HUB_VOCABULARIES)}), "
             f"{folder} has none"
         )
-    offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        check_hub_folder(folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         # Some models draw weights that are then replaced; nobody else's dice are to change by it.
-        with torch.random.fork_rng(devices=[]):
+        with offline(), torch.random.fork_rng(devices=[]):
+            config: Any = AutoConfig.from_pretrained(folder, **safe)
+            # Transformers' own choice: a folder may name code that is to be downloaded and run.
+            config._attn_implementation = config._experts_implementation = None
+            check_skeleton(config)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, **offline
+                folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                **safe,
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **offline)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
     except Exception as error:  # whatever transformers raises, which differs between versions
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error

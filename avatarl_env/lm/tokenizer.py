@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from avatarl_env.files import is_utf8
+
 UNKNOWN = "\ufffd"
 """The replacement character: what every character outside the vocabulary is encoded as."""
 
@@ -85,18 +87,20 @@ class CharTokenizer:
         """Rebuild a tokenizer from what `to_dict` gave.
 
         Args:
-            state: A mapping with the keys ``"type"`` (``"char"``) and ``"characters"``.
+            state: A mapping with the keys ``"type"`` (``"char"``) and ``"characters"``, a string
+                or a list of strings.
 
         Raises:
-            TypeError: If the characters are missing or not a string.
+            TypeError: If the characters are missing or not strings.
             ValueError: If ``state`` describes something else, or the characters are not allowed.
         """
         if state.get("type") != _FORMAT:
             raise ValueError(f"state['type'] must be {_FORMAT!r}, got {state.get('type')!r}")
         characters = state.get("characters")
-        if not isinstance(characters, str):
-            raise TypeError(f"state['characters'] must be a string, got {characters!r}")
-        return cls(characters)
+        parts: list[Any] = characters if isinstance(characters, list) else [characters]
+        if not all(isinstance(part, str) for part in parts):
+            raise TypeError(f"state['characters'] must be a string, got {characters!r:.80}")
+        return cls("".join(parts))
 
     @property
     def vocab_size(self) -> int:
@@ -149,9 +153,14 @@ class CharTokenizer:
         """Count the characters of ``text`` that `encode` cannot represent."""
         return int(np.count_nonzero(self.encode(text) == self.unknown_id)) - text.count(UNKNOWN)
 
-    def to_dict(self) -> dict[str, str]:
-        """Return a description that JSON can hold and `from_dict` can read."""
-        return {"type": _FORMAT, "characters": self.characters}
+    def to_dict(self) -> dict[str, Any]:
+        """Return a description that JSON can hold and `from_dict` can read.
+
+        The characters are one string. Where there are lone surrogates they are a list: JSON would
+        read two of them that follow one another as one character.
+        """
+        characters = self.characters if is_utf8(self.characters) else list(self.characters)
+        return {"type": _FORMAT, "characters": characters}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CharTokenizer) and self.characters == other.characters

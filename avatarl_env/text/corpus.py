@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import os
 import re
-import tempfile
 import textwrap
 import time
 import warnings
@@ -20,12 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from avatarl_env.files import read_regular, write_atomically
+from avatarl_env.memory import memory_limit
+
 SPLITS = ("train", "surgeon", "validation")
 """Which part of a corpus may be used for what: in reading order, 85, 5 and 10 per cent of it."""
 
 _MIN_CHARACTERS = 2000
 _MIN_GUTENBERG_CHARACTERS = 4_000_000
 _FILE_NAME = "input.txt"
+_MEMORY_PER_BYTE = 16  # of a text: code points, token ids, counts
 
 
 class CorpusError(ValueError):
@@ -203,17 +206,23 @@ def _load_published(
 ) -> Corpus:
     """Find or download a corpus of `_SOURCES`."""
     folder = data_dir or os.environ.get("AVATARL_DATA_DIR")
-    cache_root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    cached = Path(os.path.expanduser(cache_root), "avatarl_env", name, _FILE_NAME)
+    cache_root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cached = Path(cache_root, "avatarl_env", name, _FILE_NAME)
     places = [Path(os.path.expanduser(folder), name, _FILE_NAME)] if folder else []
     for path in (*places, cached):
         if os.path.lexists(path):
             text = _verified_text(_read(path), _SOURCES[name], str(path))
             return Corpus(name, text, str(path.absolute()))
+    if cache_root.startswith("~"):  # nobody's home: it would be a folder of that name here
+        raise CorpusError(
+            f"corpus {name!r} must have a folder to be kept in, {cache_root!r} is none: set "
+            f"XDG_CACHE_HOME, or put the file at DIR/{name}/{_FILE_NAME} and set "
+            "AVATARL_DATA_DIR=DIR"
+        )
     url = _SOURCES[name].url
     content = _download(name, url, patience)
     text = _verified_text(content, _SOURCES[name], url)  # before anything is kept
-    _write_atomically(cached, content)
+    _keep(cached, content)
     return Corpus(name, text, url)
 
 
@@ -246,15 +255,17 @@ def _strip_gutenberg(text: str, where: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """Read a regular file."""
+    """Read a regular file; a token takes more memory than the byte it comes from."""
     if os.path.isdir(path):
         raise CorpusError(f"corpus must be a text file, got the directory {path}")
     if os.path.exists(path) and not os.path.isfile(path):
         raise CorpusError(f"corpus must be a regular file, got {path}")
     try:
-        return path.read_bytes()
+        return read_regular(path, memory_limit() // _MEMORY_PER_BYTE)
     except OSError as error:
         raise CorpusError(f"corpus file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CorpusError(f"corpus file {path} cannot be used: {error}") from error
 
 
 def _decode(content: bytes, where: str) -> str:
@@ -311,20 +322,11 @@ def _fetch(url: str, patience: _Patience) -> bytes:
     return b"".join(chunks)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees a part of it, whoever else writes it too."""
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file into the cache so that no reader ever sees a part of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        write_atomically(path, content)
     except OSError as error:
         raise CorpusError(
             f"cache file {path} cannot be written: {error.strerror}; set XDG_CACHE_HOME to a "

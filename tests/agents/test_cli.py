@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import runpy
 import sys
 import warnings
@@ -12,7 +13,7 @@ import pytest
 import requests
 
 from agents import cli
-from agents.cli import main
+from agents.cli import avatarl, main
 from agents.config import TrainConfig, preset
 from agents.curriculum import Curriculum, CurriculumConfig
 from agents.grpo.learner import GRPOConfig, GRPOLearner
@@ -434,3 +435,50 @@ def test_a_control_can_be_asked_for(asked: list[TrainConfig]) -> None:
     assert config.grpo == GRPOConfig(
         **{**vars(expected), "estimator": "ce", "exploration": "all_actions"}
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lm.n-layers", str(2**63)],
+        ["--lm.width", "1000000000"],
+        ["--grpo.batch-size", str(10**12)],
+        ["--curriculum.n-rows", str(2**63)],
+        ["--operation.n-prompts", str(10**12)],
+        ["--curriculum.judge-prompts", str(10**12)],
+        ["--surgeon-options", "buffer_size", str(10**12)],
+    ],
+)
+def test_what_does_not_fit_the_memory_is_refused_before_it_is_built(
+    words: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = str(write_text(workplace))
+    line = complaint(["--preset", "smoke", "--corpus", corpus, "--out", "run", *words], capsys)
+    assert " must fit the memory, " in line
+    assert not (workplace / "run").exists()
+
+
+def test_options_that_are_nested_too_deep_are_text(asked: list[TrainConfig]) -> None:
+    deep = "[" * 60_000
+    config = ask(asked, "--surgeon-options", "policy", deep)
+    assert config.surgeon_options == {"policy": deep}
+
+
+def test_names_that_are_not_text_are_names(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_text(workplace)
+    corpus, out = (os.fsdecode(name) for name in (b"caf\xe9.txt", b"run\xff"))
+    text.rename(corpus)
+    config = small_config(corpus, out, **QUICK)
+    assert main(flags(config)) == 0
+    assert capsys.readouterr().err.count("Traceback") == 0
+    settings = json.loads((Path(out) / "config.json").read_text(encoding="utf-8"))
+    assert settings["corpus"] == os.path.abspath(corpus)
+    assert (Path(out) / "report.html").exists()
+    assert avatarl(["report", out, "--out", "page.html"]) == 0
+    assert avatarl(["sample", out, "--length", "5"]) == 0
+    before = sorted(os.listdir(b"."))
+    assert avatarl(["export", out, os.fsdecode(b"model\xe9")]) == 2
+    assert "whose name is UTF-8" in capsys.readouterr().err
+    assert sorted(os.listdir(b".")) == before

@@ -21,6 +21,8 @@ from agents.config import BadInput, TrainConfig, preset
 from agents.divergence import DivergedError
 from agents.resuming import Stopped
 from agents.training import RunSummary
+from tests.agents.fake_runs import make_run
+from tests.patients import store_tiny_patient
 
 ROOT = Path(cli.__file__).parents[1]
 
@@ -212,3 +214,103 @@ def test_what_the_terminal_cannot_show_is_a_question_mark() -> None:
 def test_the_script_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"avatarl": "agents.cli:avatarl"}
+
+
+# --- files and texts that nobody should trust ----------------------------------------------------
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "references.json"])
+def test_json_that_is_nested_too_deep_is_no_run(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "run").folder
+    (folder / name).write_text(DEEP, encoding="utf-8")
+    assert f"valid JSON in {name}: it must be nested" in complaint(capsys, "report", str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.json", "config.json", "operation.json"])
+def test_json_that_is_nested_too_deep_is_no_model_and_no_operation(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_tiny_patient(tmp_path)
+    (tmp_path / name).write_text(DEEP, encoding="utf-8")
+    words = ["--operation", str(tmp_path / name)] if name == "operation.json" else []
+    words += ["--coefficients", "1"] if name == "config.json" else []
+    assert "nested at most 100 deep" in complaint(capsys, "sample", str(tmp_path), *words)
+
+
+def test_metrics_that_are_nested_too_deep_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "run").folder
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(DEEP + "\n")
+    assert avatarl(["report", str(folder)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "x" * 300],
+        ["evaluate", "x" * 300],
+        ["evaluate", "bundled", "--surgeon", "x" * 300],
+        ["sample", "bundled", "--operation", "x" * 300],
+        ["sample", "bundled", "--prompt-file", "x" * 300],
+        ["export", "x" * 300, "out"],
+        ["export", "bundled", "x" * 300],
+        ["report", "x" * 300],
+        ["train", "--resume", "x" * 300],
+        ["train", "--corpus", "x" * 300],
+        ["train", "--corpus", "playwright", "--preset", "smoke", "--out", "x" * 300],
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AVATARL_DATA_DIR", raising=False)
+    complaint(capsys, *words)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no pseudo-terminals")
+def test_a_terminal_is_not_sent_what_it_would_obey() -> None:
+    """A file or a pipe gets every character as it is."""
+    text = "a\x1b]0;owned\x07b\r\n\x9b1mc\rd\tcaf\u00e9\x7f"
+    lines = (
+        "import sys, warnings",
+        "from agents import cli",
+        f"cli._show({text!r})",
+        f"cli._show_warning('prog', {text!r})",
+        f"cli._complain('prog', {text!r})",
+    )
+    terminal, end = os.openpty()
+    words = [sys.executable, "-X", "utf8", "-c", "\n".join(lines)]
+    subprocess.run(words, cwd=ROOT, stdout=end, stderr=end, check=True)
+    os.close(end)
+    shown = os.read(terminal, 4096).decode()
+    os.close(terminal)
+    escaped = "a\\x1b]0;owned\\x07b\r\n\\x9b1mc\\rd\tcaf\u00e9\\x7f"
+    assert shown.replace("\r\r\n", "\r\n").count(escaped) == 3
+    assert not {"\x1b", "\x07", "\x9b", "\x7f"} & set(shown)
+    piped = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+    assert piped.stdout.decode() == text + "\n"
+    assert piped.stderr.decode().count(text) == 2
+
+
+def test_a_surrogate_is_no_reason_to_fail_where_ascii_is_all_there_is() -> None:
+    code = (
+        "import os, sys; from agents.cli import avatarl;"
+        "sys.exit(avatarl(['sample', os.fsdecode(b'caf\\xe9')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"avatarl sample: error: run must be 'bundled', ")
+    assert done.stderr.count(b"\n") == 1

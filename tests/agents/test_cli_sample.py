@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from agents import checkpoint
 from agents.cli import avatarl
+from agents.training import train
 from avatarl_env.lm.export import export_model
 from avatarl_env.lm.generation import generate
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import load_model
+from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.surgery import SurgicalTheater, find_targets, make_operator
+from avatarl_env.text.corpus import load_corpus
 from tests.patients import store_tiny_patient
+from tests.training_runs import small_config, write_text
 
 C = [0.9, -0.8, 0.7, -0.6]  # head_gain on two heads
 
@@ -279,3 +285,150 @@ def test_a_file_that_holds_no_operation_is_refused(
     line = refused(capsys, run, "--operation", str(path))
     assert rule in line
     assert str(path) in line
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1c", "\x0c"])
+def test_line_separators_in_a_sampled_text_end_no_line(
+    mark: str, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"kind": "sample", "text": f"a{mark}b"}, {"surgeon/coefficients": C}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines, encoding="utf-8", newline="\n")
+    text = shown(capsys, run, "--operation", str(path), "--length", "60")
+    assert text == both(run, 60, coefficients=C)
+
+
+# --- what to begin with, and where and how to compute -------------------------------------------
+
+
+def test_only_the_most_probable_characters_are_drawn(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy = {shown(capsys, run, "--top-k", "1", "--seed", seed) for seed in "012"}
+    assert len(greedy) == 1
+    whole = shown(capsys, run, "--length", "40")
+    assert shown(capsys, run, "--length", "40", "--top-k", "1000") == whole
+    assert shown(capsys, run, "--length", "40", "--top-k", "2") != whole
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_a_prompt_may_come_from_a_file_or_standard_input(
+    start: str,
+    run: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompt = "a\nten\n"
+    path = tmp_path / "prompt.txt"
+    path.write_bytes((start + prompt).encode())
+    expected = written(run, prompt, 20)
+    assert shown(capsys, run, "--length", "20", "--prompt-file", str(path)) == expected
+    with path.open(encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert shown(capsys, run, "--length", "20", "--prompt-file", "-") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"", "must have 1 to 16,777,216 bytes, got 0"),
+        (b"\xff\xfe", "must be UTF-8 text"),
+        (b"a" * (2**24 + 1), "must have 1 to 16,777,216 bytes, got more"),
+        (None, "must be readable: No such file or directory"),
+    ],
+    ids=["empty", "binary", "long", "missing"],
+)
+def test_a_file_that_is_no_prompt_is_refused(
+    content: bytes | None,
+    rule: str,
+    run: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "prompt.txt"
+    if content is not None:
+        path.write_bytes(content)
+    line = refused(capsys, run, "--prompt-file", str(path))
+    assert line.startswith(f"prompt_file {str(path)!r} {rule}")
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--top-k", "0"], "top_k must be at least 1, got 0"),
+        (["--prompt", "a", "--prompt-file", "x"], "prompt must not be given beside prompt_file"),
+        (["--prompt-file", "/dev/zero"], "prompt_file '/dev/zero' must have 1 to 16,777,216"),
+        (["--prompt-file", "."], "prompt_file '.' must be readable: Is a directory"),
+        (["--dtype", "float8"], "dtype must be one of "),
+        (["--device", "tpu"], "device must be one of torch's, got 'tpu'"),
+        (["--device", "meta"], "device must be one of torch's, got 'meta'"),
+        (["--n", str(10**12)], "n times length must fit the memory, "),
+        (["--length", str(10**12)], "n times length must fit the memory, "),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    words: list[str], rule: str, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, run, *words).startswith(rule)
+
+
+def test_precision_and_device_are_as_asked(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--length", "40", "--device", "cpu"]
+    assert shown(capsys, run, *words, "--dtype", "float32") == written(run, length=40)
+    model, tokenizer, _ = load_model(run)
+    dice = torch.from_numpy(np.random.default_rng(0).random((1, 40), np.float32))
+    prompts = torch.from_numpy(tokenizer.encode("\n"))[None]
+    tokens = generate(model.bfloat16(), prompts, dice).tokens  # type: ignore[operator]
+    assert shown(capsys, run, *words, "--dtype", "bfloat16") == tokenizer.decode(tokens[0])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_that_was_stopped_is_sampled_from_its_newest_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    text, folder = write_text(tmp_path), tmp_path / "run"
+    changes = {"surgeon": "none", "checkpoint_seconds": 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.training.summarise", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_config(text, folder, **changes), quiet=True)
+    newest = checkpoint.checkpoints(folder / "checkpoints")[-1]
+    stored = checkpoint.read(newest)["model"]
+    tokenizer = CharTokenizer.from_text(load_corpus(text).split("train"))
+    model = fresh_like(stored, tokenizer.vocab_size)
+    prompts = torch.from_numpy(tokenizer.encode("\n"))[None]
+    dice = torch.from_numpy(np.random.default_rng(0).random((1, 30), np.float32))
+    expected = tokenizer.decode(generate(model, prompts, dice).tokens[0])
+    capsys.readouterr()
+
+    assert avatarl(["sample", str(folder), "--length", "30"]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected + "\n"
+    assert err == (
+        f"avatarl sample: warning: {folder} has not finished: this is the model of its last "
+        f"checkpoint, {newest.name}\n"
+    )
+    for words in (["evaluate", str(folder)], ["export", str(folder), str(tmp_path / "out")]):
+        assert avatarl(words) == 2
+        line = capsys.readouterr().err
+        assert f"{str(folder)!r} has not finished: its last checkpoint is {newest.name}" in line
+        assert line.count("\n") == 1
+    with text.open("a", encoding="utf-8") as file:
+        file.write("more")
+    assert refused(capsys, str(folder)).startswith("corpus ")
+    (newest / "tensors.safetensors").write_bytes(b"")
+    assert "has not finished and" in refused(capsys, str(folder))
+    shutil.rmtree(folder / "checkpoints")
+    assert refused(capsys, str(folder)).endswith("has not finished and has none yet")
+
+
+def fresh_like(weights: dict[str, torch.Tensor], vocab_size: int) -> GPT:
+    """Build the model of `small_config` and give it weights."""
+    model = GPT(small_config("text").lm.with_vocabulary(vocab_size))
+    model.load_state_dict({**weights, "lm_head.weight": weights["embed.weight"]})
+    return model.eval()

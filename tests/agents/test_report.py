@@ -366,7 +366,7 @@ def test_a_page_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append((source.stat().st_size > 1_000_000, target.read_text(encoding="utf-8")))
         raise OSError("no")
 
-    monkeypatch.setattr("agents.report.shell.os.replace", replace)
+    monkeypatch.setattr("avatarl_env.files.os.replace", replace)
     with pytest.raises(OSError, match="no"):
         write_report(tmp_path)
     # The new page was whole before the old one went, and leaves nothing behind.

@@ -73,7 +73,7 @@ def test_a_disk_that_cannot_be_written_to_does_not_end_the_run(
     clock = Clock()
     live = LiveReport(run.folder, every_seconds=5.0, clock=clock)
     with monkeypatch.context() as patch:
-        patch.setattr("agents.report.shell.os.replace", fail)
+        patch.setattr("avatarl_env.files.os.replace", fail)
         assert not live.refresh()
     clock.now += 1000.0
     assert live.refresh()

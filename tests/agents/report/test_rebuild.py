@@ -62,3 +62,43 @@ def test_a_control_of_another_size_is_not_shown_beside_a_run(tmp_path: Path) -> 
     rebuild([mine, taught], tmp_path / "comparison.html")
     page = (mine / "report.html").read_text(encoding="utf-8")
     assert "The supervised control is the run" not in page
+
+
+RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "samples.txt", "report.html")
+
+
+@pytest.mark.parametrize("name", [*RUN_FILES, "references.json", "checkpoints/final/model.json"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_comparison_is_not_written_over_what_is_a_runs_own(
+    name: str, is_there: bool, tmp_path: Path
+) -> None:
+    """Nor under its name: a run with a summary has finished."""
+    folder = make_run(tmp_path / "run").folder
+    out = folder / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if is_there and not out.exists():
+        out.write_text("mine", encoding="utf-8")
+    if not is_there and name not in ("config.json", "metrics.jsonl"):
+        out.unlink(missing_ok=True)
+    before = out.read_bytes() if out.exists() else None
+    with pytest.raises(ValueError, match=r"^out must be a "):
+        rebuild([folder], out)
+    assert (out.read_bytes() if out.exists() else None) == before
+    assert name == "report.html" or not (folder / "report.html").exists()
+
+
+def test_a_comparison_is_written_over_nothing_but_a_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    page = tmp_path / "page"
+    for _ in range(2):  # its own page it may replace
+        assert rebuild([folder], page)[-1] == page
+    (tmp_path / "empty").touch()
+    rebuild([folder], tmp_path / "empty")
+    rebuild([folder], folder / "against-others.html")
+    (tmp_path / "thesis.html").write_text("<html>mine", encoding="utf-8")
+    (tmp_path / "link").symlink_to(page)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("thesis.html", "link", "dangling", "run"):
+        with pytest.raises(ValueError, match=r"^out must be a new file or a page written before"):
+            rebuild([folder], tmp_path / name)
+    assert (tmp_path / "thesis.html").read_text(encoding="utf-8") == "<html>mine"

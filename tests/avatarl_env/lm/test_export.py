@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from avatarl_env.lm.export import export_model, to_transformers
 from avatarl_env.lm.generation import generate
@@ -181,6 +182,37 @@ def test_the_unknown_symbol_keeps_its_place_where_the_text_had_it() -> None:
     _, theirs = to_transformers(tiny_gpt(vocab_size=3), mine)
     assert theirs("ab\ufffd?")["input_ids"] == mine.encode("ab\ufffd?").tolist() == [2, 0, 1, 1]
     assert theirs.pad_token_id == 1
+
+
+@pytest.mark.parametrize(("characters", "start"), [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd")])
+def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_path: Path) -> None:
+    """Libraries for fine-tuning (TRL) cannot do without the first two."""
+    mine = CharTokenizer.from_text(characters)
+    export_model(tmp_path, tiny_gpt(vocab_size=mine.vocab_size), mine)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    end = mine.unknown_id
+    assert (theirs.eos_token, theirs.pad_token) == ("\ufffd", "\ufffd")
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (end, end)
+    start_id = mine.encode(start)[0]
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.pad_token_id) == (start_id, end)
+    assert model.config.eos_token_id == end
+    assert model.generation_config.eos_token_id is None  # it writes on
+    with torch.random.fork_rng(devices=[]):
+        text = pipeline("text-generation", model=model, tokenizer=theirs)("", max_new_tokens=5)
+    assert len(text[0]["generated_text"]) <= 6
+
+
+def test_the_line_can_be_the_end(tmp_path: Path) -> None:
+    export_model(tmp_path, trained(), tokenizer())
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    text = "and,\nso\n"
+    theirs.eos_token = "\n"
+    assert theirs.eos_token_id == tokenizer().encode("\n")[0]
+    ids = theirs(text)["input_ids"]
+    assert ids == tokenizer().encode(text).tolist()
+    assert theirs.decode(ids, skip_special_tokens=True) == text
 
 
 def test_left_to_itself_it_samples_half_a_context_from_the_whole_distribution() -> None:

@@ -439,3 +439,48 @@ def test_temperature_must_be_positive_and_finite(temperature: float) -> None:
     message = f"^temperature must be positive and finite, got {temperature}$"
     with pytest.raises(ValueError, match=message):
         generate(tiny_gpt(), some_tokens(2, 3), dice(2, 4), temperature=temperature)
+
+
+# --- the most probable tokens --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("top_k", [1, 3, 16, 1000])
+def test_only_the_most_probable_tokens_are_drawn(top_k: int, use_cache: bool) -> None:
+    model, prompts, uniforms = tiny_gpt(context=8), some_tokens(4, 3), dice(4, 30)
+    options = {"use_cache": use_cache, "return_distributions": True, "return_entropies": True}
+    written = generate(model, prompts, uniforms, top_k=top_k, temperature=0.7, **options)
+    whole = generate(model, prompts, uniforms, temperature=0.7, **options)
+    assert written.distributions is not None
+    assert written.entropies is not None
+    kept = written.distributions.isfinite()
+    assert (kept.sum(-1) == min(top_k, 16)).all()
+    torch.testing.assert_close(written.distributions.exp().sum(-1), torch.ones(4, 30))
+    assert kept.gather(2, written.tokens[:, 3:, None]).all()
+    assert written.entropies.isfinite().all()
+    if top_k >= 16:
+        assert torch.equal(written.tokens, whole.tokens)
+        assert torch.equal(written.distributions, whole.distributions)
+    if top_k == 1:
+        assert (written.log_probs == 0).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_top_k_is_the_same_with_and_without_a_cache(top_k: int) -> None:
+    model, prompts, uniforms = tiny_gpt(context=8), some_tokens(6, 5), dice(6, 40)
+    cached, naive = (
+        generate(model, prompts, uniforms, top_k=top_k, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached.tokens, naive.tokens)
+    torch.testing.assert_close(cached.log_probs, naive.log_probs, atol=1e-5, rtol=0)
+
+
+def test_tokens_as_probable_as_the_last_one_kept_are_kept() -> None:
+    written = generate(UniformLM(8), some_tokens(1, 1) % 8, dice(1, 4), top_k=2)
+    torch.testing.assert_close(written.log_probs, torch.full((1, 4), -math.log(8)))
+
+
+@pytest.mark.parametrize("top_k", [0, -3])
+def test_top_k_keeps_something(top_k: int) -> None:
+    with pytest.raises(ValueError, match=f"top_k must be at least 1, got {top_k}"):
+        generate(tiny_gpt(), some_tokens(1, 1), dice(1, 1), top_k=top_k)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from avatarl_env.lm.gpt import GPT, GPTConfig, rotary_table, rotate
+from avatarl_env.lm.gpt import GPT, GPTConfig, parameter_shapes, rotary_table, rotate
 from tests.fakes import fingerprint, reference_logits, tiny_gpt
 
 
@@ -358,3 +358,11 @@ def test_cache_bytes_are_what_a_cache_takes(dtype: torch.dtype, size: int) -> No
     model = tiny_gpt().to(dtype)
     assert model.kv_bytes_per_token == 2 * 2 * 32 * size
     assert model.new_cache(3)._buffer.nbytes == model.kv_bytes_per_token * 3 * model.context
+
+
+def test_shapes_and_numbers_are_known_without_a_model() -> None:
+    model = tiny_gpt(n_layers=3)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert dict(parameter_shapes(model.config)) == expected
+    assert model.config.n_parameters == model.n_parameters
+    assert model.config.building_bytes > 4 * model.n_parameters

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import load_model, model_folder, save_model
@@ -196,3 +198,73 @@ def test_weights_that_do_not_fit_the_description_are_named(
     (folder / "model.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"lm must hold the weights .* differs: .*{differs}"):
         load_model(str(folder))
+
+
+# --- sizes that nobody has -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [10**9, 10**18, -1, 0, True, 2.0, float("nan"), "2", None])
+@pytest.mark.parametrize("name", ["n_layers", "width", "vocab_size", "n_heads", "context"])
+def test_absurd_sizes_are_refused_before_anything_is_built(
+    name: str, value: object, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("it was built")
+
+    content = json.loads((folder / "model.json").read_text())
+    content["gpt"][name] = value
+    (folder / "model.json").write_text(json.dumps(content))
+    monkeypatch.setattr("avatarl_env.lm.storage.GPT", built)
+    with pytest.raises(ValueError, match=r"^lm must ") as caught:
+        load_model(str(folder))
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_integers_are_refused(folder: Path) -> None:
+    weights = {
+        name: w.to(torch.int8) for name, w in load_file(folder / "model.safetensors").items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm must hold floating point weights, .* has I8"):
+        load_model(str(folder))
+
+
+def test_a_vocabulary_of_another_size_is_refused(folder: Path) -> None:
+    content = json.loads((folder / "model.json").read_text())
+    content["tokenizer"]["characters"] += "z"
+    (folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"as many characters as its vocab_size, 16, .* has 17"):
+        load_model(str(folder))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_pipe_is_no_model(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match="lm must be 'bundled'"):
+        load_model(str(folder))
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    for lm in ("x" * 300, "a\0b", ""):
+        with pytest.raises(ValueError, match="lm must be 'bundled'"):
+            load_model(lm)
+
+
+def test_lone_surrogates_are_characters_like_others(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.from_text("x\udc00y\ud800z")
+    save_model(tmp_path, tiny_gpt(vocab_size=tokenizer.vocab_size), tokenizer, {})
+    assert load_model(str(tmp_path)).tokenizer == tokenizer
+
+
+def test_models_are_not_written_through_links(tmp_path: Path, model: GPT) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / "model" / name).symlink_to(precious)
+    save_model(tmp_path / "model", model, TOKENIZER, {})
+    assert precious.read_text(encoding="utf-8") == "mine"
+    assert fingerprint(load_model(str(tmp_path / "model")).model) == fingerprint(model)

@@ -141,3 +141,11 @@ def test_the_order_of_the_ids_is_part_of_equality() -> None:
     assert first != "ab\ufffd"
     assert second.encode("ab").tolist() == [1, 0]
     assert repr(second) == "CharTokenizer(vocab_size=3, characters='ba\ufffd')"
+
+
+def test_lone_surrogates_that_follow_one_another_survive_json() -> None:
+    tokenizer = CharTokenizer.from_text("x\udc00y\ud800z")
+    assert "\ud800\udc00" in tokenizer.characters
+    assert CharTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
+    with pytest.raises(TypeError, match="must be a string"):
+        CharTokenizer.from_dict({"type": "char", "characters": ["a", 1]})

@@ -443,3 +443,51 @@ def test_importing_the_module_does_not_import_requests() -> None:
     program = "import sys, avatarl_env.text.corpus; sys.exit('requests' in sys.modules)"
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+
+
+# --- files that are none -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="this system has no /proc")
+@pytest.mark.parametrize("path", ["/proc/self/maps", "/proc/self/mem", "/dev/zero", "/dev/stdin"])
+def test_files_of_the_system_are_refused_without_waiting(path: str) -> None:
+    with pytest.raises(CorpusError, match=r"empty file|must be a regular file"):
+        load_corpus(path)
+
+
+def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(1 << 42)  # takes no room on the disk
+    with pytest.raises(CorpusError, match=r"huge\.txt cannot be used: it must have at most"):
+        load_corpus(tmp_path / "huge.txt")
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    for name in ("x" * 300, "x" * 300 + ".txt", "/" + "y" * 5000):
+        with pytest.raises(CorpusError, match=r"^corpus "):
+            load_corpus(name)
+
+
+def test_a_name_that_is_not_text_is_a_name(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    with open(path, "wb") as file:
+        file.write(TEXT.encode())
+    corpus = load_corpus(os.fsdecode(path))
+    assert os.fsencode(corpus.name) == path
+    assert load_corpus(corpus.name) == corpus
+
+
+def test_without_a_home_nothing_is_kept_in_a_folder_of_that_name(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "AVATARL_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorpusError, match=r"must have a folder to be kept in, .* XDG_CACHE_HOME"):
+        load_corpus("tinyshakespeare")
+    assert not list(tmp_path.iterdir())
+    assert publisher.n_requests == 0

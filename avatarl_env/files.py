@@ -1,0 +1,144 @@
+"""Files: read the way that suits what others may have written, and written in one step.
+
+One reader of JSON and one writer for the whole project, so that a file that is damaged, endless or
+hostile is refused in the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MOST_NESTED = 100
+"""Objects and lists within one another that JSON may have. Our own files have fewer than ten."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: it has no lone surrogates, as names of other bytes have."""
+    return _SURROGATE.search(text) is None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that anybody may have written.
+
+    Args:
+        text: the JSON; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: if it is not JSON, or nested more than 100 deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+        is_deep = True
+    else:
+        is_deep = text.count("[") + text.count("{") > MOST_NESTED and _is_deep(value)
+    if is_deep:
+        raise ValueError(f"it must be nested at most {MOST_NESTED} deep, got more")
+    return value
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not UTF-8 or not JSON, or nested more than 100 deep.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"file {str(path)!r} must hold JSON: {error}") from error
+
+
+def dump_json(value: object, indent: int | None = None) -> str:
+    """Write strict JSON that UTF-8 can hold, with letters of all languages as they are.
+
+    A path may hold bytes that are not text. Python keeps them as lone surrogates, which are escaped
+    here; :func:`parse_json` gives them back.
+    """
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """Read a regular file, in bounded time and memory.
+
+    Pipes and devices are refused before they are opened, which may already take for ever. No more
+    is read than the size that the file system says, which is nothing for the files of ``/proc``.
+
+    Args:
+        path: the file.
+        most: bytes it may have.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not a regular file, or longer than ``most``.
+    """
+    _check_regular(os.stat(path), most)
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())  # another file may be there by now
+        _check_regular(found, most)
+        return file.read(found.st_size)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: a reader finds the old one or the new one, whole.
+
+    The new content is on the disk before it takes the name. It is first written to a new file
+    beside it whose name nobody can guess, never through a link that lies in wait.
+
+    Args:
+        path: what to write; a link there is replaced, not followed.
+        content: a string is written in UTF-8.
+
+    Raises:
+        OSError: if it cannot be written; what was there is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    handle = os.open(partial, _NEW_FILE, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects lie more than MOST_NESTED deep within one another."""
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        inner = [x for x in level if isinstance(x, dict | list)]
+        level = [item for x in inner for item in (x.values() if isinstance(x, dict) else x)]
+        if not inner:
+            return False
+    return True
+
+
+def _check_regular(found: os.stat_result, most: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it must be a regular file, got a directory, pipe or device")
+    if found.st_size > most:
+        raise ValueError(f"it must have at most {most:,} bytes, got {found.st_size:,}")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,64 @@
+"""Tests of agents/room.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from agents.config import PRESET_NAMES, TrainConfig, preset
+from agents.room import check_room
+from avatarl_env.memory import GIB
+
+CPU = torch.device("cpu")
+
+
+def with_settings(config: TrainConfig, **parts: dict[str, Any]) -> TrainConfig:
+    """Change settings of a part: ``lm={"width": 8}``."""
+    changed = {name: replace(getattr(config, name), **values) for name, values in parts.items()}
+    return replace(config, **changed)
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_presets_fit_a_small_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.room.memory_limit", lambda: 4 * GIB)
+    check_room(preset(name), 100, CPU)
+
+
+@pytest.mark.parametrize(
+    ("parts", "argument"),
+    [
+        ({"lm": {"n_layers": 2**63}}, "lm"),
+        ({"lm": {"width": 10**9}}, "lm"),
+        ({"lm": {"context": 10**12}}, "lm"),
+        ({"grpo": {"batch_size": 10**12}}, "batch_size"),
+        ({"grpo": {"group_size": 10**12}}, "batch_size"),
+        (
+            {"grpo": {"estimator": "grpo", "horizon": 4, "group_size": 10**12}},
+            "batch_size",
+        ),
+        ({"curriculum": {"n_rows": 2**63}}, "n_rows times n_prompts"),
+        ({"operation": {"n_prompts": 10**12}}, "n_rows times n_prompts"),
+        ({"curriculum": {"judge_prompts": 10**12}}, "judge_prompts"),
+    ],
+)
+def test_what_cannot_fit_is_refused_by_name(parts: dict[str, Any], argument: str) -> None:
+    config = with_settings(preset("smoke"), **parts)
+    with pytest.raises(ValueError, match=f"^{argument}.* must fit the memory, .* got a need of at"):
+        check_room(config, 64, CPU)
+
+
+def test_a_replay_buffer_counts() -> None:
+    config = replace(preset("smoke"), surgeon_options={"buffer_size": 10**12})
+    with pytest.raises(ValueError, match=r"^buffer_size must fit the memory"):
+        check_room(config, 64, CPU)
+
+
+def test_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_settings(preset("smoke"), grpo={"batch_size": 64_000})
+    monkeypatch.setattr("agents.room.memory_limit", lambda: 8 * GIB)
+    with pytest.raises(ValueError, match=r"^batch_size must fit"):
+        check_room(config, 64, CPU)
+    check_room(config, 64, CPU, n_processes=64)
