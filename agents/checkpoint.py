@@ -133,6 +133,11 @@ def read(checkpoint: Path) -> State:
     return state
 
 
+def check_state(state: State) -> None:
+    """Raise a TypeError if a state holds anything that no checkpoint can."""
+    json.dumps(_take_apart(state, "", {}))
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a model's parameters, by name, the values of a state; their storage stays in place."""

@@ -20,6 +20,7 @@ from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.judgement import Judgement, judge
 from agents.ranks import share_edits
 from agents.surgeons import NONE, OperationRecord, Surgeon
+from agents.surgeons.contract import check_records
 from avatarl_env.choices import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -205,6 +206,7 @@ class Curriculum:
             if phase.operations and self.surgeon is not None:
                 with self.learner.ranks.telling(DivergedError):
                     records = self.surgeon.operate(phase.operations)
+                    check_records(records)
                 journal.operated(records, self.surgeon)
                 if phase.commits:
                     journal.judged(self._consider(self.surgeon))

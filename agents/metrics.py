@@ -211,6 +211,13 @@ METRICS = (
         _LEARNED,
     ),
     Metric(
+        ("surgeon/replay_buffer_size",),
+        "surgeon",
+        "transitions",
+        "transitions that are remembered, of all rows",
+        _OFF_POLICY,
+    ),
+    Metric(
         ("surgeon/learning_rate",), "surgeon", "1", "the optimizer's, or ARS's", (*_LEARNED, "ars")
     ),
     Metric(

@@ -163,6 +163,7 @@ def joined() -> Iterator[Ranks]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    _import_before_a_group_exists()
     common, *_ = next(iter(rendezvous("env://", timeout=PATIENCE)))
     # A second group of the same processes would trip over what the first left in the store.
     store = PrefixStore(f"avatarl-{next(_groups)}", common)
@@ -233,6 +234,16 @@ def on_cpu(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: on_cpu(value) for key, value in state.items()}
     return [on_cpu(value) for value in state] if isinstance(state, list) else state
+
+
+def _import_before_a_group_exists() -> None:
+    """Import what would keep a group that exists when it is imported, for as long as the process.
+
+    Functions of this module have the default group as a default argument, and compiled optimizers
+    import it. A group that is kept outlives ``destroy_process_group`` with its threads; one that
+    lets go of a tensor while Python shuts down ends the process with SIGABRT.
+    """
+    import torch.distributed.nn.functional  # noqa: F401
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from agents.effect import Effect
 from agents.journal import Journal
 from agents.launch import started_by
 from agents.setup import Setup
-from agents.surgeons import save_surgeon
+from agents.surgeons import reading, save_surgeon
 from agents.tracking import MetricWriter
 from avatarl_env.files import read_json
 
@@ -263,12 +263,31 @@ def check(
             )
 
 
-def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal) -> Progress:
-    """Put everything where it was when the checkpoint was written.
+def restore_surgeon(path: Path, setup: Setup) -> None:
+    """Put the surgeon where it was; before anything is written, for its files may not fit.
+
+    Args:
+        path: the checkpoint's folder.
+        setup: as freshly built.
+
+    Raises:
+        BadCheckpoint: if the files are damaged, or of another surgeon.
+    """
+    if setup.surgeon is None:
+        return
+    try:
+        with reading(path):
+            setup.surgeon.load(path)
+            setup.surgeon.set_state(checkpoint.read(path)["surgeon"])
+    except ValueError as error:
+        raise BadCheckpoint(str(error)) from error
+
+
+def restore(state: Mapping[str, Any], setup: Setup, journal: Journal) -> Progress:
+    """Put everything but the surgeon where it was when the checkpoint was written.
 
     Args:
         state: read from the checkpoint.
-        path: the checkpoint's folder.
         setup: as freshly built.
         journal: as freshly opened.
     """
@@ -278,9 +297,6 @@ def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal
     setup.learner.set_state(state["learner"])
     setup.generators.set_state(state["generators"])
     journal.set_state(state["journal"])
-    if setup.surgeon is not None:
-        setup.surgeon.load(path)
-        setup.surgeon.set_state(state["surgeon"])
     progress = dict(state["progress"])
     effects = [Effect.from_summary(summary) for summary in progress.pop("effects")]
     return Progress(**progress, effects=effects)

@@ -33,6 +33,7 @@ from agents.resuming import (
     check,
     latest,
     restore,
+    restore_surgeon,
     stored_config,
     torch_threads,
 )
@@ -147,7 +148,7 @@ def _attempt(
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
         progress = Progress()
         if state is not None and checkpoint is not None:
-            progress = restore(state, checkpoint, setup, journal)
+            progress = restore(state, setup, journal)
             journal.say(f"going on from {checkpoint}, {journal.seconds:.0f} s into the run")
         elif config.resume:
             journal.say("there is no checkpoint yet: the run begins anew")
@@ -210,6 +211,7 @@ def _build_again(
     setup = Setup(config, ranks)
     if checkpoint is not None and about is not None:
         check(about, checkpoint, config, setup.corpus.sha256, ranks.count)
+        restore_surgeon(checkpoint, setup)
     return config, setup, folder, checkpoint
 
 

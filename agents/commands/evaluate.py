@@ -8,14 +8,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
 from agents.commands.parsing import Refusal, read_json, read_words, refusing, run_settings
 
 if TYPE_CHECKING:
+    from agents.surgeons import Surgeon
     from avatarl_env.patient import Patient
+    from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Evaluate:
     corpus: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Corpus name or a file; default the text that the model learned."""
     surgeon: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Run whose surgeon operates, by its rules; trust it, its networks are unpickled."""
+    """Run whose surgeon operates, by its rules."""
     seed: int = 0
     """Of the prompts and random operations that the surgeon is measured with."""
     device: str = "cpu"
@@ -73,6 +75,8 @@ def evaluate(request: Evaluate) -> dict[str, Any]:
                 f"got one of transformers in {request.run!r}"
             )
         patient = Patient.load(request.run, request.corpus, request.device)
+    # Before anything is measured: what does not fit is refused at once.
+    operation = None if request.surgeon is None else _prepare(request, patient)
     text = patient.corpus.split("validation")
     metrics = evaluate_text(patient.model, patient.splits["validation"])
     record: dict[str, Any] = {
@@ -83,20 +87,32 @@ def evaluate(request: Evaluate) -> dict[str, Any]:
         "unknown_characters": patient.tokenizer.n_unknown(text),  # type: ignore[attr-defined]
         "validation": metrics._asdict(),
     }
-    if request.surgeon is not None:
-        record["surgeon_effect"] = _effect(request, Path(request.surgeon), patient)
+    if operation is not None:
+        record["surgeon_effect"] = _effect(request, operation)
     return to_json(record, "record")  # type: ignore[no-any-return]
 
 
-def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]:
-    """Return what a saved surgeon is worth on a patient, as a run measures it."""
-    import numpy as np
+class _Operation(NamedTuple):
+    """A saved surgeon, and where it is to be measured."""
+
+    name: str
+    surgeon: Surgeon
+    exam: AttentionSurgeryVectorEnv
+
+
+def _prepare(request: Evaluate, patient: Patient) -> _Operation:
+    """Load a saved surgeon, to operate on a patient by the rules of its run.
+
+    Raises:
+        Refusal: if there is none, or it does not fit the patient.
+    """
     from gymnasium.vector import AutoresetMode
 
-    from agents.effect import N_OPERATIONS, measure_effect, verdict
+    from agents.effect import N_OPERATIONS
     from agents.surgeons import ABOUT, find_surgeon, load_surgeon
     from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
+    folder = Path(str(request.surgeon))
     home = find_surgeon(folder)
     if home is None:
         raise Refusal(
@@ -108,26 +124,40 @@ def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]
             "surgeon must be in the folder of its run, whose config.json says how it operates, "
             f"got {str(folder)!r}"
         )
-    rules = {"operator": settings["operator"], **settings["operation"]}
-    with refusing(ValueError, ImportError):
-        patient.corpus.require(patient.model.context, "context")
-        # As in training: it was made for so many rows, and is asked about the exam's.
-        env = AttentionSurgeryVectorEnv(
-            settings["curriculum"]["n_rows"],
-            patient,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            **rules,
-        )
-        surgeon = load_surgeon(home, env)
-        exam = AttentionSurgeryVectorEnv(
-            N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
-        )
-    effect = measure_effect(surgeon, exam, "training", np.random.default_rng(request.seed))
-    name = str(read_json(home / ABOUT)["surgeon"])
+    try:
+        rules = {"operator": settings["operator"], **settings["operation"]}
+        n_rows = settings["curriculum"]["n_rows"]
+        with refusing(ValueError, ImportError):
+            patient.corpus.require(patient.model.context, "context")
+            # As in training: it was made for so many rows, and is asked about the exam's.
+            env = AttentionSurgeryVectorEnv(
+                n_rows, patient, autoreset_mode=AutoresetMode.SAME_STEP, **rules
+            )
+            exam = AttentionSurgeryVectorEnv(
+                N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
+            )
+            surgeon = load_surgeon(home, env)
+    except (KeyError, TypeError, MemoryError) as error:
+        raise Refusal(
+            "surgeon must be of a run whose config.json says how it operates, "
+            f"got {str(folder)!r}: {error}"
+        ) from error
+    return _Operation(str(read_json(home / ABOUT)["surgeon"]), surgeon, exam)
+
+
+def _effect(request: Evaluate, operation: _Operation) -> dict[str, Any]:
+    """Return what a saved surgeon is worth on a patient, as a run measures it."""
+    import numpy as np
+
+    from agents.effect import measure_effect, verdict
+
+    rng = np.random.default_rng(request.seed)
+    with refusing(ValueError):  # actions that are no numbers
+        effect = measure_effect(operation.surgeon, operation.exam, "training", rng)
     return {
-        "surgeon": name,
-        "folder": str(folder),
-        "verdict": verdict([effect], name),
+        "surgeon": operation.name,
+        "folder": request.surgeon,
+        "verdict": verdict([effect], operation.name),
         "measurement": effect.as_summary(),
     }
 

@@ -70,6 +70,8 @@ def _read(words: Sequence[str], prog: str) -> TrainConfig | None:
     )
     if config is None:
         return None
+    if "--surgeon-options" in words and not config.surgeon_options:
+        raise Refusal("surgeon_options must be names and values in turn, got none")
     options = {name: _value(value) for name, value in config.surgeon_options.items()}
     return dataclasses.replace(config, surgeon_options=options)
 

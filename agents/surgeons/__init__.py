@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agents.surgeons.base import OperationRecord, OperationRecorder, Surgeon
 from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
+from agents.surgeons.contract import check_contract
 from agents.surgeons.replay import ReplaySurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
@@ -29,6 +31,7 @@ __all__ = [
     "find_surgeon",
     "load_surgeon",
     "make_surgeon",
+    "reading",
     "save_surgeon",
 ]
 
@@ -36,6 +39,9 @@ NONE = "none"
 """The name that means: no surgeon, no operations."""
 
 ABOUT = "surgeon.json"
+
+REFUSALS = (TypeError, AssertionError, RuntimeError, MemoryError, OverflowError)
+"""How libraries refuse an option; the last three, networks or memories that are too large."""
 
 
 def _replay(
@@ -96,7 +102,7 @@ def make_surgeon(
     Raises:
         ImportError: if it needs a library that is not installed; says which extra has it.
         ValueError: if there is none of that name, or it has no such option, with the closest, or
-            if an option does not fit.
+            if an option does not fit, or if what was registered is no :class:`Surgeon`.
     """
     check_surgeon(name)
     if name == NONE:
@@ -104,12 +110,14 @@ def make_surgeon(
     options = dict(options or {})
     _check_options(name, options)
     try:
-        return SURGEONS[name](env, seed, **options)
-    except (TypeError, AssertionError, MemoryError) as error:  # how libraries refuse an option
-        reason = " ".join(str(error).split())
+        surgeon = SURGEONS[name](env, seed, **options)
+    except REFUSALS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"surgeon {name!r} must be given options that fit, got {options}: {reason}"
         ) from error
+    check_contract(surgeon, name)
+    return surgeon
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -160,17 +168,32 @@ def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:
     """Make a saved surgeon again; it goes on learning where it was, in a new environment.
 
     Args:
-        folder: that :func:`save_surgeon` wrote, such as a run's ``checkpoints/final``. The networks
-            of Stable-Baselines3 are unpickled from it: open only folders that you trust.
+        folder: that :func:`save_surgeon` wrote, such as a run's ``checkpoints/final``. Nothing in
+            it is unpickled.
         env: where it operates, of the same observations and actions.
 
     Raises:
-        ValueError: if there is no surgeon in the folder.
+        ValueError: if there is no surgeon in the folder, or one that is damaged or does not fit.
     """
     about = _read_about(Path(folder))
     surgeon = make_surgeon(about["surgeon"], env, about["seed"], about["options"])
-    surgeon.load(Path(folder))
+    with reading(folder):
+        surgeon.load(Path(folder))
     return surgeon
+
+
+@contextlib.contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Let whatever a surgeon raises over damaged files in the body be a ValueError."""
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"surgeon must be stored whole, got {str(folder)!r}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -178,5 +201,15 @@ def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not path.is_file():
         raise ValueError(f"folder must hold a saved surgeon's {ABOUT}, got {str(folder)!r}")
-    about: dict[str, Any] = read_json(path)
+    try:
+        about: dict[str, Any] = read_json(path)
+        is_whole = (
+            isinstance(about["surgeon"], str)
+            and type(about["seed"]) is int
+            and isinstance(about["options"], dict)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"folder must hold a readable {ABOUT} of a surgeon, got {str(path)!r}")
     return about

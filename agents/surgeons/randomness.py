@@ -47,14 +47,21 @@ class PrivateRandomness:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``get_state`` returned, also if its tuples have become lists."""
+        """Go on from what ``get_state`` returned, also if its tuples have become lists.
+
+        Whatever generators do not take is refused here, as they refuse it.
+        """
         version, numbers, gauss = state["python"]
         keys = np.asarray(state["numpy"]["keys"], dtype=np.uint32)
-        self._states = GlobalStates(
+        states = GlobalStates(
             (version, tuple(numbers), gauss),
             ("MT19937", keys, *state["numpy"]["rest"]),
             state["torch"],
         )
+        random.Random().setstate(states.python)
+        np.random.RandomState().set_state(states.numpy)
+        torch.Generator().set_state(states.torch)
+        self._states = states
 
     @contextmanager
     def use(self) -> Iterator[None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from agents.divergence import DivergedError
 from agents.surgeons.algorithms import ALGORITHMS, GAMMA, class_of, settings_of
@@ -20,7 +22,7 @@ from agents.surgeons.base import (
     prompt_seed,
 )
 from agents.surgeons.randomness import PrivateRandomness
-from avatarl_env.files import read_json
+from agents.surgeons.stored import COUNTERS, fill, filled, read_into, read_normalisation
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
@@ -116,41 +118,64 @@ class SB3Surgeon:
         return np.asarray(actions, dtype=np.float32)
 
     def stats(self) -> Mapping[str, float]:
-        """Return the algorithm's latest losses, ``surgeon/actor_loss`` and so on."""
-        return {
+        """Return the algorithm's latest losses, ``surgeon/actor_loss`` and so on.
+
+        And how many transitions it remembers, if it is off-policy and has any.
+        """
+        stats = {
             key.replace("train/", "surgeon/"): float(value)
             for key, value in self.model.logger.name_to_value.items()
             if key.startswith("train/")
         }
+        buffer = self._buffer
+        if buffer is not None and buffer.size():
+            stats["surgeon/replay_buffer_size"] = float(buffer.size() * buffer.n_envs)
+        return stats
 
     def save(self, folder: Path) -> None:
-        """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder."""
+        """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder.
+
+        The first is what ``BaseAlgorithm.load`` reads. That unpickles; :meth:`load` does not.
+        """
         archive = io.BytesIO()  # written by us, for torch hides that a disk is full
         self.model.save(archive)
         (folder / ZIP).write_bytes(archive.getvalue())
         observations, returns = self._normalisations()
         content = {
+            "sizes": self._sizes(),
             "mean": observations.mean.tolist(),
             "var": observations.var.tolist(),
             "count": float(observations.count),
             "return_mean": float(returns.mean),
             "return_var": float(returns.var),
             "return_count": float(returns.count),
+            "counters": {name: getattr(self.model, name) for name in COUNTERS},
         }
         path = folder / NORMALISATION
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Take over what another surgeon of this kind wrote.
+        """Take over what another surgeon of this kind wrote; nothing is unpickled.
 
         Past operations are not remembered, so an off-policy algorithm collects others before it
         learns on, and dice are thrown that the other has not.
+
+        Raises:
+            ValueError: if a file is missing, damaged, of an earlier format, or of a surgeon of
+                another kind or size.
         """
-        content = read_json(folder / NORMALISATION)
+        observations, returns = self._normalisations()
+        content = read_normalisation(folder / NORMALISATION, self._sizes())
         with self._randomness.use():
-            self.model = type(self.model).load(
-                folder / ZIP, env=self._env, device=DEVICE, **self._own
-            )
+            read_into(self.model, folder / ZIP)
+        for name in COUNTERS:
+            setattr(self.model, name, content["counters"][name])
+        if hasattr(self.model, "weights"):  # ARS's own copy
+            self.model.weights = nn.utils.parameters_to_vector(
+                self.model.policy.parameters()
+            ).detach()
+        if self._buffer is not None:
+            self._buffer.reset()
         n_done = self.model.num_timesteps
         if "learning_starts" in self._own:
             self.model.learning_starts = self._own["learning_starts"] + n_done  # type: ignore[attr-defined]
@@ -159,7 +184,6 @@ class SB3Surgeon:
         self._randomness = PrivateRandomness(seed)
         self.model.action_space.seed(seed)
         self._env.seed(prompt_seed(seed))
-        observations, returns = self._normalisations()
         observations.mean = np.array(content["mean"])
         observations.var = np.array(content["var"])
         observations.count = content["count"]
@@ -170,14 +194,14 @@ class SB3Surgeon:
 
     def get_state(self) -> dict[str, Any]:
         """Return the replay buffer, as far as it is filled, and where all dice stand."""
-        buffer = getattr(self.model, "replay_buffer", None)
+        buffer = self._buffer
         return {
             "generators": self._randomness.get_state(),
             "actions": dict(self.model.action_space.np_random.bit_generator.state),
             "rows": self._vector.get_dice(),
             "seeds": list(self._env.unwrapped._seeds),  # for the next reset, mostly none
             "learning_starts": getattr(self.model, "learning_starts", None),
-            "buffer": None if buffer is None else _filled(buffer),
+            "buffer": None if buffer is None else filled(buffer),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -186,12 +210,20 @@ class SB3Surgeon:
         self.model.action_space.np_random.bit_generator.state = state["actions"]
         self._vector.set_dice(state["rows"])
         self._env.unwrapped._seeds = list(state["seeds"])
-        if state["buffer"] is not None:
-            self.model.learning_starts = state["learning_starts"]  # type: ignore[attr-defined]
-            buffer = self.model.replay_buffer  # type: ignore[attr-defined]
-            buffer.pos, buffer.full = state["buffer"]["pos"], state["buffer"]["full"]
-            for name, rows in state["buffer"]["arrays"].items():
-                getattr(buffer, name)[: len(rows)] = np.asarray(rows)
+        if self._buffer is not None:
+            self.model.learning_starts = int(state["learning_starts"])  # type: ignore[attr-defined]
+            fill(self._buffer, state["buffer"])
+
+    @property
+    def _buffer(self) -> ReplayBuffer | None:
+        """What an off-policy algorithm remembers."""
+        buffer: ReplayBuffer | None = getattr(self.model, "replay_buffer", None)
+        return buffer
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the sizes that a surgeon is made for."""
+        spaces = {"observation": self._env.observation_space, "action": self._env.action_space}
+        return {name: math.prod(space.shape or ()) for name, space in spaces.items()}
 
     def _normalisations(self) -> tuple[RunningMeanStd, RunningMeanStd]:
         """Return the running statistics of observations and of returns."""
@@ -215,11 +247,3 @@ class SB3Surgeon:
         from stable_baselines3.common.logger import Logger
 
         self.model.set_logger(Logger(folder=None, output_formats=[]))
-
-
-def _filled(buffer: ReplayBuffer) -> dict[str, Any]:
-    """Return what a replay buffer holds."""
-    n = buffer.buffer_size if buffer.full else buffer.pos
-    names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-    arrays = {name: getattr(buffer, name)[:n] for name in names}
-    return {"pos": buffer.pos, "full": buffer.full, "arrays": arrays}

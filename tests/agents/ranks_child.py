@@ -50,7 +50,7 @@ def learn(recipe: str, ranks: Ranks) -> tuple[GRPOLearner, list[GRPOStats]]:
 def curves(out: Path) -> None:
     """Learn together, one loss no number; then let the first process operate, and tell."""
     with joined() as ranks:
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"threads inside": gloo_threads()}
         for recipe in RECIPES:
             learner, stats = learn(recipe, ranks)
             counts = learner.forward_tokens, learner.regularizer.kl_coefficient
@@ -64,7 +64,14 @@ def curves(out: Path) -> None:
             assert again == ranks
     with joined() as ranks:  # a second group, once the first is gone
         found["sum"] = sum(ranks.gather(ranks.rank + 1))
+    found["threads"] = gloo_threads()
     torch.save(found, out / f"{ranks.rank}.pt")
+
+
+def gloo_threads() -> list[str]:
+    """Return the names of this process's threads that are gloo's."""
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    return sorted(name for name in names if "gloo" in name)
 
 
 def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:

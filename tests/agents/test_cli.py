@@ -154,6 +154,8 @@ REFUSALS = [
         "got 'spectral-bands', did you mean 'spectral_bands'?",
     ),
     (["--surgeon", "sacc"], "surgeon must be one of", "got 'sacc', did you mean 'sac'?"),
+    (["--surgeon-options"], "surgeon_options must be names and values in turn", "got none"),
+    (["--surgeon-options", "--seed", "1"], "surgeon_options must be names and values", "got none"),
     (
         ["--grpo.estimator", "breir"],
         "grpo: estimator must be one of",

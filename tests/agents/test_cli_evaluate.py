@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +128,44 @@ def test_what_does_not_fit_together_is_refused(
 ) -> None:
     line = refused(capsys, "evaluate", str(run.folder), "--surgeon", str(tmp_path))
     assert line.startswith("surgeon must be a folder with a saved surgeon's surgeon.json, got ")
-    line = refused(capsys, "evaluate", "bundled", "--surgeon", str(run.folder))
-    assert "spaces do not match" in line  # of four coefficients the one, the other of eight
     line = refused(capsys, "evaluate", str(run.folder), "--device", "abacus")
     assert line.startswith("device must be one of torch's, got 'abacus'")
     line = refused(capsys, "evaluate", str(run.folder), "--corpus", "no/such.txt")
     assert line.startswith("corpus file 'no/such.txt' must exist")
+
+
+def test_a_surgeon_that_does_not_fit_is_refused_before_anything_is_measured(
+    run: RunSummary,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agents.evaluation.evaluate_text", None)  # cannot be called
+    words = ["evaluate", str(run.folder), "--surgeon"]
+    line = refused(capsys, "evaluate", "bundled", *words[2:], str(run.folder))
+    assert re.match(
+        r"surgeon must be one for observations of \d+ numbers and actions of 8, "
+        r"got one for \d+ and 4 in ",
+        line,
+    )
+    harms: dict[str, tuple[Callable[[Path], object], str]] = {
+        "cut": (lambda f: (f / "checkpoints/final/surgeon.zip").write_bytes(b"PK"), "not a zip"),
+        "operator": (lambda f: edit(f, operator="temprature"), "operator must be one of "),
+        "rules": (lambda f: edit(f, operation=[]), "whose config.json says how it operates"),
+        "rows": (lambda f: edit(f, curriculum={}), "whose config.json says how it operates"),
+    }
+    for name, (harm, message) in harms.items():
+        folder = tmp_path / name
+        shutil.copytree(run.folder, folder)
+        harm(folder)
+        assert message in refused(capsys, *words, str(folder))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change a run's configuration."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**settings, **changes}), encoding="utf-8")
 
 
 def test_a_run_is_exported(

@@ -122,6 +122,14 @@ def test_a_refusal_of_one_process_is_one_of_all(learned: list[dict[str, Any]]) -
     assert [found["sum"] for found in learned] == [3, 3]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_no_thread_of_a_group_outlives_it(learned: list[dict[str, Any]]) -> None:
+    """One that lets go of a tensor while Python shuts down would end the process with SIGABRT."""
+    for found in learned:
+        assert found["threads inside"]
+        assert found["threads"] == []
+
+
 def test_the_shares_of_a_batch_are_equal_and_make_up_all_of_it() -> None:
     rows = np.arange(24).reshape(12, 2)
     for count in (1, 2, 3, 4):

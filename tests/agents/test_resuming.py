@@ -377,6 +377,40 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def sign(manifest: dict[str, Any], folder: Path) -> None:
+    """Let a manifest say that the files are as they were written."""
+    digests = {name: checkpoint._digest(newest(folder) / name) for name in manifest["files"]}
+    manifest["files"] = digests
+
+
+def forged(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Return what changes a file of the newest checkpoint, and its manifest to match."""
+
+    def harm(folder: Path) -> None:
+        path = newest(folder) / name
+        path.write_bytes(change(path.read_bytes()))
+        edit_manifest(folder, lambda manifest: sign(manifest, folder))
+
+    return harm
+
+
+DAMAGES |= {
+    "forged surgeon": (forged("surgeon.zip", lambda _: b"PK"), "surgeon must be stored as one of"),
+    "forged statistics": (
+        forged("surgeon_normalisation.json", lambda _: b"{}"),
+        "one of an earlier format",
+    ),
+    "forged memory": (
+        forged("state.json", lambda values: values.replace(b'"full": false', b'"full": true')),
+        "replay buffer's observations must have shape",
+    ),
+    "forged generators": (
+        forged("state.json", lambda values: values.replace(b'"python": [3', b'"python": [9')),
+        "must be stored whole|state with version 9",
+    ),
+}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_cannot_be_gone_on_from_is_refused_and_left_alone(
     damage: str, broken: Path, tmp_path: Path

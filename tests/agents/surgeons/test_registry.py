@@ -22,6 +22,8 @@ from agents.surgeons import (
     save_surgeon,
 )
 from agents.surgeons.algorithms import ALGORITHMS
+from agents.surgeons.baselines import ZeroSurgeon
+from agents.surgeons.contract import METHODS, check_records
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import global_random_states
 from tests.training_runs import (
@@ -318,6 +320,108 @@ def test_a_surgeon_of_ones_own_can_be_registered(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(SURGEONS, "mine", SURGEONS["zero"])
     check_surgeon("mine")
     assert make("mine").operate(1)[0].total == 0.0
+
+
+def without(method: str) -> type[Surgeon]:
+    """Return a surgeon that inherits the Protocol, whose methods do nothing, and lacks one."""
+    own = {name: value for name, value in vars(ZeroSurgeon).items() if name != method}
+    return type("Mine", (Surgeon,), own)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_surgeon_of_ones_own_that_lacks_a_method_is_refused_when_it_is_made(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SURGEONS, "mine", without(method))
+    message = rf"^surgeon 'mine' must have the methods \[.*\], got Mine without {method}$"
+    with pytest.raises(ValueError, match=message):
+        make("mine")
+    monkeypatch.setitem(SURGEONS, "mine", without(""))
+    make("mine")
+
+
+class TakesNothing(ZeroSurgeon):
+    def operate(self) -> Any:  # type: ignore[override]
+        return []
+
+
+class KeepsAnObject(ZeroSurgeon):
+    def get_state(self) -> Any:
+        return {"me": self}
+
+
+class KeepsNothing(ZeroSurgeon):
+    def get_state(self) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("surgeon", "message"),
+    [
+        (TakesNothing, r"^surgeon 'mine' must take the call operate\(n_operations\): too many "),
+        (
+            KeepsAnObject,
+            r"^surgeon 'mine' must return a dict of plain data .*: Object of type Keep",
+        ),
+        (KeepsNothing, r"^surgeon 'mine' must return a dict of plain data .*: 'NoneType' object"),
+        (
+            lambda env, seed: None,
+            r"^surgeon 'mine' must have .* got NoneType without operate, act,",
+        ),
+    ],
+    ids=["takes nothing", "keeps an object", "keeps nothing", "is nothing"],
+)
+def test_a_surgeon_of_ones_own_that_cannot_be_asked_or_kept_is_refused_when_it_is_made(
+    surgeon: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SURGEONS, "mine", surgeon)
+    with pytest.raises(ValueError, match=message):
+        make("mine")
+
+
+@pytest.mark.parametrize("records", [None, (), [1.0]], ids=["none", "a tuple", "numbers"])
+def test_what_is_no_record_of_operations_is_named(records: object) -> None:
+    with pytest.raises(TypeError, match=r"^operate must return a list of OperationRecord, got "):
+        check_records(records)
+
+
+ABOUTS = {
+    "no object": "[]",
+    "cut": '{"surgeon": ',
+    "nested": "[" * 100_000,
+    "no name": '{"seed": 0, "options": {}}',
+    "a list for a name": '{"surgeon": [], "seed": 0, "options": {}}',
+    "text for a seed": '{"surgeon": "zero", "seed": "0", "options": {}}',
+    "no options": '{"surgeon": "zero", "seed": 0, "options": null}',
+    "another's option": '{"surgeon": "zero", "seed": 0, "options": {"sigma": 1}}',
+    "too wide": '{"surgeon": "sac", "seed": 0, "options": {"policy_kwargs": '
+    '{"net_arch": [10000000, 10000000]}}}',
+    "itself": '{"surgeon": "replay", "seed": 0, "options": {"source": "FOLDER"}}',
+}
+
+
+@pytest.mark.parametrize("about", ABOUTS)
+def test_a_folder_that_says_nonsense_of_its_surgeon_is_refused_in_a_line(
+    about: str, tmp_path: Path
+) -> None:
+    content = ABOUTS[about].replace("FOLDER", str(tmp_path))
+    (tmp_path / "surgeon.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^(folder|surgeon) ") as caught:
+        load_surgeon(tmp_path, small_env())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(SEARCHES))
+@pytest.mark.parametrize("content", ["[]", "{", '{"about": {}}', "[" * 100_000])
+def test_a_search_that_is_stored_as_nonsense_is_refused_in_a_line(
+    name: str, content: str, tmp_path: Path
+) -> None:
+    env = small_env()
+    save_surgeon(make(name, env), tmp_path, name, 0)
+    (tmp_path / "surgeon_search.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 # json's own, or ours
+        load_surgeon(tmp_path, env)
+    assert "\n" not in str(caught.value)
 
 
 @every_surgeon

@@ -43,7 +43,7 @@ def test_learning_begins_after_the_warm_up_and_changes_the_networks() -> None:
     before = actor(surgeon)
     surgeon.operate(1)  # two steps of two rows: not more than learning_starts
     assert n_updates(surgeon) == 0
-    assert surgeon.stats() == {}
+    assert surgeon.stats() == {"surgeon/replay_buffer_size": 4.0}
     assert equal(actor(surgeon), before)
     surgeon.operate(1)
     assert n_updates(surgeon) == 6  # three after each incision on all rows
