@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from agents.grpo.estimators import ESTIMATORS, SAMPLED, check_estimator
+from agents.grpo.estimators import (
+    CONFIDENCE_POWER,
+    ESTIMATORS,
+    MOST_CONFIDENCE,
+    SAMPLED,
+    check_estimator,
+)
 from agents.grpo.optimizer import MUON, OPTIMIZERS
 from avatarl_env.choices import check_choice
 
@@ -72,8 +78,15 @@ class GRPOConfig:
     """How far below 1 a ratio of new to old probability counts; gspo's paper has 3e-4."""
     clip_high: float = 0.28
     """How far above 1; gspo's paper has 4e-4."""
+    reward_clip: float | None = None
+    """Largest absolute reward, partial credit included; None: no bound."""
     match_bonus: float = 1.0
     """Reward of a text, H > 1: so much times its share of leading characters that are right."""
+    confidence_power: float = CONFIDENCE_POWER
+    """seed_exhaustive weighs advantages by min((V p)^confidence_power, confidence_clip); 0: it
+    does not."""
+    confidence_clip: float = MOST_CONFIDENCE
+    """Largest such weight."""
     optimizer: str = MUON
     """muon (for matrices; AdamW for the rest) or adamw (for everything)."""
     learning_rate: float = 6e-3
@@ -96,10 +109,13 @@ class GRPOConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         positive = ("batch_size", "temperature", "sync_every", "clip", "clip_high")
-        for name in (*positive, "learning_rate", "matrix_learning_rate", "grad_clip"):
+        positive += ("learning_rate", "matrix_learning_rate", "grad_clip", "confidence_clip")
+        for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("match_bonus", "warmup_updates", "weight_decay"):
+        if self.reward_clip is not None and not 0 < self.reward_clip < math.inf:
+            raise ValueError(f"reward_clip must be None or positive, got {self.reward_clip}")
+        for name in ("match_bonus", "warmup_updates", "weight_decay", "confidence_power"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         self._check_combination()
@@ -125,8 +141,25 @@ class GRPOConfig:
                 f"partial_credit must be 0 for {self.estimator} at horizon {self.horizon}, "
                 f"got {extra.partial_credit}"
             )
+        if self.reward_clip is not None and not estimator.clips_rewards:
+            raise ValueError(
+                f"reward_clip must be None for {self.estimator}, whose rewards are bounded, "
+                f"got {self.reward_clip}"
+            )
+        if not estimator.weighs_confidence:
+            self._check_unweighted()
         if self.horizon > 1 and (extra.kl_coefficient or extra.entropy_floor):
             raise ValueError(
                 "kl_coefficient and entropy_floor must be 0 where horizon is above 1, whose reward "
                 f"is a KL itself, got {extra.kl_coefficient} and {extra.entropy_floor}"
             )
+
+    def _check_unweighted(self) -> None:
+        """Refuse a weight that the estimator would not look at."""
+        usual = {"confidence_power": CONFIDENCE_POWER, "confidence_clip": MOST_CONFIDENCE}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} must be {value} for {self.estimator}, which does not weigh advantages "
+                    f"by confidence, got {getattr(self, name)}"
+                )

@@ -64,6 +64,11 @@ def brier_reward(actions: Tensor, targets: Tensor) -> Tensor:
     return exact_match(actions, targets) - correction * others_that_agree(actions)
 
 
+def within(rewards: Tensor, bound: float | None) -> Tensor:
+    """Return rewards clipped to ``[-bound, bound]``; None: as they are."""
+    return rewards if bound is None else rewards.clamp(-bound, bound)
+
+
 def imitation_reward(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """Return for each text how much likelier, per character, the reference finds it.
 

@@ -27,6 +27,24 @@ def test_the_default_is_the_proper_rule_sampled_in_small_batches() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"reward_clip": 0.0}, "reward_clip must be None or positive, got 0.0"),
+        ({"reward_clip": math.nan}, "reward_clip must be None or positive, got nan"),
+        (
+            {"reward_clip": 1.0},
+            "reward_clip must be None for proper_maxrl, whose rewards are bounded, got 1.0",
+        ),
+        ({"confidence_power": -1.0}, "confidence_power must not be negative, got -1.0"),
+        ({"confidence_clip": math.inf}, "confidence_clip must be positive, got inf"),
+        (
+            {"confidence_power": 0.0},
+            "confidence_power must be 0.7 for proper_maxrl, which does not weigh advantages by "
+            "confidence, got 0.0",
+        ),
+        (
+            {"estimator": "grpo", "confidence_clip": 3.0},
+            "confidence_clip must be 2.0 for grpo, which does not weigh advantages by confidence, "
+            "got 3.0",
+        ),
         ({"estimator": "breir"}, r"estimator must be one of .*got 'breir', did you mean 'brier'\?"),
         (
             {"exploration": "all"},
