@@ -93,6 +93,7 @@ def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]
     import numpy as np
     from gymnasium.vector import AutoresetMode
 
+    from agents.config import rules_of
     from agents.effect import N_OPERATIONS, measure_effect, verdict
     from agents.surgeons import ABOUT, find_surgeon, load_surgeon
     from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -108,7 +109,7 @@ def _effect(request: Evaluate, folder: Path, patient: Patient) -> dict[str, Any]
             "surgeon must be in the folder of its run, whose config.json says how it operates, "
             f"got {str(folder)!r}"
         )
-    rules = {"operator": settings["operator"], **settings["operation"]}
+    rules = rules_of(settings)
     with refusing(ValueError, ImportError):
         patient.corpus.require(patient.model.context, "context")
         # As in training: it was made for so many rows, and is asked about the exam's.
@@ -136,6 +137,7 @@ def _in_words(record: dict[str, Any]) -> str:
         f"bits per char  {_number(metrics['bits_per_char'])}",
         f"accuracy       {_number(metrics['accuracy'])}",
         f"entropy        {_number(metrics['entropy'])} nats/char",
+        f"calibration    {_number(metrics['calibration_error'])} (expected error of confidence)",
     ]
     if record["unknown_characters"]:
         lines.append(f"{record['unknown_characters']:,} characters are unknown to the model")

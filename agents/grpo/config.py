@@ -22,7 +22,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
-    """What is added to an estimator's loss or reward; all off by default.
+    """What is added to an estimator's loss or reward, all off by default, and weights and bounds.
 
     Raises:
         ValueError: if a value is negative or not finite.
@@ -38,6 +38,12 @@ class RegularizerConfig:
     """Nats that the coefficient adapts to; 0: it stays."""
     partial_credit: float = 0.0
     """Reward of a character besides an exact match: so much times its bigram probability."""
+    reward_clip: float = 0.0
+    """Largest absolute reward, partial credit included; 0: no bound."""
+    confidence_power: float = CONFIDENCE_POWER
+    """seed_exhaustive weighs advantages by min((V p)^confidence_power, confidence_clip)."""
+    confidence_clip: float = MOST_CONFIDENCE
+    """Largest such weight."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -45,6 +51,8 @@ class RegularizerConfig:
                 raise ValueError(
                     f"{name} must be finite and not negative, got {getattr(self, name)}"
                 )
+        if self.confidence_clip == 0:
+            raise ValueError("confidence_clip must be positive, or nothing is learned, got 0.0")
         if self.kl_target and not self.kl_coefficient:
             raise ValueError(
                 f"kl_coefficient must be positive where kl_target is, got {self.kl_coefficient}"
@@ -78,15 +86,8 @@ class GRPOConfig:
     """How far below 1 a ratio of new to old probability counts; gspo's paper has 3e-4."""
     clip_high: float = 0.28
     """How far above 1; gspo's paper has 4e-4."""
-    reward_clip: float | None = None
-    """Largest absolute reward, partial credit included; None: no bound."""
     match_bonus: float = 1.0
     """Reward of a text, H > 1: so much times its share of leading characters that are right."""
-    confidence_power: float = CONFIDENCE_POWER
-    """seed_exhaustive weighs advantages by min((V p)^confidence_power, confidence_clip); 0: it
-    does not."""
-    confidence_clip: float = MOST_CONFIDENCE
-    """Largest such weight."""
     optimizer: str = MUON
     """muon (for matrices; AdamW for the rest) or adamw (for everything)."""
     learning_rate: float = 6e-3
@@ -109,13 +110,10 @@ class GRPOConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         positive = ("batch_size", "temperature", "sync_every", "clip", "clip_high")
-        positive += ("learning_rate", "matrix_learning_rate", "grad_clip", "confidence_clip")
-        for name in positive:
+        for name in (*positive, "learning_rate", "matrix_learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.reward_clip is not None and not 0 < self.reward_clip < math.inf:
-            raise ValueError(f"reward_clip must be None or positive, got {self.reward_clip}")
-        for name in ("match_bonus", "warmup_updates", "weight_decay", "confidence_power"):
+        for name in ("match_bonus", "warmup_updates", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         self._check_combination()
@@ -141,10 +139,10 @@ class GRPOConfig:
                 f"partial_credit must be 0 for {self.estimator} at horizon {self.horizon}, "
                 f"got {extra.partial_credit}"
             )
-        if self.reward_clip is not None and not estimator.clips_rewards:
+        if extra.reward_clip and not estimator.clips_rewards:
             raise ValueError(
-                f"reward_clip must be None for {self.estimator}, whose rewards are bounded, "
-                f"got {self.reward_clip}"
+                f"reward_clip must be 0 for {self.estimator}, whose rewards are bounded, "
+                f"got {extra.reward_clip}"
             )
         if not estimator.weighs_confidence:
             self._check_unweighted()
@@ -158,8 +156,8 @@ class GRPOConfig:
         """Refuse a weight that the estimator would not look at."""
         usual = {"confidence_power": CONFIDENCE_POWER, "confidence_clip": MOST_CONFIDENCE}
         for name, value in usual.items():
-            if getattr(self, name) != value:
+            if getattr(self.regularizer, name) != value:
                 raise ValueError(
                     f"{name} must be {value} for {self.estimator}, which does not weigh advantages "
-                    f"by confidence, got {getattr(self, name)}"
+                    f"by confidence, got {getattr(self.regularizer, name)}"
                 )

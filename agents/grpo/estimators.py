@@ -65,8 +65,8 @@ class Question(NamedTuple):
     """K: closed forms of truncated likelihoods have the expected gradient of groups of K."""
     credit: Tensor | None = None
     """(N, V) partial credit for each action, or None."""
-    reward_clip: float | None = None
-    """Largest absolute reward, credit included; None: no bound."""
+    reward_clip: float = 0.0
+    """Largest absolute reward, credit included; 0: no bound."""
     confidence_power: float = CONFIDENCE_POWER
     """Of the confidence that ``seed_exhaustive`` weighs advantages by."""
     confidence_clip: float = MOST_CONFIDENCE

@@ -204,9 +204,9 @@ class GRPOLearner:
             targets,
             config.group_size,
             self.regularizer.credit(context),
-            config.reward_clip,
-            config.confidence_power,
-            config.confidence_clip,
+            config.regularizer.reward_clip,
+            config.regularizer.confidence_power,
+            config.regularizer.confidence_clip,
         )
         if config.exploration == SAMPLED:
             assert estimator.sampled is not None
@@ -255,7 +255,7 @@ class GRPOLearner:
         if self._old is None and operated is None:
             # The very same numbers, not those that a cache rounds its own way: the ratio is 1.
             behavior = taken.detach().view(behavior.shape)
-        rewards = within(rollouts.rewards, config.reward_clip)
+        rewards = within(rollouts.rewards, config.regularizer.reward_clip)
         advantages = sampling.advantage(rewards)
         taken = taken.view(behavior.shape)
         loss = sampling.surrogate(taken, behavior, advantages, config.clip, config.clip_high)

@@ -21,27 +21,26 @@ def test_the_default_is_the_proper_rule_sampled_in_small_batches() -> None:
     assert (config.estimator, config.exploration, config.horizon) == ("proper_maxrl", "sampled", 1)
     assert (config.group_size, config.batch_size, config.sync_every) == (16, 8, 1)
     assert (config.optimizer, config.temperature) == ("muon", 1.0)
-    assert set(dataclasses.asdict(config.regularizer).values()) == {0.0}
+    regularizer = dataclasses.asdict(config.regularizer)
+    weight = regularizer.pop("confidence_power"), regularizer.pop("confidence_clip")
+    assert weight == (0.7, 2.0)  # of seed_exhaustive alone
+    assert set(regularizer.values()) == {0.0}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reward_clip": 0.0}, "reward_clip must be None or positive, got 0.0"),
-        ({"reward_clip": math.nan}, "reward_clip must be None or positive, got nan"),
         (
-            {"reward_clip": 1.0},
-            "reward_clip must be None for proper_maxrl, whose rewards are bounded, got 1.0",
+            regularized(reward_clip=1.0),
+            "reward_clip must be 0 for proper_maxrl, whose rewards are bounded, got 1.0",
         ),
-        ({"confidence_power": -1.0}, "confidence_power must not be negative, got -1.0"),
-        ({"confidence_clip": math.inf}, "confidence_clip must be positive, got inf"),
         (
-            {"confidence_power": 0.0},
+            regularized(confidence_power=0.0),
             "confidence_power must be 0.7 for proper_maxrl, which does not weigh advantages by "
             "confidence, got 0.0",
         ),
         (
-            {"estimator": "grpo", "confidence_clip": 3.0},
+            {"estimator": "grpo", **regularized(confidence_clip=3.0)},
             "confidence_clip must be 2.0 for grpo, which does not weigh advantages by confidence, "
             "got 3.0",
         ),
@@ -117,6 +116,10 @@ def test_a_bad_recipe_is_refused(changes: dict[str, Any], message: str) -> None:
         ({"entropy_floor": math.inf}, "entropy_floor must be finite and not negative, got inf"),
         ({"kl_coefficient": math.nan}, "kl_coefficient must be finite and not negative, got nan"),
         ({"partial_credit": -1.0}, "partial_credit must be finite and not negative, got -1.0"),
+        ({"reward_clip": math.nan}, "reward_clip must be finite and not negative, got nan"),
+        ({"confidence_power": -1.0}, "confidence_power must be finite and not negative, got -1.0"),
+        ({"confidence_clip": math.inf}, "confidence_clip must be finite and not negative, got inf"),
+        ({"confidence_clip": 0.0}, "confidence_clip must be positive, or nothing is .*, got 0.0"),
         ({"kl_target": -1.0}, "kl_target must be finite and not negative, got -1.0"),
         ({"kl_target": 0.5}, "kl_coefficient must be positive where kl_target is, got 0.0"),
     ],

@@ -477,7 +477,7 @@ def test_rewards_of_texts_are_clipped_and_told_as_paid() -> None:
     recipe = {"estimator": "dr_grpo", "horizon": 3}
     free = make_learner(fresh_model(), NOISE, **recipe).update()
     assert free.reward_min < -0.5
-    clipped = make_learner(fresh_model(), NOISE, **recipe, reward_clip=0.25).update()
+    clipped = make_learner(fresh_model(), NOISE, **recipe, **regularized(reward_clip=0.25)).update()
     assert (clipped.reward_min, clipped.reward_max) == (-0.25, min(free.reward_max, 0.25))
     assert clipped.reward == free.reward  # what the texts earned
     assert clipped.advantage_std < free.advantage_std
