@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 
@@ -17,7 +19,19 @@ from agents.grpo.estimators import (
 from agents.grpo.optimizer import MUON, OPTIMIZERS
 from avatarl_env.choices import check_choice
 
+TEMPERATURES = (1e-6, 1e6)  # beyond them all is one character, or chance, in float32
+MOST_GROUP = 65_536
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def _check_numbers(config: Any) -> None:
+    """Refuse what is no number in the fields of a dataclass that are numbers."""
+    kinds = {"int": (Integral, "a whole number"), "float": (Real, "a number")}
+    for part in fields(config):
+        kind, words = kinds.get(str(part.type), (object, ""))
+        value = getattr(config, part.name)
+        if words and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"{part.name} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +60,7 @@ class RegularizerConfig:
     """Largest such weight."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
@@ -106,6 +121,7 @@ class GRPOConfig:
     """What is added to the loss."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         check_estimator(self.estimator, self.exploration, self.group_size, self.horizon)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -113,6 +129,13 @@ class GRPOConfig:
         for name in (*positive, "learning_rate", "matrix_learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        least, most = TEMPERATURES
+        if not least <= self.temperature <= most:
+            raise ValueError(
+                f"temperature must be within {least:g} and {most:g}, got {self.temperature}"
+            )
+        if self.group_size > MOST_GROUP:
+            raise ValueError(f"group_size must be at most {MOST_GROUP}, got {self.group_size}")
         for name in ("match_bonus", "warmup_updates", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
