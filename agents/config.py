@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agents.curriculum import IF_BETTER, PROBE, ROLLOUT, CurriculumConfig, make_phases
@@ -14,6 +14,7 @@ from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPTConfig
+from avatarl_env.scoring import DEFAULT_WEIGHTS, Score
 from avatarl_env.surgery import OPERATORS
 
 PRESET_NAMES = ("smoke", "laptop", "full", "seed_sampled", "seed_exhaustive")
@@ -75,6 +76,10 @@ class TrainConfig:
     """The surgeon's own, in pairs: learning_rate 3e-4 gradient_steps 8."""
     operator: str = "head_gain"
     """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
+    layers: tuple[int | str, ...] | None = None
+    """Attention layers that it acts on: numbers (-1 is the last), names or globs; None: all."""
+    score: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    """What the surgeon is paid for: a term, or weighted terms, kl_ref 1 heldout_loss 20."""
     seed: int = 0
     """Of everything: the same seed, machine, threads and processes give the same run."""
     out: str | None = None
@@ -104,6 +109,9 @@ class TrainConfig:
         check_choice("preset", self.preset, PRESET_NAMES)
         check_surgeon(self.surgeon, self.surgeon_options)
         check_choice("operator", self.operator, OPERATORS)
+        # What is stored, compared and resumed has one form.
+        object.__setattr__(self, "layers", _as_layers(self.layers))
+        object.__setattr__(self, "score", _as_weights(self.score))
         if self.track is not None:
             check_choice("track", self.track, TRACK_CHOICES)
         if not self.checkpoint_seconds >= 0:
@@ -117,6 +125,11 @@ class TrainConfig:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         self.operation.check_context(self.lm.context)
         self._check_phases()
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The rules of operations: keyword arguments of an environment."""
+        return rules_of(asdict(self))
 
     def _check_phases(self) -> None:
         """Refuse what the phases could not be run, or judged, with."""
@@ -133,6 +146,38 @@ class TrainConfig:
                 "split must be 'surgeon' in a run, the others are for training and reporting, "
                 f"got {self.operation.split!r}"
             )
+
+
+def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rules of a run's operations, keyword arguments of an environment.
+
+    Args:
+        settings: the run's ``config.json``; one of before there was a choice has no layers or
+            score.
+    """
+    chosen = {"layers": settings.get("layers"), "score": settings.get("score")}
+    return {"operator": settings["operator"], **chosen, **settings["operation"]}
+
+
+def _as_layers(value: Any) -> tuple[int | str, ...] | None:
+    if value is None:
+        return None
+    is_row = isinstance(value, list | tuple) and len(value) > 0
+    if not is_row or not all(type(entry) in (int, str) for entry in value):
+        raise ValueError(
+            f"layers must be None, or numbers, names or globs of layers, one or more, got {value!r}"
+        )
+    return tuple(value)
+
+
+def _as_weights(value: Any) -> dict[str, float]:
+    is_weights = isinstance(value, Mapping) and all(
+        isinstance(weight, int | float) and not isinstance(weight, bool)
+        for weight in value.values()
+    )
+    if not is_weights:
+        raise ValueError(f"score must be numbers, weights by the name of a term, got {value!r}")
+    return Score(value).weights
 
 
 def from_settings(settings: Mapping[str, Any]) -> TrainConfig:

@@ -7,6 +7,7 @@ same ones. The independent unit is the operation, so intervals are over operatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,15 +27,8 @@ N_PROMPTS = 256  # over all operations
 RANDOM = "random"
 POLICIES = ("surgeon", RANDOM, "zero")
 UNIT = "nats/char"
+KL_REF = "kl_ref"
 SMALLEST = 0.002  # of a difference that a headline names; attention has hundredths to give
-# By what became of the score and of the prediction of real text: better, worse or neither.
-HEADLINES = {
-    (1, 1): "The surgeon helped.",
-    (1, -1): "The surgeon raised its score at the cost of predicting real text worse.",
-    (1, 0): "The surgeon raised its score, without a better prediction of real text.",
-    (0, 1): "The surgeon improved the prediction of real text, without a rise of its score.",
-    (0, 0): f"The surgeon made no difference of {SMALLEST} {UNIT} or more that could be measured.",
-}
 
 
 class Effect(NamedTuple):
@@ -50,28 +44,40 @@ class Effect(NamedTuple):
     n_prompts: int
     n_practised: int = 0
     """Operations that the surgeon had performed in the run by then."""
+    heldout_loss_over_random: Interval | None = None
+    """The surgeon's fall in loss minus the random one's, paired."""
+    score: str = KL_REF
+    """What the surgeon was paid for, in words."""
+    score_gain: dict[str, Interval] | None = None
+    """Rise of that, where it is not ``kl_ref`` alone."""
+
+    @property
+    def kl_ref_name(self) -> str:
+        """What ``kl_ref`` is called where the score is, or is not, that."""
+        return KL_REF if self.score_gain is not None else "its score"
 
     def as_summary(self) -> dict[str, Any]:
         """Return a JSON-able record."""
-        return {
-            "after": self.after,
-            "kl_ref_gain": {name: gain._asdict() for name, gain in self.kl_ref_gain.items()},
-            "heldout_loss_fall": {
-                name: fall._asdict() for name, fall in self.heldout_loss_fall.items()
-            },
-            "kl_ref_over_random": self.kl_ref_over_random._asdict(),
-            "n_operations": self.n_operations,
-            "n_prompts": self.n_prompts,
-            "n_practised": self.n_practised,
-        }
+        return {name: _record(value) for name, value in self._asdict().items()}
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> Effect:
         """Rebuild one from its record."""
-        parts = dict(summary)
-        for name in ("kl_ref_gain", "heldout_loss_fall"):
-            parts[name] = {policy: Interval(**gain) for policy, gain in parts[name].items()}
-        return cls(**{**parts, "kl_ref_over_random": Interval(**parts["kl_ref_over_random"])})
+        return cls(**{name: _rebuilt(value) for name, value in summary.items()})
+
+
+def _record(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return value._asdict()
+    return {name: _record(x) for name, x in value.items()} if isinstance(value, dict) else value
+
+
+def _rebuilt(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() != set(Interval._fields):
+        return {name: _rebuilt(x) for name, x in value.items()}
+    return Interval(**{name: math.nan if x is None else x for name, x in value.items()})
 
 
 def measure_effect(
@@ -101,10 +107,15 @@ def measure_effect(
             n_operations=n,
             n_each=N_PROMPTS // n,
             rng=rng,
+            score=env.task.score,
         )
         gains = {name: exam.gains(env.operator, operations[name]) for name in POLICIES}
     kl = {name: gains[name].kl_ref_gain.mean(axis=1) for name in POLICIES}
     loss = {name: gains[name].heldout_loss_fall.mean(axis=1) for name in POLICIES}
+    weights = env.task.score.weights
+    own = None
+    if weights.keys() != {KL_REF} or weights[KL_REF] <= 0:
+        own = {name: interval(gains[name].score_gain) for name in POLICIES}
     return Effect(
         after,
         {name: interval(kl[name]) for name in POLICIES},
@@ -112,6 +123,9 @@ def measure_effect(
         interval(kl["surgeon"] - kl[RANDOM]),
         n,
         N_PROMPTS // n * n,
+        heldout_loss_over_random=interval(loss["surgeon"] - loss[RANDOM]),
+        score=" + ".join(name if w == 1 else f"{w:g} {name}" for name, w in weights.items()),
+        score_gain=own,
     )
 
 
@@ -181,54 +195,108 @@ def verdict(effects: Sequence[Effect], surgeon: str) -> str:
 
 
 def _headline(effect: Effect) -> str:
-    """Sum up the last measurement: to help takes both quantities, to harm takes one."""
+    """Sum up the last measurement: to help takes both quantities, to harm takes one.
+
+    What an interval does not tell from zero may be as large as the interval's farther end.
+    """
     score, loss = effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"]
-    if not np.isfinite([*score, *loss]).all():
+    name = effect.kl_ref_name
+    if not np.isfinite([score.mean, loss.mean]).all():
         return "The surgeon broke the model: what it then wrote could not be scored."
-    return HEADLINES.get((_sign(score), _sign(loss)), "The surgeon did harm.")
+    if not _is_known(score) or not _is_known(loss):
+        return "There were too few operations to tell what the surgeon was worth."
+    if _is_nothing(score) and _is_nothing(loss):
+        return "The surgeon changed nothing."
+    headlines = {
+        (1, 1): "The surgeon helped.",
+        (1, -1): f"The surgeon raised {name} at the cost of predicting real text worse.",
+        (-1, 1): f"The surgeon lowered {name}, though it improved the prediction of real text.",
+        (1, 0): f"The surgeon raised {name}, with {_unseen(loss)} in the prediction of real text.",
+        (0, 1): f"The surgeon improved the prediction of real text, with {_unseen(score)} in "
+        f"{name}.",
+        (0, 0): f"The surgeon made {_unseen(score, loss)}.",
+    }
+    return headlines.get((_sign(score), _sign(loss)), "The surgeon did harm.")
 
 
 def _sign(gain: Interval) -> int:
-    """Return 1 for good, -1 for bad, 0 for what is not sure or too small to be named."""
-    if abs(gain.mean) < SMALLEST or gain.low <= 0 <= gain.high:
+    """Return 1 for good, -1 for bad, 0 for what may be nothing or is surely too small to name."""
+    if gain.low <= 0 <= gain.high or _farther(gain) < SMALLEST:
         return 0
-    return 1 if gain.mean > 0 else -1
+    return 1 if gain.low > 0 else -1
+
+
+def _farther(gain: Interval) -> float:
+    """Return how far from zero the interval reaches: no larger effect is left out by it."""
+    return max(abs(gain.low), abs(gain.high))
+
+
+def _unseen(*gains: Interval) -> str:
+    largest = max(map(_farther, gains))
+    return f"no difference larger than {_rounded_up(largest)} {UNIT}" if largest else "no change"
+
+
+def _is_known(gain: Interval) -> bool:
+    return bool(np.isfinite([gain.mean, gain.low, gain.high]).all())
+
+
+def _is_nothing(gain: Interval) -> bool:
+    return gain.low == gain.high == 0
 
 
 def _sentence(effect: Effect, surgeon: str) -> str:
-    gain = _phrase(effect.kl_ref_gain["surgeon"], "its score (kl_ref)", "raised", "lowered")
-    loss = _phrase(effect.heldout_loss_fall["surgeon"], "the held-out loss", "lowered", "raised")
-    over = effect.kl_ref_over_random
-    against = "not to be told from"
-    if over.low > 0 or over.high < 0:
-        against = "better than" if over.low > 0 else "worse than"
+    name = effect.kl_ref_name
+    what = "its score (kl_ref)" if effect.score_gain is None else name
+    parts = _both(effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"], what)
+    if effect.score_gain is not None:
+        own = f"its own score ({effect.score})"
+        parts.insert(0, _phrase(effect.score_gain["surgeon"], own, higher_is_better=True, unit=""))
     practice = f" and {effect.n_practised} operations" if effect.n_practised else ""
-    comparison = f"; in score they were {against} random operations (difference {_range(over)})"
+    over = _both(effect.kl_ref_over_random, effect.heldout_loss_over_random, name)
+    comparison = f"; compared with random operations they {_listed(over)}"
     return (
-        f"After {effect.after}{practice}, {surgeon}'s operations {gain} and {loss} "
+        f"After {effect.after}{practice}, {surgeon}'s operations {_listed(parts)} "
         f"({effect.n_operations} operations on {effect.n_prompts} unseen prompts, 95 % intervals)"
         f"{'' if surgeon == RANDOM else comparison}."
     )
 
 
-def _phrase(gain: Interval, what: str, good: str, bad: str) -> str:
+def _both(score: Interval, loss: Interval | None, name: str) -> list[str]:
+    """Put a gain in score and a fall in loss in words, one never without the other."""
+    parts = [_phrase(score, name, higher_is_better=True)]
+    if loss is not None:
+        parts.append(_phrase(loss, "the held-out loss", higher_is_better=False))
+    return parts
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _phrase(gain: Interval, what: str, *, higher_is_better: bool, unit: str = UNIT) -> str:
     """Put one interval in words; ``gain`` is positive where the operation did good."""
-    if gain.low == gain.high == 0:
+    sign = 1 if higher_is_better else -1
+    mean, low, high = (sign * x for x in (gain.mean, *(gain.low, gain.high)[::sign]))
+    if not _is_known(gain):
+        return f"had an effect on {what} that could not be measured"
+    if low == high == 0:
         return f"left {what} exactly as it was"
-    if gain.low > 0:
-        size, low, high = map(_number, (gain.mean, gain.low, gain.high))
-        return f"{good} {what} by {size} {UNIT} [{low}, {high}]"
-    if gain.high < 0:
-        size, low, high = map(_number, (-gain.mean, -gain.high, -gain.low))
-        return f"{bad} {what} by {size} {UNIT} [{low}, {high}]"
-    largest = f"{_number(max(-gain.low, gain.high))} {UNIT}"
-    return f"had no effect on {what} that could be told from zero (none larger than {largest})"
+    unit = f" {unit}" if unit else ""
+    if low <= 0 <= high:
+        shown = f"{_number(mean, '+')}{unit} [{_number(low, '+')}, {_number(high, '+')}]"
+        return f"had no effect on {what} that could be told from zero ({shown})"
+    verb = "raised" if low > 0 else "lowered"
+    size, near, far = (_number(abs(x)) for x in (mean, *(low, high)[:: 1 if low > 0 else -1]))
+    return f"{verb} {what} by {size}{unit} [{near}, {far}]"
 
 
-def _number(value: float) -> str:
+def _number(value: float, sign: str = "") -> str:
     """Four decimals, or as many as it takes to show two figures."""
-    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
+    return f"{value:{sign}.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:{sign}.2g}"
 
 
-def _range(gain: Interval) -> str:
-    return f"{gain.mean:+.4f} {UNIT} [{gain.low:+.4f}, {gain.high:+.4f}]"
+def _rounded_up(value: float) -> str:
+    """Write a positive bound as :func:`_number` would, but never below what it is."""
+    step = 1e-4 if value >= 0.001 else 10.0 ** (math.floor(math.log10(value)) - 1)
+    return _number(math.ceil(value / step - 1e-6) * step)

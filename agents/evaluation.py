@@ -18,6 +18,7 @@ from avatarl_env.text.ngram import NGramReference
 
 PROGRESS_CHARACTERS = 16_384  # length of the fixed slice that progress is measured on
 REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
+CALIBRATION_BINS = 15
 _TOKENS_PER_BATCH = 8_192
 
 
@@ -32,6 +33,11 @@ class TextMetrics(NamedTuple):
     """Share of characters that were the most probable one, in [0, 1]."""
     entropy: float
     """Of the predictions, nats per character."""
+    calibration_error: float
+    """Expected calibration error (ECE) of the most probable character, in [0, 1]:
+    ``sum_m n_m / n abs(accuracy_m - confidence_m)`` over 15 bins of equal width, bin m of the
+    positions whose largest probability is in ((m - 1) / 15, m / 15] (Guo et al.,
+    arXiv 1706.04599)."""
 
 
 @torch.inference_mode()
@@ -57,7 +63,7 @@ def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
     if starts[-1] + length < n_targets:
         starts = np.append(starts, n_targets - length)
     done = np.concatenate([[0], starts[:-1] + length])  # first target not yet counted
-    sums = np.zeros(3)
+    sums = np.zeros(3 + 2 * CALIBRATION_BINS)
     rows = max(1, _TOKENS_PER_BATCH // length)
     with eval_mode(model):
         for begin in range(0, len(starts), rows):
@@ -66,19 +72,33 @@ def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
             windows = windows.to(model.embed.weight.device)
             counted = some[:, None] + np.arange(length) >= done[begin : begin + rows, None]
             sums += _sums(model, windows, torch.from_numpy(counted).to(windows.device))
-    loss, hits, entropy = (sums / n_targets).tolist()
-    return TextMetrics(loss, loss / math.log(2), hits, entropy)
+    loss, hits, entropy, *bins = (sums / n_targets).tolist()
+    n_binned, gaps = bins[:CALIBRATION_BINS], bins[CALIBRATION_BINS:]
+    # A confidence that is no number is in no bin, and leaves nothing to say.
+    error = float(np.abs(gaps).sum()) if round(sum(n_binned) * n_targets) == n_targets else math.nan
+    return TextMetrics(loss, loss / math.log(2), hits, entropy, error)
 
 
 def _sums(model: GPT, windows: torch.Tensor, counted: torch.Tensor) -> NDArray[np.float64]:
-    """Return summed loss, hits and entropy over the counted positions (B, T)."""
+    """Return sums over the counted positions (B, T), (3 + 2 M,).
+
+    Of loss, hits and entropy; then the positions in each of the M bins of confidence; then each
+    bin's sum of hits minus confidence.
+    """
     log_probs = torch.log_softmax(model(windows[:, :-1]).float(), dim=-1)  # (B, T, V)
     targets = windows[:, 1:]
     loss = -log_probs.gather(2, targets[:, :, None])[:, :, 0]
-    hits = (log_probs.argmax(-1) == targets).float()
+    chosen = log_probs.argmax(-1)
+    hits = (chosen == targets).float()
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     stacked = torch.stack([loss, hits, entropy]).double() * counted
-    return np.asarray(stacked.sum((1, 2)).cpu().numpy())
+    confidence = log_probs.gather(2, chosen[:, :, None]).double().exp()  # (B, T, 1)
+    number = (confidence * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS)
+    bins = torch.arange(1, CALIBRATION_BINS + 1, device=number.device)
+    within = (number == bins) & counted[:, :, None]  # (B, T, M)
+    gaps = torch.where(within, hits[:, :, None] - confidence, 0.0)
+    sums = [stacked.sum((1, 2)), within.double().sum((0, 1)), gaps.sum((0, 1))]
+    return np.asarray(torch.cat(sums).cpu().numpy())
 
 
 def evaluate_references(patient: Patient) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from agents.divergence import DivergedError
 from agents.ranks import Ranks, on_cpu, require_same, take_edits
 from agents.resuming import Progress, Stopped, torch_threads
 from agents.setup import LearningSetup
-from avatarl_env.surgery import make_operator
+from avatarl_env.surgery import find_targets, make_operator
 
 REFUSED = (ValueError, ImportError)
 """Errors before anything is trained or written: the input's fault."""
@@ -116,7 +116,9 @@ class _Follower:
         """Stand where the first process stands."""
         self._learner = setup.learner
         self._patient = setup.patient
-        self._operator = make_operator(config.operator, setup.patient.targets)
+        self._operator = make_operator(
+            config.operator, find_targets(setup.patient.model, config.layers)
+        )
         self._operation = begun.operation
         load_weights(self._learner.model, begun.weights)
         self._learner.set_state(begun.learner)

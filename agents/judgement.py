@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avatarl_env.episode import OperationConfig
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import Interval, interval, kl_ref
+from avatarl_env.scoring import Interval, Score, interval, kl_ref
 from avatarl_env.surgery import Operator
 
 Array = NDArray[np.float64]
@@ -28,6 +28,8 @@ class Gains(NamedTuple):
     """(N, M) rise of ``kl_ref`` on the model's own texts, nats per character."""
     heldout_loss_fall: Array
     """(N, M) fall of the teacher-forced loss on real windows, nats per character."""
+    score_gain: Array
+    """(N,) rise of the exam's score, of all M texts together."""
 
 
 class Judgement(NamedTuple):
@@ -54,6 +56,7 @@ class Exam:
         n_operations: int,
         n_each: int,
         rng: np.random.Generator,
+        score: Score | None = None,
     ) -> None:
         """Draw, and measure the model as it stands.
 
@@ -64,14 +67,16 @@ class Exam:
             n_operations: N.
             n_each: M, prompts and as many windows.
             rng: draws them.
+            score: what the surgeon is paid for; default ``kl_ref``.
         """
         self._patient = patient
+        self._score = score or Score()
         sizes = (n_each, config.prompt_length, config.n_new)
         self._prompts = [patient.prompts(split, *sizes, rng) for _ in range(n_operations)]
         length = patient.model.context + 1
         windows = patient.windows(split, n_operations * n_each, length, rng)
         self._windows = windows.reshape(n_operations, n_each, length)
-        self._written = self._score(None, ())
+        self._written, self._scores = self._write(None, ())
         self._loss = patient.losses(self._windows)
 
     def gains(self, operator: Operator, coefficients: Array) -> Gains:
@@ -82,14 +87,18 @@ class Exam:
             coefficients: (N, A).
         """
         if not coefficients.any():  # the exact identity: nothing would differ by a bit
-            return Gains(np.zeros_like(self._written), np.zeros_like(self._loss))
-        written = self._score(operator, coefficients)
+            return Gains(*map(np.zeros_like, (self._written, self._loss, self._scores)))
+        written, scores = self._write(operator, coefficients)
         loss = self._patient.losses(self._windows, operator, coefficients)
-        return Gains(written - self._written, self._loss - loss)
+        return Gains(written - self._written, self._loss - loss, scores - self._scores)
 
-    def _score(self, operator: Operator | None, coefficients: Array | tuple[()]) -> Array:
+    def _write(
+        self, operator: Operator | None, coefficients: Array | tuple[()]
+    ) -> tuple[Array, Array]:
+        """Return ``kl_ref`` of every text, (N, M), and the score of each operation, (N,)."""
         evaluations = self._patient.evaluate_many(self._prompts, operator, coefficients)
-        return np.stack([kl_ref(e.writing, self._patient.reference) for e in evaluations])
+        kl = np.stack([kl_ref(e.writing, self._patient.reference) for e in evaluations])
+        return kl, np.array([self._score(e.terms) for e in evaluations])
 
 
 def judge(

@@ -7,7 +7,10 @@ have a second slash: ``commit/kl_ref_gain/mean`` is the field ``mean`` of ``comm
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+
+from agents.grpo.metrics import CLOCK, LEARNING, Metric
+
+__all__ = ["AXES", "CLOCK", "METRICS", "Metric", "markdown_table", "numbers"]
 
 AXES = {
     "grpo": "update",
@@ -19,21 +22,6 @@ AXES = {
     "sample": "update",
 }
 """Kinds of rows, each with the field of the clock that counts its steps."""
-
-CLOCK = "clock"
-"""Stands for the kind where a number is in the rows of every kind."""
-
-
-class Metric(NamedTuple):
-    """One number of a row, or some of one formula."""
-
-    names: tuple[str, ...]
-    kind: str
-    """Of the rows that have it: a key of :data:`AXES`, or :data:`CLOCK`."""
-    unit: str
-    formula: str
-    surgeons: tuple[str, ...] = ()
-    """The surgeons that write it; empty for metrics of every run."""
 
 
 def _of_term(term: str) -> tuple[str, str]:
@@ -62,74 +50,7 @@ METRICS = (
         "(an update's B T, or what its rollouts hold); without evaluations and samples",
     ),
     Metric(("seconds",), CLOCK, "s", "time since the run began"),
-    Metric(
-        ("grpo/loss",),
-        "grpo",
-        "depends on the estimator",
-        "`proper_maxrl`, `maxrl`, `brier`: -mean A log p(a) over positions and samples, A the "
-        "advantage; `proper_maxrl` also +mean sum_a (1 - p(a))^(K + 1) / (K + 1); `grpo`, "
-        "`dr_grpo`, `rloo`, `gspo`, `seed_sampled`: -mean of the clipped r A, r the ratio to who "
-        "sampled; `cispo`: -mean clipped r A log p(a); over all actions what has the expected "
-        "gradient: -mean f(p(y)), f the logarithm cut after K terms (`maxrl`: K - 1), with that "
-        "sum for `proper_maxrl`; `brier`: -mean(p(y) - sum_a p(a)^2 / 2); `ce`: -mean log p(y); "
-        "plus what `regularizer` adds",
-    ),
-    Metric(("grpo/reward",), "grpo", "share", "mean p(y), chance to draw what is right; horizon 1"),
-    Metric(("grpo/accuracy",), "grpo", "share", "mean 1[argmax p = y], the batch's; horizon 1"),
-    Metric(
-        ("grpo/text_reward",),
-        "grpo",
-        "nats/char",
-        "mean over texts of mean_t(log q - log p) + `match_bonus` * matched; horizon above 1",
-    ),
-    Metric(
-        ("grpo/matched",),
-        "grpo",
-        "share",
-        "mean over texts of leading characters that are the real ones / H; horizon above 1",
-    ),
-    Metric(("grpo/entropy",), "grpo", "nats/char", "mean -sum_a p(a) log p(a), training batch"),
-    Metric(("grpo/grad_norm",), "grpo", "as the loss", "L2 norm of the gradient, unclipped"),
-    Metric(("grpo/learning_rate",), "grpo", "1", "AdamW's, after warm-up and cosine"),
-    Metric(
-        ("grpo/kl",),
-        "grpo",
-        "nats/char",
-        "mean sum_a p(a) (log p(a) - log q(a)), q bigrams of the training text, where "
-        "`regularizer` charges it; else 0",
-    ),
-    Metric(("grpo/kl_coefficient",), "grpo", "1", "weight of that KL in the loss"),
-    Metric(
-        ("grpo/behavior_kl",),
-        "grpo",
-        "nats/char",
-        "mean sum_a b(a) (log b(a) - log p(a)), b who sampled; of rollouts the mean of log b - "
-        "log p over what was written; 0 where the policy samples itself",
-    ),
-    Metric(
-        ("grpo/skipped",),
-        "grpo",
-        "updates",
-        "updates so far without a step, loss or gradient not being finite",
-    ),
-    Metric(
-        ("time/tokens_per_second",),
-        "grpo",
-        "tokens/s",
-        "median of B T / (time of an update) since the row before",
-    ),
-    Metric(
-        ("validation/loss",),
-        "evaluation",
-        "nats/char",
-        "mean -log p(y) over the first 16,384 characters of the validation text, each after half a "
-        "context of history or more, where there is so much",
-    ),
-    Metric(("validation/bits_per_char",), "evaluation", "bits/char", "`validation/loss` / log 2"),
-    Metric(("validation/accuracy",), "evaluation", "share", "mean 1[argmax p = y], same text"),
-    Metric(
-        ("validation/entropy",), "evaluation", "nats/char", "mean -sum_a p(a) log p(a), same text"
-    ),
+    *LEARNING,
     Metric(
         ("surgeon/return",),
         "operation",

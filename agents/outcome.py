@@ -30,6 +30,8 @@ def summarise(
         "surgeon": config.surgeon,
         "surgeon_options": config.surgeon_options,
         "operator": config.operator,
+        "layers": config.layers,
+        "score": config.score,
         "corpus": setup.corpus.name,
         "corpus_sha256": setup.corpus.sha256,
         "phases": progress.phases,

@@ -321,7 +321,7 @@ def _flat(config: TrainConfig) -> dict[str, Any]:
 
     def walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in settings.items():
-            if isinstance(value, dict) and name != "surgeon_options":
+            if isinstance(value, dict) and name not in ("surgeon_options", "score"):
                 yield from walk(value, f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}", value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -107,7 +107,7 @@ class Setup(LearningSetup):
         """
         check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
         super().__init__(config, ranks)
-        rules = {"operator": config.operator, **asdict(config.operation)}
+        rules = config.rules
         self.env = AttentionSurgeryVectorEnv(
             config.curriculum.n_rows,
             self.patient,

@@ -249,6 +249,8 @@ def flags(config: TrainConfig) -> list[str]:
             elif isinstance(value, dict):
                 words = [str(word) for pair in value.items() for word in pair]
                 yield from [f"{prefix}{name}".replace("_", "-"), *words] if words else []
+            elif isinstance(value, tuple):
+                yield from (f"{prefix}{name}".replace("_", "-"), *map(str, value))
             elif value is not None:
                 yield from (f"{prefix}{name}".replace("_", "-"), str(value))
 

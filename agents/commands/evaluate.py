@@ -108,6 +108,7 @@ def _prepare(request: Evaluate, patient: Patient) -> _Operation:
     """
     from gymnasium.vector import AutoresetMode
 
+    from agents.config import rules_of
     from agents.effect import N_OPERATIONS
     from agents.surgeons import ABOUT, find_surgeon, load_surgeon
     from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -125,7 +126,7 @@ def _prepare(request: Evaluate, patient: Patient) -> _Operation:
             f"got {str(folder)!r}"
         )
     try:
-        rules = {"operator": settings["operator"], **settings["operation"]}
+        rules = rules_of(settings)
         n_rows = settings["curriculum"]["n_rows"]
         with refusing(ValueError, ImportError):
             patient.corpus.require(patient.model.context, "context")
@@ -171,6 +172,7 @@ def _in_words(record: dict[str, Any]) -> str:
         f"bits per char  {_number(metrics['bits_per_char'])}",
         f"accuracy       {_number(metrics['accuracy'])}",
         f"entropy        {_number(metrics['entropy'])} nats/char",
+        f"calibration    {_number(metrics['calibration_error'])} (expected error of confidence)",
     ]
     if record["unknown_characters"]:
         lines.append(f"{record['unknown_characters']:,} characters are unknown to the model")

@@ -27,6 +27,8 @@ class Operation(NamedTuple):
     """Keyword arguments of the operator."""
     coefficients: Sequence[float]
     """(A,)."""
+    layers: Sequence[int | str] | None = None
+    """Attention layers that it acts on; None: all."""
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
@@ -37,7 +39,8 @@ class Operation(NamedTuple):
                 or not as many as it has.
         """
         with refusing(ValueError, TypeError):
-            operator = make_operator(self.operator, find_targets(model), **self.options)
+            targets = find_targets(model, self.layers)
+            operator = make_operator(self.operator, targets, **self.options)
         n_given, labels = len(self.coefficients), operator.labels
         if n_given != len(labels):
             raise Refusal(
@@ -54,9 +57,9 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
     """Read an operation from a file.
 
     Args:
-        path: a JSON object with ``coefficients`` and, if need be, ``operator`` and
-            ``operator_options``; or a run's ``summary.json``, for the operation that was last
-            judged; or its ``metrics.jsonl``, for the last one.
+        path: a JSON object with ``coefficients`` and, if need be, ``operator``,
+            ``operator_options`` and ``layers``; or a run's ``summary.json``, for the operation that
+            was last judged; or its ``metrics.jsonl``, for the last one.
         operator: name of the operator, where the file has none; default that of the run that the
             file lies in.
 
@@ -79,7 +82,10 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
     options = record.get("operator_options") or {}
     if not isinstance(options, dict):
         raise Refusal(f"operator_options must be an object in {str(path)!r}, got {options!r}")
-    return Operation(str(name), options, coefficients)
+    layers = record.get("layers") or settings.get("layers")
+    if layers is not None and not isinstance(layers, list):
+        raise Refusal(f"layers must be a list in {str(path)!r}, got {layers!r}")
+    return Operation(str(name), options, coefficients, layers)
 
 
 def read_json_lines(path: Path) -> list[Any]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +89,7 @@ def read_words(
         raise Refusal(_complaint(complaint.getvalue(), kind)) from None
     record, unknown = read
     if unknown:
-        flags = _flags(dataclasses.asdict(record))  # type: ignore[call-overload]
+        flags = _flags(record)
         hint = closest(unknown[0].partition("=")[0], flags)
         raise Refusal(f"arguments must be those that --help lists, got {unknown[0]!r}{hint}")
     return record
@@ -124,11 +124,11 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _flags(settings: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
-    """Yield the flags of all settings: `--seed`, `--lm.n-heads`, ..."""
-    for name, value in settings.items():
-        flag = prefix + name.replace("_", "-")
-        if isinstance(value, dict):
+def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
+    """Yield the flags of all settings of a dataclass: `--seed`, `--lm.n-heads`, ..."""
+    for field in dataclasses.fields(settings):
+        flag, value = prefix + field.name.replace("_", "-"), getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
             yield from _flags(value, f"{flag}.")
         else:
             yield flag

@@ -161,7 +161,8 @@ def _operation(request: Sample) -> Operation | None:
     if request.operation is not None:
         return read_operation(Path(request.operation), request.operator)
     if request.coefficients:
-        return Operation(name or DEFAULT_OPERATOR, {}, request.coefficients)
+        layers = settings.get("layers")
+        return Operation(name or DEFAULT_OPERATOR, {}, request.coefficients, layers)
     if request.operator is not None:
         raise Refusal("operator must come with coefficients or an operation, got neither")
     return None

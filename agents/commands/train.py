@@ -11,6 +11,8 @@ from agents.commands.parsing import Failure, Refusal, read_words, refusing
 from avatarl_env.files import parse_json
 
 if TYPE_CHECKING:
+    from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
+
     from agents.config import TrainConfig
     from agents.training import RunSummary
 
@@ -65,15 +67,52 @@ def _read(words: Sequence[str], prog: str) -> TrainConfig | None:
 
     with refusing(ValueError):
         base = preset(_preset_name(words))
-    config = read_words(
-        TrainConfig, words, prog, default=base, markers=(tyro.conf.FlagConversionOff,)
-    )
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_of_weights)
+    with registry:
+        config = read_words(
+            TrainConfig, words, prog, default=base, markers=(tyro.conf.FlagConversionOff,)
+        )
     if config is None:
         return None
     if "--surgeon-options" in words and not config.surgeon_options:
         raise Refusal("surgeon_options must be names and values in turn, got none")
     options = {name: _value(value) for name, value in config.surgeon_options.items()}
     return dataclasses.replace(config, surgeon_options=options)
+
+
+def _of_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]] | None:
+    """Let a score be one name, or names with weights; tyro makes a flag of each default weight."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if info.type != dict[str, float]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="TERM [WEIGHT [TERM WEIGHT ...]]",
+        instance_from_str=_weights,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda weights: [
+            word for name, weight in weights.items() for word in (name, f"{weight:g}")
+        ],
+    )
+
+
+def _weights(words: list[str]) -> dict[str, float]:
+    """Read terms and their weights.
+
+    Raises:
+        ValueError: if they are not one name, or pairs of a name and a number.
+    """
+    pairs = [words[0], "1"] if len(words) == 1 else words
+    names, weights = pairs[::2], pairs[1::2]
+    rule = "must be a term, or terms each with its weight (kl_ref 1 heldout_loss 20)"
+    if not words or len(names) != len(weights) or len(set(names)) != len(names):
+        raise ValueError(f"{rule}, got {' '.join(words)!r}")
+    try:
+        return {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+    except ValueError as error:
+        raise ValueError(f"{rule}, got {' '.join(words)!r}") from error
 
 
 def _value(word: Any) -> Any:

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 
-from agents.grpo.estimators import ESTIMATORS, SAMPLED, check_estimator
+from agents.grpo.estimators import (
+    CONFIDENCE_POWER,
+    ESTIMATORS,
+    MOST_CONFIDENCE,
+    SAMPLED,
+    check_estimator,
+)
 from agents.grpo.optimizer import MUON, OPTIMIZERS
 from avatarl_env.choices import check_choice
 
+TEMPERATURES = (1e-6, 1e6)  # beyond them all is one character, or chance, in float32
+MOST_GROUP = 65_536
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def _check_numbers(config: Any) -> None:
+    """Refuse what is no number in the fields of a dataclass that are numbers."""
+    kinds = {"int": (Integral, "a whole number"), "float": (Real, "a number")}
+    for part in fields(config):
+        kind, words = kinds.get(str(part.type), (object, ""))
+        value = getattr(config, part.name)
+        if words and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"{part.name} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
-    """What is added to an estimator's loss or reward; all off by default.
+    """What is added to an estimator's loss or reward, all off by default, and weights and bounds.
 
     Raises:
         ValueError: if a value is negative or not finite.
@@ -32,13 +52,22 @@ class RegularizerConfig:
     """Nats that the coefficient adapts to; 0: it stays."""
     partial_credit: float = 0.0
     """Reward of a character besides an exact match: so much times its bigram probability."""
+    reward_clip: float = 0.0
+    """Largest absolute reward, partial credit included; 0: no bound."""
+    confidence_power: float = CONFIDENCE_POWER
+    """seed_exhaustive weighs advantages by min((V p)^confidence_power, confidence_clip)."""
+    confidence_clip: float = MOST_CONFIDENCE
+    """Largest such weight."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name} must be finite and not negative, got {getattr(self, name)}"
                 )
+        if self.confidence_clip == 0:
+            raise ValueError("confidence_clip must be positive, or nothing is learned, got 0.0")
         if self.kl_target and not self.kl_coefficient:
             raise ValueError(
                 f"kl_coefficient must be positive where kl_target is, got {self.kl_coefficient}"
@@ -92,6 +121,7 @@ class GRPOConfig:
     """What is added to the loss."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         check_estimator(self.estimator, self.exploration, self.group_size, self.horizon)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -99,6 +129,13 @@ class GRPOConfig:
         for name in (*positive, "learning_rate", "matrix_learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        least, most = TEMPERATURES
+        if not least <= self.temperature <= most:
+            raise ValueError(
+                f"temperature must be within {least:g} and {most:g}, got {self.temperature}"
+            )
+        if self.group_size > MOST_GROUP:
+            raise ValueError(f"group_size must be at most {MOST_GROUP}, got {self.group_size}")
         for name in ("match_bonus", "warmup_updates", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -125,8 +162,25 @@ class GRPOConfig:
                 f"partial_credit must be 0 for {self.estimator} at horizon {self.horizon}, "
                 f"got {extra.partial_credit}"
             )
+        if extra.reward_clip and not estimator.clips_rewards:
+            raise ValueError(
+                f"reward_clip must be 0 for {self.estimator}, whose rewards are bounded, "
+                f"got {extra.reward_clip}"
+            )
+        if not estimator.weighs_confidence:
+            self._check_unweighted()
         if self.horizon > 1 and (extra.kl_coefficient or extra.entropy_floor):
             raise ValueError(
                 "kl_coefficient and entropy_floor must be 0 where horizon is above 1, whose reward "
                 f"is a KL itself, got {extra.kl_coefficient} and {extra.entropy_floor}"
             )
+
+    def _check_unweighted(self) -> None:
+        """Refuse a weight that the estimator would not look at."""
+        usual = {"confidence_power": CONFIDENCE_POWER, "confidence_clip": MOST_CONFIDENCE}
+        for name, value in usual.items():
+            if getattr(self.regularizer, name) != value:
+                raise ValueError(
+                    f"{name} must be {value} for {self.estimator}, which does not weigh advantages "
+                    f"by confidence, got {getattr(self.regularizer, name)}"
+                )

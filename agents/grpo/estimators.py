@@ -24,6 +24,7 @@ to show where they end. What had to be made differently:
 3. ``seed_sampled`` adapts its KL coefficient by PPO's rule; the sources have several schedules.
 4. ``seed_exhaustive`` scales advantages by ``min((V p)^0.7, 2)``: confidence relative to chance,
    to the power and with the bound that the source names; how it combines them is not known to us.
+   Both are options, ``confidence_power`` and ``confidence_clip``.
 5. The entropy floor is a penalty of ``max(0, floor - entropy)``.
 
 Shapes: N positions, K actions at each, V vocabulary.
@@ -39,7 +40,7 @@ import torch
 from torch import Tensor
 
 from agents.grpo import advantages, objectives
-from agents.grpo.rewards import brier_reward, exact_match
+from agents.grpo.rewards import brier_reward, exact_match, within
 from avatarl_env.choices import check_choice
 
 SAMPLED, ALL_ACTIONS = "sampled", "all_actions"
@@ -64,6 +65,23 @@ class Question(NamedTuple):
     """K: closed forms of truncated likelihoods have the expected gradient of groups of K."""
     credit: Tensor | None = None
     """(N, V) partial credit for each action, or None."""
+    reward_clip: float = 0.0
+    """Largest absolute reward, credit included; 0: no bound."""
+    confidence_power: float = CONFIDENCE_POWER
+    """Of the confidence that ``seed_exhaustive`` weighs advantages by."""
+    confidence_clip: float = MOST_CONFIDENCE
+    """Largest such weight."""
+
+
+class Lesson(NamedTuple):
+    """What an estimator makes of a batch."""
+
+    loss: Tensor
+    """To be minimised, one number."""
+    rewards: Tensor | None = None
+    """(N, K) as they were paid; None for closed forms that need none."""
+    advantages: Tensor | None = None
+    """(N, K), with all weights."""
 
 
 class Sampling(NamedTuple):
@@ -84,8 +102,8 @@ class Estimator(NamedTuple):
     """An estimator in its two forms; None where it has no such form."""
 
     sampled: Sampling | None
-    all_actions: Callable[[Question], Tensor] | None
-    """To be minimised; its gradient is the sampled form's, expected over all actions."""
+    all_actions: Callable[[Question], Tensor | Lesson] | None
+    """The loss, or a lesson; its gradient is the sampled form's, expected over all actions."""
     horizons: str = "1"
     """"1", "many" (above 1) or "any"."""
     takes_credit: bool = False
@@ -94,6 +112,13 @@ class Estimator(NamedTuple):
     """Largest K of ``all_actions``, where that depends on K."""
     is_control: bool = False
     """Whether this is a supervised control."""
+    weighs_confidence: bool = False
+    """Whether advantages are weighted by the policy's confidence."""
+
+    @property
+    def clips_rewards(self) -> bool:
+        """Whether a bound on rewards makes sense: where they are more than right or wrong."""
+        return self.takes_credit or self.horizons != "1"
 
     @property
     def is_off_policy(self) -> bool:
@@ -110,7 +135,7 @@ def _cross_entropy(question: Question) -> Tensor:
 
 
 def _truncated(question: Question) -> Tensor:
-    log_probs, targets, order, _ = question
+    log_probs, targets, order, *_ = question
     return -objectives.truncated_log_likelihood(log_probs, targets, order)
 
 
@@ -122,22 +147,24 @@ def _proper_truncated(question: Question) -> Tensor:
     return _truncated(question) - objectives.rarity_bonus(question.log_probs, question.order)
 
 
-def seed_exhaustive(question: Question) -> Tensor:
+def seed_exhaustive(question: Question) -> Lesson:
     """Return the older recipe's loss over all actions, ``-mean_a(s_a A_a log p_a)``.
 
-    ``A_a = r_a - mean r`` with r exact match plus credit, and ``s_a = min((V p_a)^0.7, 2)``. No
-    weight p_a: without s the loss is linear in the logits and its gradient never vanishes, so that
-    nothing but an entropy floor keeps it from diverging.
+    ``A_a = r_a - mean r`` with r exact match plus credit, and ``s_a = min((V p_a)^w, c)``, w the
+    ``confidence_power`` and c the ``confidence_clip``. No weight p_a: without s the loss is linear
+    in the logits and its gradient never vanishes, so that nothing but an entropy floor keeps it
+    from diverging.
     """
-    log_probs, targets, _, credit = question
+    log_probs, targets = question.log_probs, question.targets
     vocab_size = log_probs.size(1)
     every = torch.arange(vocab_size, device=targets.device).expand_as(log_probs)
     rewards = exact_match(every, targets)
-    if credit is not None:
-        rewards = rewards + credit
-    confidence = (vocab_size * log_probs.detach().exp()) ** CONFIDENCE_POWER
-    weights = confidence.clamp_max(MOST_CONFIDENCE) * advantages.centred(rewards)
-    return -(weights * log_probs).mean()
+    if question.credit is not None:
+        rewards = rewards + question.credit
+    rewards = within(rewards, question.reward_clip)
+    confidence = (vocab_size * log_probs.detach().exp()) ** question.confidence_power
+    weights = confidence.clamp_max(question.confidence_clip) * advantages.centred(rewards)
+    return Lesson(-(weights * log_probs).mean(), rewards, weights)
 
 
 def sampled_loss(
@@ -147,7 +174,7 @@ def sampled_loss(
     behavior_log_probs: Tensor,
     clip: float,
     clip_high: float,
-) -> Tensor:
+) -> Lesson:
     """Return the loss of sampled next characters: rewarded, held against each other, weighed.
 
     Args:
@@ -161,13 +188,31 @@ def sampled_loss(
     rewards = sampling.reward(actions, question.targets)
     if question.credit is not None:
         rewards = rewards + question.credit.gather(1, actions)
+    rewards = within(_of_samples("rewards", rewards, actions), question.reward_clip)
     taken = question.log_probs.gather(1, actions)[:, :, None]  # (N, K, 1)
     sampled_with = behavior_log_probs.gather(1, actions)[:, :, None]
-    relative = sampling.advantage(rewards)
+    relative = _of_samples("advantages", sampling.advantage(rewards), actions)
     loss = sampling.surrogate(taken, sampled_with, relative, clip, clip_high)
     if sampling.bonus is not None:
         loss = loss - sampling.bonus(question.log_probs, question.order)
-    return loss
+    return Lesson(loss, rewards, relative)
+
+
+def closed_form(estimator: Estimator, question: Question) -> Lesson:
+    """Return what an estimator makes of a batch over all actions."""
+    assert estimator.all_actions is not None
+    made = estimator.all_actions(question)
+    return made if isinstance(made, Lesson) else Lesson(made)
+
+
+def _of_samples(what: str, values: Tensor, actions: Tensor) -> Tensor:
+    """Return one number for each sample, checked: another shape would broadcast unnoticed."""
+    if values.shape != actions.shape:
+        raise ValueError(
+            f"{what} of an estimator must be of shape {tuple(actions.shape)}, one for each sample, "
+            f"got {tuple(values.shape)}"
+        )
+    return values
 
 
 _grpo = Sampling(exact_match, advantages.group_normalised, objectives.clipped)
@@ -211,7 +256,7 @@ ESTIMATORS: dict[str, Estimator] = {
         None,
         takes_credit=True,
     ),
-    "seed_exhaustive": Estimator(None, seed_exhaustive, takes_credit=True),
+    "seed_exhaustive": Estimator(None, seed_exhaustive, takes_credit=True, weighs_confidence=True),
     "ce": Estimator(None, _cross_entropy, is_control=True),
 }
 """Estimators by name."""

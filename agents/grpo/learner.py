@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,19 @@ from torch import Tensor
 from agents.checkpoint import load_weights
 from agents.grpo import objectives
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
-from agents.grpo.estimators import ESTIMATORS, SAMPLED, Question, sampled_loss
+from agents.grpo.estimators import (
+    ESTIMATORS,
+    SAMPLED,
+    Lesson,
+    Question,
+    closed_form,
+    sampled_loss,
+)
 from agents.grpo.optimizer import Optimizer
 from agents.grpo.regularizer import Regularizer
+from agents.grpo.rewards import within
 from agents.grpo.rollouts import prompt_length, roll_out
+from agents.grpo.stats import GRPOStats, Reading, packed, spread, unpacked
 from agents.ranks import ALONE, Ranks, average_gradients
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
@@ -33,39 +42,6 @@ from avatarl_env.text.ngram import NGramReference
 __all__ = ["PRECISIONS", "GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
 
 TRAINING_COST = 3  # a forward and backward costs about as much as three forwards
-
-
-class GRPOStats(NamedTuple):
-    """One update, measured on its own batch before the step."""
-
-    loss: float
-    reward: float
-    """Probability of sampling the right character, mean p(y); of rollouts their mean reward."""
-    accuracy: float
-    """Share of positions whose most probable character is right; of rollouts the share of leading
-    characters that are."""
-    entropy: float
-    """Of the policy, nats per character."""
-    grad_norm: float
-    """Before clipping."""
-    learning_rate: float
-    kl: float = 0.0
-    """From the bigram model, nats; 0 where it does not count."""
-    kl_coefficient: float = 0.0
-    """Of that KL, in this update."""
-    behavior_kl: float = 0.0
-    """KL(who sampled || policy), nats per character; 0 where the policy samples itself."""
-
-
-class _Reading(NamedTuple):
-    """What a batch says: the loss, and what it is reported with, all single numbers."""
-
-    loss: Tensor
-    reward: Tensor
-    accuracy: Tensor
-    entropy: Tensor
-    kl: Tensor
-    behavior_kl: Tensor
 
 
 class GRPOLearner:
@@ -164,13 +140,14 @@ class GRPOLearner:
         reading = read(operated)
         self.optimizer.zero_grad()
         reading.loss.backward()  # type: ignore[no-untyped-call]
-        numbers = torch.stack([x.detach() for x in reading])
+        numbers = packed(reading, self.ranks)
         average_gradients(self.ranks, self.model, numbers)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        means = dict(zip(reading._fields, numbers.tolist(), strict=True))
-        coefficient = self.regularizer.kl_coefficient
         stats = GRPOStats(
-            **means, grad_norm=norm.item(), learning_rate=rate, kl_coefficient=coefficient
+            **unpacked(numbers, self.ranks),
+            grad_norm=norm.item(),
+            learning_rate=rate,
+            kl_coefficient=self.regularizer.kl_coefficient,
         )
         # A step along what is no number would leave no number anywhere.
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
@@ -213,7 +190,7 @@ class GRPOLearner:
         if self._old is not None:
             load_weights(self._old, state["old"])
 
-    def _read_positions(self, operated: AbstractContextManager[object] | None) -> _Reading:
+    def _read_positions(self, operated: AbstractContextManager[object] | None) -> Reading:
         """Take every position of a batch of windows for an episode of one character."""
         config, estimator = self.config, ESTIMATORS[self.config.estimator]
         inputs, targets = self._batch()  # (B, T), (N,)
@@ -222,26 +199,36 @@ class GRPOLearner:
         behavior = self._behavior(inputs, operated)
         log_probs = self._log_probs(inputs)  # (N, V)
         self._spend(TRAINING_COST * targets.numel())
-        question = Question(log_probs, targets, config.group_size, self.regularizer.credit(context))
+        question = Question(
+            log_probs,
+            targets,
+            config.group_size,
+            self.regularizer.credit(context),
+            config.regularizer.reward_clip,
+            config.regularizer.confidence_power,
+            config.regularizer.confidence_clip,
+        )
         if config.exploration == SAMPLED:
             assert estimator.sampled is not None
             sampler = log_probs.detach() if behavior is None else behavior
             actions = self._sample(sampler)  # (N, K)
             bounds = config.clip, config.clip_high
-            loss = sampled_loss(estimator.sampled, question, actions, sampler, *bounds)
+            lesson = sampled_loss(estimator.sampled, question, actions, sampler, *bounds)
         else:
-            assert estimator.all_actions is not None
-            loss = estimator.all_actions(question)
-        loss, kl = self.regularizer.add(loss, log_probs, context)
+            lesson = closed_form(estimator, question)
+        entropy_loss = self.regularizer.entropy_loss(log_probs)
+        kl = self.regularizer.kl(log_probs, context)
+        loss = lesson.loss + entropy_loss + self.regularizer.kl_coefficient * kl
         with torch.no_grad():
             right = log_probs.gather(1, targets[:, None]).exp().mean()
             accuracy = (log_probs.argmax(1) == targets).float().mean()
             distance = torch.zeros_like(loss)
             if behavior is not None:
                 distance = objectives.kl_divergence(behavior, log_probs)
-            return _Reading(loss, right, accuracy, objectives.entropy(log_probs), kl, distance)
+            means = right, accuracy, objectives.entropy(log_probs), kl, distance
+            return Reading(loss, *means, lesson.loss, entropy_loss, spread(lesson))
 
-    def _read_rollouts(self, operated: AbstractContextManager[object] | None) -> _Reading:
+    def _read_rollouts(self, operated: AbstractContextManager[object] | None) -> Reading:
         """Let the behaviour policy write K texts after each prompt; learn from them."""
         config, sampling = self.config, ESTIMATORS[self.config.estimator].sampled
         assert sampling is not None
@@ -268,14 +255,17 @@ class GRPOLearner:
         if self._old is None and operated is None:
             # The very same numbers, not those that a cache rounds its own way: the ratio is 1.
             behavior = taken.detach().view(behavior.shape)
-        advantages = sampling.advantage(rollouts.rewards)
+        rewards = within(rollouts.rewards, config.regularizer.reward_clip)
+        advantages = sampling.advantage(rewards)
         taken = taken.view(behavior.shape)
         loss = sampling.surrogate(taken, behavior, advantages, config.clip, config.clip_high)
-        spread = objectives.entropy(log_probs)
-        loss = loss - config.regularizer.entropy_bonus * spread
-        distance = (behavior - taken).mean()
-        means = rollouts.rewards.mean(), rollouts.matched.mean(), spread
-        return _Reading(loss, *means, torch.zeros_like(spread), distance)
+        entropy_loss = self.regularizer.entropy_loss(log_probs)
+        with torch.no_grad():
+            distance = (behavior - taken).mean()
+            means = rollouts.rewards.mean(), rollouts.matched.mean(), objectives.entropy(log_probs)
+            means += torch.zeros_like(distance), distance  # no KL is charged
+        paid = spread(Lesson(loss, rewards, advantages))
+        return Reading(loss + entropy_loss, *means, loss, entropy_loss, paid)
 
     def _spend(self, n_tokens: int) -> None:
         """Count so many tokens of this process, and as many of each other one."""

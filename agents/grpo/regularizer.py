@@ -40,22 +40,24 @@ class Regularizer:
             return None
         return self.config.partial_credit * self._reference(context).exp()
 
-    def add(self, loss: Tensor, log_probs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Add to a loss; return the KL from the bigrams too, 0 where it does not count.
+    def entropy_loss(self, log_probs: Tensor) -> Tensor:
+        """Return what entropy H adds to a loss, ``-bonus H + max(0, floor - H)``, of (..., V)."""
+        extra = self.config
+        if not (extra.entropy_bonus or extra.entropy_floor):
+            return log_probs.new_zeros(())
+        entropy = objectives.entropy(log_probs)
+        return (extra.entropy_floor - entropy).relu() - extra.entropy_bonus * entropy
+
+    def kl(self, log_probs: Tensor, context: Tensor) -> Tensor:
+        """Return the KL from the bigrams, to be weighed by ``kl_coefficient``; 0 where that is 0.
 
         Args:
-            loss: a number.
             log_probs: (N, V) of the policy.
             context: (N,) the characters before.
         """
-        extra, kl = self.config, torch.zeros_like(loss)
-        if extra.entropy_bonus or extra.entropy_floor:
-            spread = objectives.entropy(log_probs)
-            loss = loss - extra.entropy_bonus * spread + (extra.entropy_floor - spread).relu()
-        if extra.kl_coefficient:
-            kl = objectives.kl_divergence(log_probs, self._reference(context))
-            loss = loss + self.kl_coefficient * kl
-        return loss, kl
+        if not self.config.kl_coefficient:
+            return log_probs.new_zeros(())
+        return objectives.kl_divergence(log_probs, self._reference(context))
 
     def adapt(self, kl: float) -> None:
         """Let the coefficient follow what was measured, nats, if it has a target."""

@@ -64,6 +64,11 @@ def brier_reward(actions: Tensor, targets: Tensor) -> Tensor:
     return exact_match(actions, targets) - correction * others_that_agree(actions)
 
 
+def within(rewards: Tensor, bound: float) -> Tensor:
+    """Return rewards clipped to ``[-bound, bound]``; 0: as they are."""
+    return rewards.clamp(-bound, bound) if bound else rewards
+
+
 def imitation_reward(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """Return for each text how much likelier, per character, the reference finds it.
 

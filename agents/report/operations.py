@@ -22,10 +22,10 @@ from agents.report.parts import (
 EFFECTS = (
     (
         "kl_ref_gain",
-        "Gain in score",
+        "Gain in kl_ref",
         "nats per character",
-        "By how much the text of the operated model scores above that of the same model without "
-        "the operation, on fresh held-out prompts. Right of zero is better.",
+        "By how much the operation raises kl_ref: the model's own texts after fresh held-out "
+        "prompts, and how near they are to the n-gram reference. Right of zero is better.",
     ),
     (
         "heldout_loss_fall",
@@ -172,7 +172,7 @@ def _commits(run: RunRecord) -> Html:
             "Phase",
             "Update",
             "Kept",
-            "Gain in score",
+            "Gain in kl_ref",
             "Fall in held-out loss",
             "Coefficients",
         )

@@ -49,8 +49,21 @@ def result_section(run: RunRecord, control: RunRecord | None = None) -> Html:
             "How undecided the model is. Near zero it would repeat itself.",
         ),
     ]
+    if "calibration_error" in scores:  # runs of before do not have it
+        tiles.append(
+            tile(
+                "Calibration error",
+                percent(scores["calibration_error"]),
+                "",
+                "How far the confidence in the first guess is from how often that is right, on "
+                "average over 15 ranges of confidence. Lower is better.",
+            )
+        )
     parts = [
-        paragraph(f"Measured on {where}. {_standing(scores.get('accuracy'), references)}"),
+        # What was measured on different texts says nothing of who is ahead.
+        paragraph(f"Measured on {where}. {_standing(scores, references)}".strip())
+        if run.finished
+        else paragraph(f"Measured on {where}."),
         Html('<dl class="tiles">' + join(tiles) + "</dl>"),
     ]
     beside = control.scores() if control is not None else {}
@@ -63,19 +76,40 @@ def result_section(run: RunRecord, control: RunRecord | None = None) -> Html:
     return join(parts)
 
 
-def _standing(accuracy: float | None, references: list[Row]) -> str:
-    """Say in words between which n-gram tables the model stands."""
-    if accuracy is None or not references:
+def _standing(scores: Row, references: list[Row]) -> str:
+    """Say in words where the model stands among n-gram tables, by accuracy and by loss.
+
+    Only a table that it is ahead of in both is one that it predicts better than. What the page
+    shows as the same number counts as equal.
+    """
+    known = [row for row in references if _has_both(row)]
+    if not _has_both(scores) or not known:
         return ""
-    ranked = sorted(references, key=lambda row: float(row["accuracy"]))
-    below = [row for row in ranked if row["accuracy"] < accuracy]
-    above = [row for row in ranked if row["accuracy"] >= accuracy]
-    named = [
-        f"the {row['name']} table ({percent(row['accuracy'])})" for row in below[-1:] + above[:1]
-    ]
-    if below and above:
-        return f"The model guesses better than {named[0]} and not better than {named[1]}."
-    return f"The model guesses {'better' if below else 'no better'} than {named[0]}."
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in sorted(known, key=lambda row: (-float(row["loss"]), float(row["accuracy"]))):
+        by_accuracy = _lead(scores["accuracy"], row["accuracy"])
+        by_loss = _lead(row["loss"], scores["loss"])
+        figures = f"the {row['name']} table ({percent(row['accuracy'])}, {number(row['loss'])})"
+        groups.setdefault((by_accuracy, by_loss), []).append(figures)
+    sentences = []
+    if ahead := groups.pop(("better", "better"), []):
+        sentences.append(f"By accuracy and by loss the model is better than {ahead[-1]}.")
+    if behind := groups.pop(("worse", "worse"), []):
+        sentences.append(f"By accuracy and by loss the model is worse than {behind[0]}.")
+    for (by_accuracy, by_loss), names in groups.items():
+        sentences.append(
+            f"Beside {', '.join(names)} its accuracy is {by_accuracy} and its loss is {by_loss}."
+        )
+    return " ".join(sentences)
+
+
+def _has_both(row: Row) -> bool:
+    return all(isinstance(row.get(name), int | float) for name in ("accuracy", "loss"))
+
+
+def _lead(ours: float, theirs: float) -> str:
+    lead = round(ours, 3) - round(theirs, 3)  # as shown
+    return "better" if lead > 0 else "worse" if lead < 0 else "equal"
 
 
 def _control_note(run: RunRecord, control: RunRecord) -> str:

@@ -27,6 +27,10 @@ class Row(NamedTuple):
     """Whether an older policy or the operated model may sample."""
     credit: bool = False
     """Whether partial credit may be paid, at horizon 1."""
+    clip: bool = False
+    """Whether rewards may be clipped."""
+    confidence: bool = False
+    """Whether the weight of confidence may be chosen."""
 
 
 # Written out by hand from DESIGN.md, section 6.
@@ -36,13 +40,13 @@ TABLE = {
     "brier": Row(BOTH, (1,)),
     "maxrl": Row(BOTH, (1,)),
     "ce": Row("all_actions", (1,)),
-    "seed_exhaustive": Row("all_actions", (1,), credit=True),
-    "seed_sampled": Row("sampled", (1,), others_sample=True, credit=True),
-    "grpo": Row("sampled", (1, 3), others_sample=True, credit=True),
-    "dr_grpo": Row("sampled", (1, 3), others_sample=True, credit=True),
-    "rloo": Row("sampled", (1, 3), others_sample=True, credit=True),
-    "gspo": Row("sampled", (3,), others_sample=True),
-    "cispo": Row("sampled", (3,), others_sample=True),
+    "seed_exhaustive": Row("all_actions", (1,), credit=True, clip=True, confidence=True),
+    "seed_sampled": Row("sampled", (1,), others_sample=True, credit=True, clip=True),
+    "grpo": Row("sampled", (1, 3), others_sample=True, credit=True, clip=True),
+    "dr_grpo": Row("sampled", (1, 3), others_sample=True, credit=True, clip=True),
+    "rloo": Row("sampled", (1, 3), others_sample=True, credit=True, clip=True),
+    "gspo": Row("sampled", (3,), others_sample=True, clip=True),
+    "cispo": Row("sampled", (3,), others_sample=True, clip=True),
 }
 COMBINATIONS = list(
     itertools.product(
@@ -142,3 +146,27 @@ def test_a_refusal_names_the_argument_that_does_not_fit() -> None:
     for argument, combination in cases.items():
         with pytest.raises(ValueError, match=f"^{argument} must be "):
             make(*combination)
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    ("option", "value", "possible"),
+    [
+        ("reward_clip", 0.5, "clip"),
+        ("confidence_power", 1.0, "confidence"),
+        ("confidence_clip", 1.0, "confidence"),
+    ],
+)
+def test_an_option_is_refused_where_it_would_not_act(
+    name: str, option: str, value: float, possible: str
+) -> None:
+    row = TABLE[name]
+    recipe: dict[str, Any] = {"estimator": name, "exploration": row.explorations.split()[0]}
+    recipe |= {"horizon": row.horizons[0], "batch_size": 4, "group_size": 4}
+    if getattr(row, possible):
+        learn(
+            TrainConfig(grpo=GRPOConfig(**recipe, regularizer=RegularizerConfig(**{option: value})))
+        )
+    else:
+        with pytest.raises(ValueError, match=rf"^{option} must be .* for {name}, .*, got {value}$"):
+            GRPOConfig(**recipe)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,10 @@ def test_doing_nothing_is_worth_exactly_nothing() -> None:
         assert effect.kl_ref_gain[policy] == nothing
         assert effect.heldout_loss_fall[policy] == nothing
     assert effect.kl_ref_gain["random"].mean != 0.0
-    over = effect.kl_ref_over_random
+    over, loss_over = effect.kl_ref_over_random, effect.heldout_loss_over_random
     assert over.mean == pytest.approx(-effect.kl_ref_gain["random"].mean)
+    assert loss_over is not None
+    assert loss_over.mean == pytest.approx(-effect.heldout_loss_fall["random"].mean)
     assert (effect.after, effect.n_operations, effect.n_prompts) == ("surgery", 3, 12)
 
 
@@ -287,7 +290,13 @@ def around(mean: float, half: float) -> Interval:
     return Interval(mean, mean - half, mean + half, mean - 0.8 * half, 8)
 
 
-def made_up(score: Interval, fall: Interval, over: Interval, after: str = "joint") -> Effect:
+def made_up(
+    score: Interval,
+    fall: Interval,
+    over: Interval,
+    loss_over: Interval | None = None,
+    after: str = "joint",
+) -> Effect:
     nothing = around(0.0, 0.0)
     return Effect(
         after,
@@ -296,92 +305,151 @@ def made_up(score: Interval, fall: Interval, over: Interval, after: str = "joint
         over,
         8,
         256,
-    )
-
-
-HOW = "(8 operations on 256 unseen prompts, 95 % intervals)"
-
-
-def test_a_gain_in_words() -> None:
-    effect = made_up(around(0.02, 0.005), around(0.004, 0.001), around(0.03, 0.01))
-    assert verdict([effect], "sac") == (
-        "The surgeon helped. "
-        "After joint, sac's operations raised its score (kl_ref) by 0.0200 nats/char "
-        "[0.0150, 0.0250] and lowered the held-out loss by 0.0040 nats/char [0.0030, 0.0050] "
-        f"{HOW}; in score they were better than random operations "
-        "(difference +0.0300 nats/char [+0.0200, +0.0400])."
-    )
-
-
-def test_a_loss_in_words() -> None:
-    effect = made_up(around(-0.02, 0.005), around(-0.004, 0.001), around(-0.03, 0.01))
-    assert verdict([effect], "sac") == (
-        "The surgeon did harm. "
-        "After joint, sac's operations lowered its score (kl_ref) by 0.0200 nats/char "
-        "[0.0150, 0.0250] and raised the held-out loss by 0.0040 nats/char [0.0030, 0.0050] "
-        f"{HOW}; in score they were worse than random operations "
-        "(difference -0.0300 nats/char [-0.0400, -0.0200])."
-    )
-
-
-def test_no_effect_in_words_says_how_large_one_could_have_been_missed() -> None:
-    effect = made_up(around(0.001, 0.004), around(-0.002, 0.005), around(0.001, 0.002))
-    assert verdict([effect], "sac") == (
-        "The surgeon made no difference of 0.002 nats/char or more that could be measured. "
-        "After joint, sac's operations had no effect on its score (kl_ref) that could be told from "
-        "zero (none larger than 0.0050 nats/char) and had no effect on the held-out loss that "
-        f"could be told from zero (none larger than 0.0070 nats/char) {HOW}; in score they were "
-        "not to be told from random operations (difference +0.0010 nats/char [-0.0010, +0.0030])."
+        heldout_loss_over_random=loss_over,
     )
 
 
 GOOD, BAD, UNSURE = around(0.02, 0.005), around(-0.02, 0.005), around(0.001, 0.005)
+NOTHING, NO_NUMBER = around(0.0, 0.0), around(float("nan"), 0.0)
+TRIFLE = around(0.001, 0.0005)  # surely above zero, and surely below what is worth a name
+AT_THE_EDGE = around(0.0019, 0.0017)  # reaches from 0.0002 to 0.0036
+TOUCHING = Interval(0.01, 0.0, 0.02, 0.0, 8)
+ALL_EQUAL = around(0.02, 0.0)
+ONE = Interval(0.02, float("nan"), float("nan"), float("nan"), 1)
+TOO_FEW = "There were too few operations"
 
 
 @pytest.mark.parametrize(
     ("score", "fall", "headline"),
     [
         (GOOD, GOOD, "The surgeon helped."),
-        (GOOD, UNSURE, "The surgeon raised its score, without a better prediction of real"),
-        (UNSURE, GOOD, "The surgeon improved the prediction of real text, without a rise"),
+        (GOOD, ALL_EQUAL, "The surgeon helped."),
+        (GOOD, AT_THE_EDGE, "The surgeon helped."),
+        (GOOD, UNSURE, "The surgeon raised its score, with no difference larger than 0.0060"),
+        (GOOD, NOTHING, "The surgeon raised its score, with no change in the prediction"),
+        (UNSURE, GOOD, "The surgeon improved the prediction of real text, with no difference "),
         (GOOD, BAD, "The surgeon raised its score at the cost of predicting real text worse."),
-        (BAD, GOOD, "The surgeon did harm."),
+        (BAD, GOOD, "The surgeon lowered its score, though it improved the prediction of real"),
+        (BAD, BAD, "The surgeon did harm."),
+        (BAD, UNSURE, "The surgeon did harm."),
         (UNSURE, BAD, "The surgeon did harm."),
-        (UNSURE, UNSURE, "The surgeon made no difference of 0.002 nats/char or more that"),
-        (around(0.0, 0.0), around(0.0, 0.0), "The surgeon made no difference of 0.002"),
-        (around(0.001, 0.0005), around(-0.001, 0.0005), "The surgeon made no difference of 0.002"),
-        (around(0.001, 0.0005), BAD, "The surgeon did harm."),
-        (around(float("nan"), 0.0), GOOD, "The surgeon broke the model"),
+        (TRIFLE, BAD, "The surgeon did harm."),
+        (UNSURE, UNSURE, "The surgeon made no difference larger than 0.0060 nats/char."),
+        (UNSURE, TOUCHING, "The surgeon made no difference larger than 0.0200 nats/char."),
+        (UNSURE, around(-0.004, 0.00443), "The surgeon made no difference larger than 0.0085 "),
+        (TRIFLE, TRIFLE, "The surgeon made no difference larger than 0.0015 nats/char."),
+        (NOTHING, TRIFLE, "The surgeon made no difference larger than 0.0015 nats/char."),
+        (NOTHING, around(0.0, 0.00012), "The surgeon made no difference larger than 0.00012 nats"),
+        (NOTHING, NOTHING, "The surgeon changed nothing."),
+        (NO_NUMBER, GOOD, "The surgeon broke the model"),
+        (GOOD, NO_NUMBER, "The surgeon broke the model"),
+        (ONE, ONE, TOO_FEW),
+        (GOOD, ONE, TOO_FEW),
     ],
 )
-def test_the_headline_weighs_both_quantities_and_names_no_trifle(
+def test_a_headline_claims_no_more_than_the_intervals_show(
     score: Interval, fall: Interval, headline: str
 ) -> None:
     assert verdict([made_up(score, fall, UNSURE)], "sac").startswith(headline)
+
+
+KINDS = [GOOD, BAD, UNSURE, NOTHING, NO_NUMBER, TRIFLE, AT_THE_EDGE, TOUCHING, ALL_EQUAL, ONE]
+
+
+@pytest.mark.parametrize("score", KINDS)
+@pytest.mark.parametrize("fall", KINDS)
+def test_whatever_was_measured_the_words_agree_with_the_figures(
+    score: Interval, fall: Interval
+) -> None:
+    text = verdict([made_up(score, fall, score, fall)], "sac")
+    headline, _, rest = text.partition(". After ")
+    assert "nan" not in text
+    known = np.isfinite([*score, *fall]).all()
+    # Better is never said of one quantity alone: to help takes both, and both are named below.
+    assert ("helped" in headline) == (
+        known and score.low > 0 < fall.low and TRIFLE not in (score, fall)
+    )
+    own, against = rest.split("; compared with random operations they ")
+    own, _, how = own.partition(" (8 operations")
+    assert how == " on 256 unseen prompts, 95 % intervals)"
+    for part in (own, against):
+        for gain, what, sign in ((score, "score", 1), (fall, "held-out loss", -1)):
+            said = re.search(
+                rf"(\w+) (?:an effect on |no effect on )?(?:its|the) {what}(.*?)(?: and |$)", part
+            )
+            assert said is not None
+            verb, figures = said.groups()
+            if not np.isfinite(gain).all():
+                assert "could not be measured" in figures
+                continue
+            if gain.low == gain.high == 0:
+                assert (verb, "exactly as it was" in figures) == ("left", True)
+                continue
+            shown = [float(x) for x in re.findall(r"-?\d[\d.e-]*", figures)[-2:]]
+            if gain.low <= 0 <= gain.high:
+                assert "could be told from zero" in figures
+                ends = sorted((sign * gain.low, sign * gain.high))
+            else:
+                assert verb == ("raised" if sign * gain.low > 0 else "lowered")
+                ends = sorted((abs(gain.low), abs(gain.high)))
+            assert shown == pytest.approx(ends, abs=5.1e-5)
+    bound = re.search(r"no difference larger than (\S+) nats", headline)
+    if bound is not None:
+        hidden = [g for g in (score, fall) if g.low <= 0 <= g.high or g == TRIFLE]
+        assert float(bound[1]) >= max(max(abs(g.low), abs(g.high)) for g in hidden)
+
+
+def test_a_score_of_ones_own_is_told_beside_kl_ref() -> None:
+    effect = made_up(GOOD, BAD, GOOD, BAD)._replace(
+        score="kl_ref + 20 heldout_loss",
+        score_gain={"surgeon": BAD, "random": BAD, "zero": NOTHING},
+    )
+    text = verdict([effect], "sac")
+    assert text.startswith("The surgeon raised kl_ref at the cost of predicting real text worse.")
+    assert "lowered its own score (kl_ref + 20 heldout_loss) by 0.0200 [0.0150, 0.0250], " in text
+    assert "its score (kl_ref)" not in text
+
+
+@pytest.mark.usefixtures("few", "immortal")
+@pytest.mark.parametrize(
+    ("score", "name", "quantity"),
+    [
+        ({"kl_ref": 1.0}, "kl_ref", None),
+        ({"kl_ref": 0.5}, "0.5 kl_ref", None),
+        ({"kl_ref": -1.0}, "-1 kl_ref", "kl_ref"),
+        ({"entropy": 2.0, "distinct": 1.0}, "2 entropy + distinct", "entropy"),
+    ],
+)
+def test_the_surgeons_own_score_is_measured_too(
+    score: dict[str, float], name: str, quantity: str | None
+) -> None:
+    env = small_exam(n_rows=3, score=score)
+    effect = measure_effect(ScriptedSurgeon(env, 0.5), env, "joint", rng())
+    assert effect.score == name
+    assert Effect.from_summary(json.loads(json.dumps(effect.as_summary()))) == effect
+    if quantity is None:
+        assert effect.score_gain is None
+        return
+    assert effect.score_gain is not None
+    assert effect.score_gain["surgeon"].mean != 0
+    assert effect.score_gain["zero"] == Interval(0.0, 0.0, 0.0, 0.0, 3)
+    if quantity == "kl_ref":
+        found = effect.score_gain["surgeon"]
+        assert found.mean == pytest.approx(-effect.kl_ref_gain["surgeon"].mean, abs=1e-6)
+
+
+def test_figures_that_were_no_numbers_come_back_as_such() -> None:
+    record = made_up(NO_NUMBER, GOOD, NO_NUMBER).as_summary()
+    record["kl_ref_gain"]["surgeon"]["mean"] = None  # as JSON has it
+    again = Effect.from_summary(record)
+    assert np.isnan(again.kl_ref_gain["surgeon"].mean)
+    assert verdict([again], "sac").startswith("The surgeon broke the model")
 
 
 def test_the_headline_is_of_the_last_phase() -> None:
     effects = [made_up(BAD, BAD, UNSURE, after="surgery"), made_up(GOOD, GOOD, UNSURE)]
     assert verdict(effects, "sac").startswith("The surgeon helped. After surgery, ")
     assert verdict(effects[::-1], "sac").startswith("The surgeon did harm. After joint, ")
-
-
-def test_exactly_nothing_in_words() -> None:
-    effect = made_up(around(0.0, 0.0), around(0.0, 0.0), around(0.01, 0.02))
-    sentence = verdict([effect], "zero")
-    assert "left its score (kl_ref) exactly as it was" in sentence
-    assert "and left the held-out loss exactly as it was" in sentence
-
-
-def test_an_interval_that_touches_zero_is_no_effect() -> None:
-    effect = made_up(
-        Interval(0.01, 0.0, 0.02, 0.0, 8),
-        Interval(-0.01, -0.02, 0.0, -0.02, 8),
-        Interval(0.01, 0.0, 0.02, 0.0, 8),
-    )
-    sentence = verdict([effect], "sac")
-    assert sentence.count("that could be told from zero (none larger than 0.0200 nats/char)") == 2
-    assert "not to be told from random operations" in sentence
 
 
 def test_each_phase_has_its_sentence_and_a_run_without_surgery_says_so() -> None:
@@ -409,6 +477,9 @@ def test_an_effect_can_be_written_as_json() -> None:
         "n_operations",
         "n_prompts",
         "n_practised",
+        "heldout_loss_over_random",
+        "score",
+        "score_gain",
     }
     assert summary["kl_ref_gain"].keys() == {"surgeon", "random", "zero"}
     gain = summary["kl_ref_gain"]["surgeon"]
@@ -419,8 +490,8 @@ def test_an_effect_can_be_written_as_json() -> None:
 def test_practice_is_told_and_random_is_not_compared_with_itself() -> None:
     effect = made_up(BAD, BAD, UNSURE)._replace(n_practised=60)
     assert "After joint and 60 operations, random's operations" in verdict([effect], "random")
-    assert "random operations (" not in verdict([effect], "random")
-    assert "not to be told from random operations (difference" in verdict([effect], "sac")
+    assert "compared with" not in verdict([effect], "random")
+    assert "; compared with random operations they had no effect" in verdict([effect], "sac")
 
 
 def test_a_tiny_effect_is_not_written_as_zero() -> None:

@@ -106,6 +106,12 @@ def test_the_first_update_and_every_fifth_are_written() -> None:
             "grpo/kl": 0.0,
             "grpo/kl_coefficient": 0.0,
             "grpo/behavior_kl": 0.0,
+            "grpo/policy_loss": 0.0,
+            "grpo/entropy_loss": 0.0,
+            "grpo/advantage_mean": 0.0,
+            "grpo/advantage_std": 0.0,
+            "grpo/reward_min": 0.0,
+            "grpo/reward_max": 0.0,
             "grpo/skipped": 0.0,
         }
 
@@ -142,6 +148,7 @@ def test_the_model_is_evaluated_every_so_many_updates_on_a_fixed_slice(
         "validation/bits_per_char": expected.bits_per_char,
         "validation/accuracy": expected.accuracy,
         "validation/entropy": expected.entropy,
+        "validation/calibration_error": expected.calibration_error,
     }
 
 

@@ -94,26 +94,58 @@ def test_headline_numbers_stand_beside_the_tables(whole: Page) -> None:
     for shown in ("43.9\u202f%", "1.842", "2.657", "1.731"):
         assert shown in whole.html
     sentence = (
-        "better than the trigram table (38.1 %) and not better than the 4-gram table (47.2 %)"
+        "By accuracy and by loss the model is better than the trigram table (38.1 %, 2.049). "
+        "By accuracy and by loss the model is worse than the 4-gram table (47.2 %, 1.774)."
     )
     assert sentence in whole.text
     for reference in REFERENCES:
         assert f'<th scope="row">{reference["name"]}</th>' in whole.html
 
 
+BETTER, WORSE = "loss the model is better than the ", "loss the model is worse than the "
+
+
 @pytest.mark.parametrize(
-    ("accuracy", "sentence"),
+    ("accuracy", "loss", "said", "unsaid"),
     [
-        (0.1, "no better than the bigram table (27.0 %)"),
-        (0.9, "better than the 5-gram table (52.7 %)"),
+        (0.1, 3.0, [f"{WORSE}bigram table (27.0 %"], [BETTER, "Beside"]),
+        (0.9, 1.0, [f"{BETTER}5-gram table (52.7 %"], [WORSE, "Beside"]),
+        # Right more often than the 5-gram, and more surprised than the trigram.
+        (
+            0.53,
+            2.1,
+            [f"{BETTER}bigram", "Beside the trigram", "accuracy is better and its loss is worse"],
+            [WORSE, f"{BETTER}trigram", f"{BETTER}5-gram"],
+        ),
+        (0.2, 1.0, ["Beside the bigram", "accuracy is worse and its loss is better"], [BETTER]),
+        # What is shown as the same number is equal.
+        (0.52702, 1.0, ["Beside the 5-gram", "accuracy is equal and its loss is better"], [WORSE]),
+        (None, 1.0, [], [BETTER, WORSE, "Beside"]),
+        (0.5, None, [], [BETTER, WORSE, "Beside"]),
     ],
 )
-def test_a_model_beyond_the_tables_is_placed_too(
-    tmp_path: Path, accuracy: float, sentence: str
+def test_a_model_is_placed_among_the_tables_by_accuracy_and_by_loss(
+    tmp_path: Path,
+    accuracy: float | None,
+    loss: float | None,
+    said: list[str],
+    unsaid: list[str],
 ) -> None:
-    validation = {"loss": 1.0, "bits_per_char": 1.4, "accuracy": accuracy, "entropy": 1.0}
+    validation = {"loss": loss, "bits_per_char": 1.4, "accuracy": accuracy, "entropy": 1.0}
     make_run(tmp_path).finish(validation=validation)
-    assert f"The model guesses {sentence}." in Page(write_report(tmp_path)).text
+    text = Page(write_report(tmp_path)).text
+    assert all(words in text for words in said)
+    assert not any(words in text for words in unsaid)
+
+
+def test_a_table_without_numbers_is_left_out_of_the_comparison(tmp_path: Path) -> None:
+    references = [*REFERENCES[:-1], {**REFERENCES[-1], "loss": None}]
+    make_run(tmp_path).finish(
+        validation={"loss": 1.0, "bits_per_char": 1.4, "accuracy": 0.9, "entropy": 1.0},
+        references=references,
+    )
+    text = Page(write_report(tmp_path)).text
+    assert f"{BETTER}{REFERENCES[-2]['name']} table" in text
 
 
 def test_operations_and_commits_are_listed(whole: Page) -> None:

@@ -21,12 +21,29 @@ def test_the_default_is_the_proper_rule_sampled_in_small_batches() -> None:
     assert (config.estimator, config.exploration, config.horizon) == ("proper_maxrl", "sampled", 1)
     assert (config.group_size, config.batch_size, config.sync_every) == (16, 8, 1)
     assert (config.optimizer, config.temperature) == ("muon", 1.0)
-    assert set(dataclasses.asdict(config.regularizer).values()) == {0.0}
+    regularizer = dataclasses.asdict(config.regularizer)
+    weight = regularizer.pop("confidence_power"), regularizer.pop("confidence_clip")
+    assert weight == (0.7, 2.0)  # of seed_exhaustive alone
+    assert set(regularizer.values()) == {0.0}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            regularized(reward_clip=1.0),
+            "reward_clip must be 0 for proper_maxrl, whose rewards are bounded, got 1.0",
+        ),
+        (
+            regularized(confidence_power=0.0),
+            "confidence_power must be 0.7 for proper_maxrl, which does not weigh advantages by "
+            "confidence, got 0.0",
+        ),
+        (
+            {"estimator": "grpo", **regularized(confidence_clip=3.0)},
+            "confidence_clip must be 2.0 for grpo, which does not weigh advantages by confidence, "
+            "got 3.0",
+        ),
         ({"estimator": "breir"}, r"estimator must be one of .*got 'breir', did you mean 'brier'\?"),
         (
             {"exploration": "all"},
@@ -46,6 +63,13 @@ def test_the_default_is_the_proper_rule_sampled_in_small_batches() -> None:
         ({"batch_size": 0}, "batch_size must be positive, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": math.nan}, "temperature must be positive, got nan"),
+        ({"temperature": 1e-38}, r"temperature must be within 1e-06 and 1e\+06, got 1e-38"),
+        ({"temperature": 1e30}, r"temperature must be within 1e-06 and 1e\+06, got 1e\+30"),
+        ({"group_size": 10**9}, "group_size must be at most 65536, got 1000000000"),
+        ({"batch_size": "4"}, "batch_size must be a whole number, got '4'"),
+        ({"batch_size": 4.0}, "batch_size must be a whole number, got 4.0"),
+        ({"group_size": True}, "group_size must be a whole number, got True"),
+        ({"learning_rate": None}, "learning_rate must be a number, got None"),
         ({"sync_every": 0}, "sync_every must be positive, got 0"),
         ({"clip": 0.0}, "clip must be positive, got 0.0"),
         ({"clip_high": -1.0}, "clip_high must be positive, got -1.0"),
@@ -99,11 +123,16 @@ def test_a_bad_recipe_is_refused(changes: dict[str, Any], message: str) -> None:
         ({"entropy_floor": math.inf}, "entropy_floor must be finite and not negative, got inf"),
         ({"kl_coefficient": math.nan}, "kl_coefficient must be finite and not negative, got nan"),
         ({"partial_credit": -1.0}, "partial_credit must be finite and not negative, got -1.0"),
+        ({"reward_clip": math.nan}, "reward_clip must be finite and not negative, got nan"),
+        ({"confidence_power": -1.0}, "confidence_power must be finite and not negative, got -1.0"),
+        ({"confidence_clip": math.inf}, "confidence_clip must be finite and not negative, got inf"),
+        ({"confidence_clip": 0.0}, "confidence_clip must be positive, or nothing is .*, got 0.0"),
+        ({"entropy_bonus": "1"}, "entropy_bonus must be a number, got '1'"),
         ({"kl_target": -1.0}, "kl_target must be finite and not negative, got -1.0"),
         ({"kl_target": 0.5}, "kl_coefficient must be positive where kl_target is, got 0.0"),
     ],
 )
-def test_a_bad_regularizer_is_refused(changes: dict[str, float], message: str) -> None:
+def test_a_bad_regularizer_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         RegularizerConfig(**changes)
 

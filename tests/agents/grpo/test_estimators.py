@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.grpo import estimators as estimators_module
 from agents.grpo import objectives
 from agents.grpo.advantages import leave_one_out
 from agents.grpo.estimators import (
@@ -21,6 +20,7 @@ from agents.grpo.estimators import (
     Question,
     Sampling,
     check_estimator,
+    closed_form,
     sampled_loss,
     seed_exhaustive,
 )
@@ -44,7 +44,7 @@ def loss_of(row: Sampling | str) -> Sampled:
 
     def loss(log_probs: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
         question = Question(log_probs, targets, actions.size(1))
-        return sampled_loss(sampling, question, actions, log_probs.detach(), CLIP, CLIP_HIGH)
+        return sampled_loss(sampling, question, actions, log_probs.detach(), CLIP, CLIP_HIGH).loss
 
     return loss
 
@@ -89,9 +89,8 @@ def exact_gradient(score: Score, probs: Tensor, truth: Tensor) -> Tensor:
 
 def all_actions(name: str, order: int) -> Score:
     """Return the loss of a row's closed form."""
-    form = ESTIMATORS[name].all_actions
-    assert form is not None
-    return lambda log_probs, targets: form(Question(log_probs, targets, order))
+    row = ESTIMATORS[name]
+    return lambda log_probs, targets: closed_form(row, Question(log_probs, targets, order)).loss
 
 
 def truncated(order: int) -> Score:
@@ -164,8 +163,8 @@ def test_partial_credit_is_added_to_the_reward() -> None:
     row = ESTIMATORS["dr_grpo"].sampled
     assert row is not None
     question = Question(log_probs, torch.tensor([0]), 2, credit)
-    loss = sampled_loss(row, question, torch.tensor([[0, 2]]), log_probs.detach(), CLIP, CLIP_HIGH)
-    (gradient,) = torch.autograd.grad(loss, log_probs)
+    lesson = sampled_loss(row, question, torch.tensor([[0, 2]]), log_probs.detach(), CLIP, 1.0)
+    (gradient,) = torch.autograd.grad(lesson.loss, log_probs)
     # 1.1 and 0.7, 0.2 from their mean
     torch.testing.assert_close(gradient, torch.tensor([[-0.1, 0.0, 0.1]]))
 
@@ -176,8 +175,8 @@ def test_the_first_recipe_has_a_floor_under_the_standard_deviation() -> None:
     assert row is not None
     credit = torch.tensor([[0.0, 0.04, 0.06]])
     question = Question(log_probs, torch.tensor([0]), 2, credit)
-    loss = sampled_loss(row, question, torch.tensor([[1, 2]]), log_probs.detach(), CLIP, CLIP_HIGH)
-    (gradient,) = torch.autograd.grad(loss, log_probs)
+    lesson = sampled_loss(row, question, torch.tensor([[1, 2]]), log_probs.detach(), CLIP, 1.0)
+    (gradient,) = torch.autograd.grad(lesson.loss, log_probs)
     # +-0.01 over 0.1, not over their own 0.014
     expected = torch.tensor([[0.0, 0.05, -0.05]])
     torch.testing.assert_close(gradient, expected, rtol=2e-3, atol=0)
@@ -329,7 +328,7 @@ def test_who_samples_makes_no_difference_to_rloo_while_nothing_is_clipped(group_
         def of(log_probs: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
             question = Question(log_probs, targets, group_size)
             sampled_with = behavior.log().expand_as(log_probs)
-            return sampled_loss(row, question, actions, sampled_with, clip, clip)
+            return sampled_loss(row, question, actions, sampled_with, clip, clip).loss
 
         return of
 
@@ -373,33 +372,83 @@ def test_seed_exhaustive_by_hand() -> None:
     # Rewards 1, 0, 0: advantages 2/3, -1/3, -1/3. Confidence 1.5^0.7 and 0.75^0.7.
     sure, unsure = 1.5**0.7, 0.75**0.7
     expected = -(sure * 2 / 3 * math.log(0.5) - 2 * unsure / 3 * math.log(0.25)) / 3
-    loss = seed_exhaustive(Question(log_probs, torch.tensor([0]), 16))
+    loss = seed_exhaustive(Question(log_probs, torch.tensor([0]), 16)).loss
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     # Credits 0.3, 0, 0: advantages 1.3 - 1.3 / 3, and minus that third.
     credit = torch.tensor([[0.3, 0.0, 0.0]])
     expected = -(sure * 2.6 / 3 * math.log(0.5) - 2 * unsure * 1.3 / 3 * math.log(0.25)) / 3
-    loss = seed_exhaustive(Question(log_probs, torch.tensor([0]), 16, credit))
+    loss = seed_exhaustive(Question(log_probs, torch.tensor([0]), 16, credit)).loss
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_confidence_is_bounded_and_a_constant() -> None:
     log_probs = torch.tensor([[0.96, 0.02, 0.02]], dtype=torch.float64).log().requires_grad_()
-    seed_exhaustive(Question(log_probs, torch.tensor([0]), 16)).backward()
+    seed_exhaustive(Question(log_probs, torch.tensor([0]), 16)).loss.backward()
     low = 0.06**0.7
     expected = torch.tensor([[2.0 * 2 / 3, -low / 3, -low / 3]], dtype=torch.float64) / -3
     torch.testing.assert_close(log_probs.grad, expected, rtol=1e-6, atol=0)  # 2.88^0.7 = 2.1
 
 
-def test_without_confidence_seed_exhaustive_is_linear_in_the_logits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def gradient(policy: Tensor) -> Tensor:
-        return exact_gradient(
-            lambda x, y: seed_exhaustive(Question(x, y, 16)), policy, torch.eye(3).double()[1]
-        )
+def test_the_power_and_the_bound_of_confidence_can_be_chosen() -> None:
+    log_probs = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
+    question = Question(log_probs, torch.tensor([0]), 16)
+    squared = seed_exhaustive(question._replace(confidence_power=2.0, confidence_clip=9.0))
+    assert squared.advantages is not None
+    # (3 p)^2 is 2.25 and 0.5625; advantages 2/3 and -1/3.
+    expected = torch.tensor([[1.5, -0.1875, -0.1875]], dtype=torch.float64)
+    torch.testing.assert_close(squared.advantages, expected)
+    bounded = seed_exhaustive(question._replace(confidence_power=2.0, confidence_clip=0.6))
+    assert bounded.advantages is not None
+    expected = torch.tensor([[0.4, -0.1875, -0.1875]], dtype=torch.float64)
+    torch.testing.assert_close(bounded.advantages, expected)
 
-    assert (gradient(POLICY) - gradient(TRUTH)).abs().max() > 0.01
-    monkeypatch.setattr(estimators_module, "CONFIDENCE_POWER", 0.0)
+
+def test_rewards_are_clipped_after_credit_and_before_the_advantages() -> None:
+    log_probs = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    credit = torch.tensor([[0.5, -0.75, 0.25]])
+    question = Question(log_probs, torch.tensor([0]), 3, credit, reward_clip=0.5)
+    row = ESTIMATORS["dr_grpo"].sampled
+    assert row is not None
+    actions = torch.tensor([[0, 1, 2]])
+    sampled = sampled_loss(row, question, actions, log_probs, CLIP, CLIP_HIGH)
+    exhaustive = seed_exhaustive(question._replace(confidence_power=0.0))
+    for lesson in (sampled, exhaustive):  # 1.5, -0.75 and 0.25 before
+        assert lesson.rewards is not None
+        assert lesson.advantages is not None
+        torch.testing.assert_close(lesson.rewards, torch.tensor([[0.5, -0.5, 0.25]]))
+        mean = 0.25 / 3
+        expected = torch.tensor([[0.5 - mean, -0.5 - mean, 0.25 - mean]])
+        torch.testing.assert_close(lesson.advantages, expected)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Sampling(lambda actions, _: actions[:, :1].float(), leave_one_out, objectives.reinforce),
+        Sampling(exact_match, lambda rewards: rewards.mean(1), objectives.reinforce),
+    ],
+)
+def test_a_reward_or_an_advantage_of_another_shape_is_refused(row: Sampling) -> None:
+    log_probs = torch.tensor([[0.5, 0.25, 0.25]] * 2).log()
+    question = Question(log_probs, torch.tensor([0, 1]), 3)
+    actions = torch.tensor([[0, 1, 2]] * 2)
+    with pytest.raises(
+        ValueError,
+        match=r"^(rewards|advantages) of an estimator must be of shape \(2, 3\), one for each "
+        r"sample, got \(2,(?: 1)?\)$",
+    ):
+        sampled_loss(row, question, actions, log_probs, CLIP, CLIP_HIGH)
+
+
+def test_without_confidence_seed_exhaustive_is_linear_in_the_logits() -> None:
+    def gradient(policy: Tensor, power: float = 0.0) -> Tensor:
+        def score(log_probs: Tensor, targets: Tensor) -> Tensor:
+            question = Question(log_probs, targets, 16, confidence_power=power)
+            return seed_exhaustive(question).loss
+
+        return exact_gradient(score, policy, torch.eye(3).double()[1])
+
+    assert (gradient(POLICY, 0.7) - gradient(TRUTH, 0.7)).abs().max() > 0.01
     constant = torch.tensor([1 / 3, -2 / 3, 1 / 3], dtype=torch.float64) / 3
     for policy in (POLICY, TRUTH, torch.tensor([1e-6, 1 - 2e-6, 1e-6], dtype=torch.float64)):
         assert_close(gradient(policy), constant)  # however right it already is

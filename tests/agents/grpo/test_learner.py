@@ -12,9 +12,11 @@ from agents.grpo import learner as learner_module
 from agents.grpo import objectives
 from agents.grpo.advantages import centred
 from agents.grpo.config import RegularizerConfig
-from agents.grpo.estimators import ESTIMATORS, Estimator, Question, Sampling
+from agents.grpo.estimators import ESTIMATORS, Estimator, Lesson, Question, Sampling
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.grpo.rewards import exact_match
+from agents.grpo.stats import Reading, packed, spread, unpacked
+from agents.ranks import ALONE, Ranks
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.text.ngram import NGramReference
 from tests.patients import global_random_states
@@ -418,6 +420,86 @@ def test_partial_credit_changes_what_is_learned_and_nothing_where_it_is_the_same
         plain, _ = run(seed=0, **recipe)
         credited, _ = run(seed=0, **recipe, **regularized(partial_credit=0.5))
         assert not same(plain, credited)
+
+
+# What an update says of itself.
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        CE,
+        {"estimator": "grpo"},
+        {"estimator": "grpo", "horizon": 3},
+        {**CE, "estimator": "seed_exhaustive"},
+    ],
+)
+def test_the_parts_of_the_loss_add_up(recipe: dict[str, Any]) -> None:
+    extra = {"entropy_bonus": 0.25}
+    if "horizon" not in recipe:
+        extra |= {"entropy_floor": 3.0, "kl_coefficient": 0.5}
+    plain = make_learner(fresh_model(seed=4), NOISE, **recipe).update()
+    stats = make_learner(fresh_model(seed=4), NOISE, **recipe, **regularized(**extra)).update()
+    assert plain.policy_loss == plain.loss == stats.policy_loss
+    assert plain.entropy_loss == 0.0
+    missing = 3.0 - stats.entropy if "entropy_floor" in extra else 0.0
+    assert missing >= 0
+    assert stats.entropy_loss == pytest.approx(missing - 0.25 * stats.entropy, rel=1e-5)
+    parts = stats.policy_loss + stats.entropy_loss + stats.kl_coefficient * stats.kl
+    assert stats.loss == pytest.approx(parts, rel=1e-5)
+    assert (stats.kl > 0) == ("kl_coefficient" in extra)
+
+
+def test_the_spread_of_advantages_and_rewards_by_hand(spy: Spy) -> None:
+    learner = make_learner(fresh_model(), NOISE, **{**CE, "exploration": "sampled"})
+    stats = learner.update()
+    (rewards,) = spy.rewards
+    advantages = centred(rewards).double()
+    assert stats.advantage_mean == pytest.approx(float(advantages.mean()), abs=1e-7)
+    assert stats.advantage_std == pytest.approx(float(advantages.std(correction=0)), rel=1e-5)
+    assert (stats.reward_min, stats.reward_max) == (0.0, 1.0)
+    # Rewards 1, 0, 0, 0 and 2, 2, 0, 0 in groups of four; advantages against their means.
+    lesson = Lesson(
+        torch.tensor(0.0),
+        torch.tensor([[1.0, 0, 0, 0], [2, 2, 0, 0]]),
+        torch.tensor([[0.75, -0.25, -0.25, -0.25], [1, 1, -1, -1]]),
+    )
+    assert spread(lesson).tolist() == pytest.approx([0.0, (0.75 + 4.0) / 8, 0.0, 2.0])
+
+
+def test_a_closed_form_has_no_advantages_to_speak_of() -> None:
+    stats = make_learner(fresh_model(), NOISE, **CE).update()
+    nothing = stats.advantage_mean, stats.advantage_std, stats.reward_min, stats.reward_max
+    assert nothing == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_rewards_of_texts_are_clipped_and_told_as_paid() -> None:
+    recipe = {"estimator": "dr_grpo", "horizon": 3}
+    free = make_learner(fresh_model(), NOISE, **recipe).update()
+    assert free.reward_min < -0.5
+    clipped = make_learner(fresh_model(), NOISE, **recipe, **regularized(reward_clip=0.25)).update()
+    assert (clipped.reward_min, clipped.reward_max) == (-0.25, min(free.reward_max, 0.25))
+    assert clipped.reward == free.reward  # what the texts earned
+    assert clipped.advantage_std < free.advantage_std
+
+
+def test_shares_of_a_batch_are_told_as_one() -> None:
+    rewards = torch.arange(24.0).view(6, 4).square() / 100
+    whole = Lesson(torch.tensor(0.5), rewards, centred(rewards) * torch.arange(1, 7)[:, None])
+    assert whole.advantages is not None
+
+    def reading(lesson: Lesson) -> Reading:
+        return Reading(*[torch.tensor(0.5)] * 8, spread(lesson))
+
+    expected = unpacked(packed(reading(whole), ALONE), ALONE)
+    rows = []
+    for rank in range(3):
+        mine = slice(2 * rank, 2 * rank + 2)
+        share = Lesson(whole.loss, rewards[mine], whole.advantages[mine])
+        rows.append(packed(reading(share), Ranks(rank, 3)))
+    mean = torch.stack(rows).mean(0)
+    for rank in range(3):
+        assert unpacked(mean, Ranks(rank, 3)) == pytest.approx(expected, rel=1e-5)
 
 
 # Temperature, and the cost of it all.
