@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from avatarl_env.admission import check_memory
 from avatarl_env.choices import (
+    INTEGER_LIMIT,
     as_numbers,
     check_bool,
     check_choice,
@@ -37,6 +38,8 @@ from avatarl_env.patient import ROWS_PER_FORWARD, Evaluation, Patient, Prompts
 from avatarl_env.scoring import TERMS, Score
 from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make_operator
 
+MOST_COEFFICIENTS = 4096
+"""Of an operator's counts (directions, bands, ranks), which take time and memory each."""
 MOST_LAYERS = 10_000
 """Entries of ``layers`` that are looked at."""
 
@@ -262,7 +265,9 @@ def _check_names(argument: str, value: Any) -> object:
 _CHECKS: dict[object, Callable[[str, Any], object]] = {
     "bool": check_bool,
     "float": functools.partial(check_number, least=-math.inf, most=math.inf),
-    "int": check_integer,
+    "int": lambda argument, value: check_integer(
+        argument, value, most=INTEGER_LIMIT if "seed" in argument else MOST_COEFFICIENTS
+    ),
     "str | Sequence[str]": _check_names,
     "str | None": lambda argument, value: None if value is None else check_text(argument, value),
 }

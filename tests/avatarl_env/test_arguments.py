@@ -420,3 +420,26 @@ def test_dynamically_quantised_and_scripted_models_are_refused() -> None:
 def test_what_is_no_corpus_is_refused(corpus: Any) -> None:
     with pytest.raises(ValueError, match=r"^corpus must be one of load_corpus"):
         put(tiny_patient().model, corpus)
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operator", "option", "value"),
+    [
+        ("low_rank_seed", "n_directions", 10**12),
+        ("low_rank_seed", "rank", 10**9),
+        ("low_rank_seed", "seed", -1),
+        ("low_rank_seed", "seed", 1.5),
+        ("low_rank_seed", "projections", 3),
+        ("low_rank_seed", "projections", [1]),
+        ("spectral_bands", "n_bands", True),
+        ("spectral_bands", "scale", math.nan),
+        ("layer_truncation", "tied", 1),
+        ("output_temperature", "final_norm", 3),
+    ],
+)
+def test_a_wrong_option_of_an_operator_is_refused(operator: str, option: str, value: Any) -> None:
+    for make in (tiny_env, tiny_vector_env):
+        refuses(make, "operator_options", {option: value}, operator=operator)
