@@ -77,7 +77,8 @@ def _rebuilt(value: Any) -> Any:
         return value
     if value.keys() != set(Interval._fields):
         return {name: _rebuilt(x) for name, x in value.items()}
-    return Interval(**{name: math.nan if x is None else x for name, x in value.items()})
+    numbers: dict[str, Any] = {name: math.nan if x is None else x for name, x in value.items()}
+    return Interval(**numbers)
 
 
 def measure_effect(

@@ -263,9 +263,9 @@ class GRPOLearner:
         with torch.no_grad():
             distance = (behavior - taken).mean()
             means = rollouts.rewards.mean(), rollouts.matched.mean(), objectives.entropy(log_probs)
-            means += torch.zeros_like(distance), distance  # no KL is charged
+            kls = torch.zeros_like(distance), distance  # none from bigrams is charged
         paid = spread(Lesson(loss, rewards, advantages))
-        return Reading(loss + entropy_loss, *means, loss, entropy_loss, paid)
+        return Reading(loss + entropy_loss, *means, *kls, loss, entropy_loss, paid)
 
     def _spend(self, n_tokens: int) -> None:
         """Count so many tokens of this process, and as many of each other one."""

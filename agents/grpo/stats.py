@@ -91,7 +91,7 @@ def packed(reading: Reading, ranks: Ranks) -> Tensor:
 def unpacked(numbers: Tensor, ranks: Ranks) -> dict[str, float]:
     """Return the fields of :class:`GRPOStats` that a reading has."""
     n_means = len(Reading._fields) - 1
-    means, places = numbers.cpu().split([n_means, len(numbers) - n_means])
+    means, places = torch.split(numbers.cpu(), [n_means, len(numbers) - n_means])
     mean, variance, least, largest = places.view(ranks.count, -1).unbind(1)
     # The variance of all: the mean of each share's, and that of the shares' means.
     total = variance.mean() + mean.var(correction=0)
