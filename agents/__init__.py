@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = (
+    False  # of the typing module, whose import is a good part of a command's first moment
+)
 if TYPE_CHECKING:
+    from typing import Any
+
     from agents.config import TrainConfig
     from agents.training import RunSummary, train
 

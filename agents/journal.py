@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -154,8 +155,13 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Tell the reader something, without breaking a progress bar."""
-        if not self._quiet:
+        if self._quiet:
+            return
+        try:
             tqdm.write(text)
+        except OSError as error:
+            if error.errno != errno.EIO:  # that of a terminal that has been closed
+                raise
 
     def updated(self, stats: GRPOStats) -> None:
         """Take note of a GRPO update."""

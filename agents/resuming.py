@@ -14,22 +14,25 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from agents import checkpoint
 from agents.checkpoint import BadCheckpoint, load_weights
-from agents.config import TrainConfig, from_settings, preset
+from agents.config import TrainConfig, from_settings, preset, to_settings
 from agents.effect import Effect
 from agents.journal import Journal
-from agents.launch import started_by
+from agents.launch import STOPPING, leave_closed_terminal, resume_command
 from agents.setup import Setup
 from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter
+from avatarl_env.text.corpus import CorpusError, load_corpus
 
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
-OWN = ("resume", "out", "track", "tensorboard")  # settings that a resumed run may have of its own
+HARMLESS = ("checkpoint_seconds", "track", "tensorboard")
+"""Settings that no result depends on: a run that is resumed may have others from then on."""
+PLACES = ("resume", "out", "corpus")  # where things lie; of the corpus the text counts
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,8 +40,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, signum: int, folder: Path) -> None:
         """Remember who asked, and what can be gone on with."""
-        command = " ".join(started_by("train.py"))
-        super().__init__(f"stopped; go on with: {command} --resume {folder}")
+        super().__init__(f"stopped; go on with: {resume_command(folder)}")
         self.signum = signum
 
 
@@ -129,27 +131,33 @@ class Checkpointer:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the body after the step under way; a second one at once."""
+        """Let a signal that asks to stop end the body after the step under way; a second at once.
+
+        Of a terminal that is closed several SIGHUPs may come: they count as one. A signal that
+        this process was started to ignore, as shells do in the background, stays ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        heard = [number for number in STOPPING if before[number] != signal.SIG_IGN]
+        hangup = getattr(signal, "SIGHUP", None)
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signum = number
+            for each in heard:
+                signal.signal(each, signal.SIG_IGN if each == hangup else before[each])
+            if number == hangup:
+                leave_closed_terminal()
             self._journal.say("stopping after this step; once more to stop at once")
-            give_back()
 
-        def give_back() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        for number in before:
+        for number in heard:
             signal.signal(number, note)
         try:
             yield
         finally:
-            give_back()
+            for number in heard:
+                signal.signal(number, before[number])
 
 
 def checkpoints_of(folder: Path) -> Path:
@@ -170,10 +178,10 @@ def versions() -> dict[str, str]:
 
 def describe(config: TrainConfig, corpus_sha256: str, n_processes: int = 1) -> dict[str, Any]:
     """Return what whoever goes on from a checkpoint has to agree with."""
-    settings = {name: value for name, value in asdict(config).items() if name not in OWN}
+    left_out = (*HARMLESS, *PLACES)
+    settings = {name: x for name, x in to_settings(config).items() if name not in left_out}
     about = {"settings": settings, "corpus_sha256": corpus_sha256, "versions": versions()}
-    numbers = {"threads": torch.get_num_threads(), "processes": n_processes}
-    return dict(json.loads(json.dumps({**about, **numbers})))  # as JSON gives it back
+    return {**about, "threads": torch.get_num_threads(), "processes": n_processes}
 
 
 @contextmanager
@@ -187,40 +195,88 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def stored_config(asked: TrainConfig, n_processes: int = 1) -> TrainConfig:
-    """Return the configuration of the run that is to be resumed.
+class StoredRun(NamedTuple):
+    """What the ``config.json`` of a run that can be gone on with says."""
 
-    Args:
-        asked: names the run in ``resume``. Its other settings are the presets' or the run's own.
-        n_processes: how many are to go on with it.
+    config: TrainConfig
+    corpus_sha256: str
+    n_processes: int
+
+
+def stored_run(folder: Path) -> StoredRun:
+    """Read the configuration of a run that is to be resumed.
 
     Raises:
-        ValueError: if there is no such run, it has finished, another setting is asked for, or it
-            had another number of processes.
+        ValueError: if there is no such run, it has finished, or its configuration cannot be read.
     """
-    folder = Path(asked.resume or "")
     path = folder / "config.json"
+    given = str(folder)
     if not path.is_file():
-        raise ValueError(f"resume must be a run folder, with its config.json, got {asked.resume!r}")
+        raise ValueError(f"resume must be a run folder, with its config.json, got {given!r}")
     if (folder / "summary.json").is_file():
-        raise ValueError(f"resume must be a run that has not finished, got {asked.resume!r}")
+        raise ValueError(f"resume must be a run that has not finished, got {given!r}")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        config = from_settings(settings)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"resume must be a run with a readable config.json, got {path}") from error
-    _check_processes(settings, n_processes, folder)
-    usual, own = _flat(preset(asked.preset)), _flat(config)
-    for name, value in _flat(asked).items():
-        if name not in OWN and value != usual[name] and value != own[name]:
+    kind = type(settings).__name__
+    if kind != "dict":
+        raise ValueError(f"resume must be a run whose config.json is an object, {path} is a {kind}")
+    config = dataclasses.replace(from_settings(settings), resume=given, out=given)
+    return StoredRun(config, settings.get("corpus_sha256", ""), settings.get("processes", 1))
+
+
+def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
+    """Return the configuration with which a run goes on.
+
+    Args:
+        asked: either the run's own configuration, its folder as ``out``, but for what is harmless;
+            or a preset's but for what is asked for, where the rest stays the run's own.
+        run: the stored one.
+
+    Raises:
+        ValueError: if a setting is asked for that is not the run's own and may change its results.
+    """
+    wanted, own, usual = (_flat(x) for x in (asked, run.config, preset(asked.preset)))
+    usual["preset"] = preset("laptop").preset
+    free = (*HARMLESS, *PLACES)
+    kept = [name for name in own if name not in free]
+    is_whole = asked.out is not None and all(wanted[name] == own[name] for name in kept)
+    changes = {}
+    for name, value in wanted.items():
+        if name in ("resume", "out") or value == own[name]:
+            continue
+        if value == usual[name] and (name == "corpus" or not is_whole):
+            continue  # nobody asked
+        if name not in free:
             raise ValueError(
                 f"{name} must be the run's own where it is resumed, {own[name]!r}, got {value!r}"
             )
-    track = config.track if asked.track is None else asked.track
-    tensorboard = config.tensorboard or asked.tensorboard
-    return dataclasses.replace(
-        config, resume=asked.resume, out=str(folder), track=track, tensorboard=tensorboard
-    )
+        changes[name] = getattr(asked, name)
+    if asked.out is not None and Path(asked.out).absolute() != Path(asked.resume or "").absolute():
+        raise ValueError(
+            f"out must be the run's own where it is resumed, {asked.resume!r}, got {asked.out!r}"
+        )
+    return dataclasses.replace(run.config, **changes)
+
+
+def check_corpus(config: TrainConfig, sha256: str) -> None:
+    """Refuse to go on with another text than a run began with.
+
+    Raises:
+        ValueError: if the text cannot be had, or is another one.
+    """
+    try:
+        corpus = load_corpus(config.corpus)
+    except CorpusError as error:
+        raise ValueError(
+            f"{error}; where the run's text lies elsewhere now, say where with --corpus"
+        ) from error
+    if corpus.sha256 != sha256:
+        raise ValueError(
+            f"corpus must be the text that the run began with, of sha256 {sha256[:12]}..., got "
+            f"{corpus.name!r} of {corpus.sha256[:12]}..."
+        )
 
 
 def latest(folder: Path) -> Path | None:
@@ -248,11 +304,17 @@ def check(
     Raises:
         BadCheckpoint: (a ValueError) says what differs.
     """
-    _check_processes(about, n_processes, path)
+    check_processes(about["processes"], n_processes, path)
     here = describe(config, corpus_sha256, n_processes)
-    for name, what in (("settings", "configuration"), ("corpus_sha256", "corpus")):
-        if about[name] != here[name]:
-            raise BadCheckpoint(f"checkpoint must be of this {what}, got another in {path}")
+    theirs, ours = (_flat_settings(x["settings"]) for x in (about, here))
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise BadCheckpoint(
+                f"checkpoint must be of this configuration, got another {name} in {path}: "
+                f"{theirs.get(name)!r}, in config.json {ours.get(name)!r}"
+            )
+    if about["corpus_sha256"] != corpus_sha256:
+        raise BadCheckpoint(f"checkpoint must be of this corpus, got another in {path}")
     for name, number in about["versions"].items():
         if here["versions"].get(name) != number:
             raise BadCheckpoint(
@@ -284,13 +346,12 @@ def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal
     return Progress(**progress, effects=effects)
 
 
-def _check_processes(about: Mapping[str, Any], n_processes: int, path: Path) -> None:
+def check_processes(began: int, n_processes: int, path: Path) -> None:
     """Refuse to go on with more processes, or fewer: their shares of a sum would round otherwise.
 
     Raises:
         BadCheckpoint: says how many there were.
     """
-    began = about.get("processes", 1)
     if began != n_processes:
         raise BadCheckpoint(
             f"processes must be as many as when the run began, {began}, got {n_processes} for "
@@ -299,8 +360,11 @@ def _check_processes(about: Mapping[str, Any], n_processes: int, path: Path) -> 
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by their dotted names."""
+    """Return all settings by their dotted names, as JSON has them."""
+    return _flat_settings(to_settings(config))
 
+
+def _flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     def walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in settings.items():
             if isinstance(value, dict) and name != "surgeon_options":
@@ -308,4 +372,4 @@ def _flat(config: TrainConfig) -> dict[str, Any]:
             else:
                 yield f"{prefix}{name}", value
 
-    return dict(walk(asdict(config), ""))
+    return dict(walk(settings, ""))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from agents import wandb_sink
+from agents.checkpoint import sync
 from agents.metrics import AXES
 from agents.run_folder import RunFolder, refuse_used
 from agents.sinks import Guarded, Sink, sample_text
@@ -83,9 +84,9 @@ class MetricWriter:
             then the variable WANDB_MODE decides, and without it the answer is `off`.
         tensorboard: Whether to write event files for TensorBoard too.
         resume_from: For a run that goes on in a reopened folder: how many bytes of `metrics.jsonl`
-            and `samples.txt` to keep, as `positions` said. `config.json` stays as it is, and
-            Weights & Biases and TensorBoard are told all rows that are kept once more, as of a run
-            of their own: what they had been told may be more than that.
+            and `samples.txt` to keep, as `positions` said. Weights & Biases and TensorBoard are
+            told all rows that are kept once more, as of a run of their own: what they had been told
+            may be more than that.
 
     Raises:
         ImportError: If TensorBoard is asked for and not installed; says which extra has it.
@@ -105,10 +106,9 @@ class MetricWriter:
         check_tracking(track, tensorboard)
         self.folder = folder
         settings = to_json(config, "config")
-        if resume_from is None:
-            _write_atomic(folder.config, _dump(settings, indent=2))
-        else:
+        if resume_from is not None:
             folder.cut_back(*resume_from)
+        _write_atomic(folder.config, _dump(settings, indent=2))  # before all else: makes it a run
         self._metrics = folder.metrics.open("a", encoding="utf-8", newline="\n")
         self._samples = folder.samples.open("a", encoding="utf-8", newline="\n")
         kept = list(folder.rows())
@@ -260,10 +260,15 @@ def _dump(value: object, indent: int | None = None) -> str:
 
 
 def _write_atomic(path: Path, text: str) -> None:
-    """Replace a file in one step, so that nobody ever reads half of it."""
+    """Replace a file in one step, so that nobody ever reads half of it, also after a power cut."""
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # and whatever it links to stays as it is
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
