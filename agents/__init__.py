@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = (
-    False  # of the typing module, whose import is a good part of a command's first moment
-)
+TYPE_CHECKING = False  # the typing module's, whose import is half of a command's first moment
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,7 +1,7 @@
 """The command line: `avatarl COMMAND ...`; `python train.py ...` is `avatarl train ...`.
 
-Little is imported here, and nothing that takes time: `_outcome` does that, where Ctrl-C ends with
-one line.
+Little is imported here, and nothing that takes time: `_outcome` has that done, where Ctrl-C ends
+with one line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from agents.commands import COMMANDS
-from agents.launch import STOPPING, place, started_by
+from agents.launch import STOPPING, begin, has_begun, place, started_by
 
 SIGNALLED = 128  # and the signal's number, as shells have it
 
@@ -65,7 +65,10 @@ def _command(name: str, words: list[str], prog: str) -> str:
 
     with refusing(ValueError):
         check_choice("command", name, COMMANDS)
-    text: str = importlib.import_module(f"agents.commands.{name}").main(words, prog)
+    module = importlib.import_module(f"agents.commands.{name}")
+    if name != "train":  # which has more to import
+        has_begun()
+    text: str = module.main(words, prog)
     return text
 
 
@@ -95,32 +98,14 @@ def _silently(run: Callable[[], int]) -> int:
 
 def _outcome(prog: str, body: Callable[[], str]) -> int:
     """Print what the body returns, or why it does not; return the exit code."""
-    import threading
-
-    noted: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    is_ours = is_ours and threading.current_thread() is threading.main_thread()
-    if is_ours:
-        signal.signal(signal.SIGINT, note)
+    begin(prog)
     try:
         return _said(prog, body)
     except KeyboardInterrupt as stop:  # a run that can be gone on with says how
         print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return SIGNALLED + int(getattr(stop, "signum", signal.SIGINT))
-    except Exception:
-        if not noted:
-            raise
-        # A library that is being imported may make any error of Ctrl-C: numpy does.
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return SIGNALLED + signal.SIGINT
     finally:
-        if is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        has_begun()
 
 
 def _said(prog: str, body: Callable[[], str]) -> int:

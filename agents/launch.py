@@ -13,6 +13,35 @@ STOPPING = tuple(
 """Signals that ask a run to stop; not every system has the last one, of a closed terminal."""
 
 
+class _Quit:
+    """What Ctrl-C does while a command begins."""
+
+    def __init__(self, prog: str) -> None:
+        self._line = f"{prog}: interrupted\n"
+
+    def __call__(self, number: int, frame: object) -> None:
+        os.write(2, self._line.encode())
+        os._exit(128 + number)
+
+
+def begin(prog: str) -> None:
+    """Let Ctrl-C end this process at once, with one line, until it :func:`has_begun`.
+
+    Libraries that are being imported make another error of KeyboardInterrupt, or nothing at all.
+    """
+    import threading
+
+    is_first = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_first and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _Quit(prog))
+
+
+def has_begun() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again; a second call does nothing."""
+    if isinstance(signal.getsignal(signal.SIGINT), _Quit):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def place() -> tuple[int, int]:
     """Return which process of the run this is, from 0, and how many there are."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:

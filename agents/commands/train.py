@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.commands.parsing import Failure, Refusal, read_words, refusing
+from agents.launch import has_begun
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
@@ -52,6 +53,7 @@ def _train(config: TrainConfig, command: str) -> RunSummary:
     from agents.run_folder import NotWritten
     from agents.training import train
 
+    has_begun()
     try:
         with refusing(BadInput):
             return train(config, command=command)
@@ -64,12 +66,11 @@ def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | No
     import tyro
 
     from agents.config import TrainConfig, preset
-    from agents.resuming import stored_run
 
     with refusing(ValueError):
         run = _given(words, "--resume") if resumes else None
         name = _given(words, "--preset")
-        base = stored_run(Path(run)).config if run else preset("laptop" if name is None else name)
+        base = _stored(run) if run else preset("laptop" if name is None else name)
     # As the default of a flag, options would each be a flag of its own.
     usual = dataclasses.replace(base, surgeon_options={})
     config = read_words(
@@ -80,6 +81,12 @@ def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | No
     options = {name: _value(value) for name, value in config.surgeon_options.items()}
     with refusing(ValueError):
         return dataclasses.replace(config, surgeon_options=options or base.surgeon_options)
+
+
+def _stored(run: str) -> TrainConfig:
+    from agents.resuming import stored_run
+
+    return stored_run(Path(run)).config
 
 
 def _value(word: Any) -> Any:
