@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -12,6 +10,7 @@ from agents.curriculum import IF_BETTER, PROBE, ROLLOUT, CurriculumConfig, make_
 from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import ALL_ACTIONS
 from agents.surgeons import check_surgeon
+from agents.tracking import to_json
 from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
 from avatarl_env.episode import OperationConfig
@@ -164,15 +163,7 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
 
     Numbers that are not finite are strings: "inf", "-inf" or "nan".
     """
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(name): finite(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(item) for item in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    settings: dict[str, Any] = json.loads(json.dumps(finite(asdict(config)), allow_nan=False))
+    settings: dict[str, Any] = to_json(asdict(config), "config", exact=True)
     return settings
 
 

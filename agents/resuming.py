@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
 import signal
 import threading
@@ -14,25 +12,22 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from agents import checkpoint
 from agents.checkpoint import BadCheckpoint, load_weights
-from agents.config import TrainConfig, from_settings, preset, to_settings
+from agents.config import TrainConfig, to_settings
 from agents.effect import Effect
 from agents.journal import Journal
 from agents.launch import STOPPING, leave_closed_terminal, resume_command
 from agents.setup import Setup
+from agents.stored import HARMLESS, PLACES, flat
 from agents.surgeons import save_surgeon
 from agents.tracking import MetricWriter
-from avatarl_env.text.corpus import CorpusError, load_corpus
 
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
-HARMLESS = ("checkpoint_seconds", "track", "tensorboard")
-"""Settings that no result depends on: a run that is resumed may have others from then on."""
-PLACES = ("resume", "out", "corpus")  # where things lie; of the corpus the text counts
 
 
 class Stopped(KeyboardInterrupt):
@@ -195,90 +190,6 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class StoredRun(NamedTuple):
-    """What the ``config.json`` of a run that can be gone on with says."""
-
-    config: TrainConfig
-    corpus_sha256: str
-    n_processes: int
-
-
-def stored_run(folder: Path) -> StoredRun:
-    """Read the configuration of a run that is to be resumed.
-
-    Raises:
-        ValueError: if there is no such run, it has finished, or its configuration cannot be read.
-    """
-    path = folder / "config.json"
-    given = str(folder)
-    if not path.is_file():
-        raise ValueError(f"resume must be a run folder, with its config.json, got {given!r}")
-    if (folder / "summary.json").is_file():
-        raise ValueError(f"resume must be a run that has not finished, got {given!r}")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"resume must be a run with a readable config.json, got {path}") from error
-    kind = type(settings).__name__
-    if kind != "dict":
-        raise ValueError(f"resume must be a run whose config.json is an object, {path} is a {kind}")
-    config = dataclasses.replace(from_settings(settings), resume=given, out=given)
-    return StoredRun(config, settings.get("corpus_sha256", ""), settings.get("processes", 1))
-
-
-def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
-    """Return the configuration with which a run goes on.
-
-    Args:
-        asked: either the run's own configuration, its folder as ``out``, but for what is harmless;
-            or a preset's but for what is asked for, where the rest stays the run's own.
-        run: the stored one.
-
-    Raises:
-        ValueError: if a setting is asked for that is not the run's own and may change its results.
-    """
-    wanted, own, usual = (_flat(x) for x in (asked, run.config, preset(asked.preset)))
-    usual["preset"] = preset("laptop").preset
-    free = (*HARMLESS, *PLACES)
-    kept = [name for name in own if name not in free]
-    is_whole = asked.out is not None and all(wanted[name] == own[name] for name in kept)
-    changes = {}
-    for name, value in wanted.items():
-        if name in ("resume", "out") or value == own[name]:
-            continue
-        if value == usual[name] and (name == "corpus" or not is_whole):
-            continue  # nobody asked
-        if name not in free:
-            raise ValueError(
-                f"{name} must be the run's own where it is resumed, {own[name]!r}, got {value!r}"
-            )
-        changes[name] = getattr(asked, name)
-    if asked.out is not None and Path(asked.out).absolute() != Path(asked.resume or "").absolute():
-        raise ValueError(
-            f"out must be the run's own where it is resumed, {asked.resume!r}, got {asked.out!r}"
-        )
-    return dataclasses.replace(run.config, **changes)
-
-
-def check_corpus(config: TrainConfig, sha256: str) -> None:
-    """Refuse to go on with another text than a run began with.
-
-    Raises:
-        ValueError: if the text cannot be had, or is another one.
-    """
-    try:
-        corpus = load_corpus(config.corpus)
-    except CorpusError as error:
-        raise ValueError(
-            f"{error}; where the run's text lies elsewhere now, say where with --corpus"
-        ) from error
-    if corpus.sha256 != sha256:
-        raise ValueError(
-            f"corpus must be the text that the run began with, of sha256 {sha256[:12]}..., got "
-            f"{corpus.name!r} of {corpus.sha256[:12]}..."
-        )
-
-
 def latest(folder: Path) -> Path | None:
     """Return a run's newest checkpoint, or None where there is none yet."""
     known = checkpoint.checkpoints(checkpoints_of(folder))
@@ -306,7 +217,7 @@ def check(
     """
     check_processes(about["processes"], n_processes, path)
     here = describe(config, corpus_sha256, n_processes)
-    theirs, ours = (_flat_settings(x["settings"]) for x in (about, here))
+    theirs, ours = (flat(x["settings"]) for x in (about, here))
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             raise BadCheckpoint(
@@ -357,19 +268,3 @@ def check_processes(began: int, n_processes: int, path: Path) -> None:
             f"processes must be as many as when the run began, {began}, got {n_processes} for "
             f"{path} (torchrun --nproc-per-node)"
         )
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by their dotted names, as JSON has them."""
-    return _flat_settings(to_settings(config))
-
-
-def _flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    def walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in settings.items():
-            if isinstance(value, dict) and name != "surgeon_options":
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    return dict(walk(settings, ""))

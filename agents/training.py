@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from agents.best import BestModel
 from agents.checkpoint import State, locked, read, read_about
 from agents.config import BadInput, TrainConfig, to_settings
 from agents.curriculum import Curriculum, make_phases
@@ -21,10 +21,8 @@ from agents.divergence import DivergedError
 from agents.effect import measure_effect
 from agents.evaluation import evaluate_references
 from agents.following import REFUSED, call_others, follow, start_others
-from agents.grpo.estimators import ESTIMATORS, SAMPLED
-from agents.grpo.learner import PRECISIONS
 from agents.journal import Journal
-from agents.outcome import summarise
+from agents.outcome import about_model, introduction, save_final, summarise
 from agents.ranks import DriftError, Ranks, joined, require_same
 from agents.report import LiveReport, write_report
 from agents.resuming import (
@@ -32,19 +30,15 @@ from agents.resuming import (
     Progress,
     Stopped,
     check,
-    check_corpus,
     check_processes,
-    config_to_resume,
+    checkpoints_of,
     latest,
     restore,
-    stored_run,
     torch_threads,
 )
 from agents.setup import Setup, resolved
-from agents.surgeons import save_surgeon
+from agents.stored import check_corpus, config_to_resume, stored_run
 from agents.tracking import MetricWriter, RunFolder, refuse_used
-from avatarl_env.lm.attention import attention_backend
-from avatarl_env.lm.storage import save_model
 
 
 @dataclass(frozen=True)
@@ -136,26 +130,28 @@ def _attempt(
         config, setup, folder, checkpoint, state = begun
         stack.enter_context(folder.written_to())
         stack.enter_context(_report_at_the_end(folder.path))
-        settings = to_settings(config) | {"out": str(folder.path), "resume": None}
-        settings |= {"corpus_sha256": setup.corpus.sha256, "processes": ranks.count}
         writer = stack.enter_context(
             MetricWriter(
                 folder,
-                config=settings,
+                config=_settings(begun, ranks),
                 track=config.track,
                 tensorboard=config.tensorboard,
                 resume_from=_positions(config, state),
             )
         )
+        about = about_model(setup, command)
+        home = checkpoints_of(folder.path)
+        best = BestModel(home / "best", setup.patient.model, setup.tokenizer, about)
         journal = Journal(
             writer,
             setup.learner,
             setup.env,
             evaluate_every=config.curriculum.evaluate_every,
             rng=setup.generators.samples,
+            best=best,
             quiet=quiet,
         )
-        journal.say(_introduction(config, setup, folder))
+        journal.say(introduction(config, setup, folder))
         references = _references(setup)
         writer.write_references(references)
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
@@ -165,6 +161,7 @@ def _attempt(
             journal.say(f"going on from {checkpoint}, {journal.seconds:.0f} s into the run")
         elif config.resume:
             journal.say("there is no checkpoint yet: the run begins anew")
+            best.clear()
         start_others(setup, folder.path, progress)
         checkpointer = Checkpointer(config, setup, journal, writer)
         try:
@@ -174,13 +171,13 @@ def _attempt(
             if ranks.broadcast(may_go_back and latest(folder.path) is not None):
                 raise _GoBackError(replace(config, resume=str(folder.path))) from error
             raise
-        summary = summarise(config, setup, journal, progress)
+        summary = summarise(config, setup, journal, progress) | {"best": best.found}
         summary |= {**references, "command": command, "seconds": journal.seconds}
         summary["checkpoints"] = {
             "written": checkpointer.n_written,
             "seconds": checkpointer.seconds,
         }
-        _save(config, setup, folder, command)
+        save_final(config, setup, home / "final", about)
         writer.write_summary(summary)
         ranks.broadcast((folder.path, summary))
     return RunSummary(folder.path, summary)
@@ -251,6 +248,12 @@ def _check_holds(folder: RunFolder, state: State, checkpoint: Path) -> None:
         ) from error
 
 
+def _settings(begun: _Begun, ranks: Ranks) -> dict[str, Any]:
+    """Return what ``config.json`` holds: what was chosen, and what was found."""
+    chosen = to_settings(begun.config) | {"out": str(begun.folder.path), "resume": None}
+    return chosen | {"corpus_sha256": begun.setup.corpus.sha256, "processes": ranks.count}
+
+
 def _positions(config: TrainConfig, state: State | None) -> tuple[int, int] | None:
     """Return how much of a resumed run's files was written when its checkpoint was."""
     if config.resume is None:
@@ -296,40 +299,12 @@ def _run_phases(
         progress.phase, progress.steps = progress.phase + 1, 0
 
 
-def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | None) -> None:
-    """Write the final checkpoint: the model as it stands, and what the surgeon learned."""
-    checkpoint = folder.path / "checkpoints" / "final"
-    about = {"corpus": setup.corpus.name, "corpus_sha256": setup.corpus.sha256}
-    about["made_by"] = command or "agents.train"
-    save_model(checkpoint, setup.learner.model, setup.tokenizer, about)
-    if setup.surgeon is not None:
-        seed, options = setup.generators.surgeon_seed, config.surgeon_options
-        save_surgeon(setup.surgeon, checkpoint, config.surgeon, seed, options)
-
-
 def _references(setup: Setup) -> dict[str, Any]:
     """Return what the model is to be held against: it is known before anything is learned."""
     return {
         "references": evaluate_references(setup.patient),
         "corpus_nats_per_char": setup.corpus.nats_per_char,
     }
-
-
-def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
-    estimator = config.grpo.estimator
-    kind = ", the exact expectation, a bound on RL" if config.grpo.exploration != SAMPLED else ""
-    if ESTIMATORS[estimator].is_control:
-        kind = ", a supervised control, not RL"
-    n = setup.learner.ranks.count
-    processes = f"{n} processes, each " if n > 1 else ""
-    backend = attention_backend(setup.device, PRECISIONS[config.grpo.precision])
-    return (
-        f"{setup.corpus.name}, {len(setup.corpus.text):,} characters; a GPT of "
-        f"{setup.patient.model.n_parameters:,} parameters on {setup.device} "
-        f"({processes}{torch.get_num_threads()} threads, attention by {backend}); "
-        f"{estimator}, {config.grpo.exploration}{kind}; surgeon {config.surgeon}; "
-        f"into {folder.path}"
-    )
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | No
 
 
 def _stored(run: str) -> TrainConfig:
-    from agents.resuming import stored_run
+    from agents.stored import stored_run
 
     return stored_run(Path(run)).config
 
