@@ -51,8 +51,8 @@ def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
     """Return the configuration with which a run goes on.
 
     Args:
-        asked: either the run's own configuration, its folder as ``out``, but for what is harmless;
-            or a preset's but for what is asked for, where the rest stays the run's own.
+        asked: with the run's folder as ``out``, every setting counts; without, those that are not
+            as the preset has them, and the rest stays the run's own.
         run: the stored one.
 
     Raises:
@@ -61,13 +61,11 @@ def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
     wanted, own, usual = (flat(to_settings(x)) for x in (asked, run.config, preset(asked.preset)))
     usual["preset"] = preset("laptop").preset
     free = (*HARMLESS, *PLACES)
-    kept = [name for name in own if name not in free]
-    is_whole = asked.out is not None and all(wanted.get(name) == own[name] for name in kept)
     changes = {}
     for name, value in wanted.items():
         if name in ("resume", "out") or value == own.get(name):
             continue
-        if value == usual.get(name) and (name == "corpus" or not is_whole):
+        if value == usual.get(name) and (name == "corpus" or asked.out is None):
             continue  # nobody asked
         if name not in free:
             rule = f"the run's own where it is resumed, {own.get(name)!r}"

@@ -1,4 +1,4 @@
-"""A stopped run goes on from anywhere: by the command that it prints, moved, with its text moved."""
+"""A stopped run goes on from anywhere, and by the very command that it prints."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ import torch
 from safetensors.torch import load_file
 
 from agents.best import BestModel
+from agents.checkpoint import number_of
 from agents.cli import main
 from agents.config import BadInput, TrainConfig
+from agents.curriculum import CurriculumConfig
 from agents.divergence import DivergedError
 from agents.journal import Journal
 from agents.run_folder import RunFolder
@@ -35,18 +37,12 @@ from tests.agents.test_faults import poisoned
 from tests.agents.test_resuming import BrokenOff, break_off, resume
 from tests.training_runs import flags
 
-SHORT = [
-    "--threads",
-    "1",
-    "--surgeon",
-    "none",
-    "--curriculum.bootstrap-updates",
-    "9999",
-    "--curriculum.surgery-rounds",
-    "0",
-    "--curriculum.joint-rounds",
-    "0",
-]
+ENDLESS = {
+    "curriculum": CurriculumConfig(bootstrap_updates=9999, surgery_rounds=0, joint_rounds=0),
+    "checkpoint_seconds": 0.0,
+    "surgeon": "none",
+    "surgeon_options": {},
+}
 
 
 @pytest.fixture
@@ -340,24 +336,24 @@ def test_the_first_command_goes_on_by_the_very_command_that_it_prints(
     )
     piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     piped |= {"cwd": place, "env": environment(tmp_path, data)}
-    written: Callable[[], list[Path]] = lambda: list(place.glob("runs/*/checkpoints/step-*"))
-    learning: Callable[[], list[Path]] = lambda: [
-        path for path in place.glob("runs/*/metrics.jsonl") if '"grpo"' in path.read_text()
-    ]
-    command = stopped(subprocess.Popen(start, **piped), learning, signal.SIGINT)
+
+    def written() -> list[Path]:
+        return sorted(place.glob("runs/*/checkpoints/step-*"))
+
+    def rows_of(kind: str) -> int:
+        found = [path.read_text(encoding="utf-8") for path in place.glob("runs/*/metrics.jsonl")]
+        return "".join(found).count(f'"kind": "{kind}"')
+
+    command = stopped(subprocess.Popen(start, **piped), lambda: rows_of("grpo"), signal.SIGINT)
     (folder,) = (place / "runs").iterdir()
     assert len(written()) == 1
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert stored["corpus"] == ("tinyshakespeare" if has_data else "playwright")
     before = stored, (folder / "metrics.jsonl").read_bytes()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        n_rows = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        n_written = written()
+        n_rows, n_written = rows_of("grpo"), written()
         child = subprocess.Popen(f"exec {command}", shell=True, **piped)
-        further: Callable[[], bool] = lambda n=n_rows: (  # type: ignore[misc]
-            len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) > n
-        )
-        assert stopped(child, further, number) == command
+        assert stopped(child, lambda n=n_rows: rows_of("grpo") > n, number) == command  # type: ignore[misc]
         assert written() != n_written
     assert (folder / "metrics.jsonl").read_bytes().startswith(before[1])
     assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == before[0]
@@ -365,28 +361,24 @@ def test_the_first_command_goes_on_by_the_very_command_that_it_prints(
 
 def endless(text: Path, folder: Path) -> list[str]:
     """Spell a small run out that goes on until it is stopped."""
-    words = flags(config(text, folder, checkpoint_seconds=0.0, surgeon="none", surgeon_options={}))
-    return [sys.executable, str(HOME / "train.py"), *words, *SHORT]
+    return [sys.executable, str(HOME / "train.py"), *flags(config(text, folder, **ENDLESS))]
 
 
 @pytest.mark.slow
 def test_signals_that_were_ignored_from_the_start_stay_ignored(text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    ignored = (signal.SIGINT, signal.SIGHUP)
-    child = subprocess.Popen(
-        endless(text, folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
-    )
-    known: Callable[[], set[Path]] = lambda: set(folder.glob("checkpoints/step-*"))
-    until(known, child)
-    for number in ignored:
+    words = ["sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh", *endless(text, folder)]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def newest() -> int:
+        return max((number_of(p) for p in folder.glob("checkpoints/step-*")), default=0)
+
+    until(newest, child)
+    for number in (signal.SIGINT, signal.SIGHUP):
         child.send_signal(number)
-        then = known()
-        until(lambda then=then: known() - then, child)  # type: ignore[misc]
-    stopped(child, known, signal.SIGTERM)
+        then = newest()
+        until(lambda then=then: newest() > then + 1, child)  # type: ignore[misc]
+    stopped(child, newest, signal.SIGTERM)
 
 
 @pytest.mark.slow
