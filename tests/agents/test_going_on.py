@@ -6,12 +6,12 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -388,9 +388,12 @@ def test_a_run_whose_terminal_is_closed_ends_with_a_checkpoint(text: Path, tmp_p
     if pid == 0:
         words = endless(text, folder)
         os.execv(words[0], words)
-    reader = threading.Thread(target=_drain, args=(terminal, folder), daemon=True)
-    reader.start()
-    reader.join(timeout=240)  # closes the terminal once there is a checkpoint
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
     newest = sorted(folder.glob("checkpoints/step-*"))[-1]
     deadline = time.monotonic() + 120
     while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
@@ -399,13 +402,6 @@ def test_a_run_whose_terminal_is_closed_ends_with_a_checkpoint(text: Path, tmp_p
     assert os.waitstatus_to_exitcode(ended[1]) == 128 + signal.SIGHUP
     assert sorted(folder.glob("checkpoints/step-*"))[-1] >= newest
     assert "has not finished" in (folder / "report.html").read_text(encoding="utf-8")
-
-
-def _drain(terminal: int, folder: Path) -> None:
-    """Read what a terminal shows until there is a checkpoint; then close it."""
-    while not list(folder.glob("checkpoints/step-*")):
-        os.read(terminal, 4096)
-    os.close(terminal)
 
 
 @pytest.mark.slow
