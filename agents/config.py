@@ -180,11 +180,11 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
         known = {name: value for name, value in settings.items() if name not in found}
         recipe = dict(known["grpo"])
         known["grpo"] = {**recipe, "regularizer": _made(RegularizerConfig, recipe["regularizer"])}
-        return _made(
-            TrainConfig, {**known, **{n: _made(kind, known[n]) for n, kind in parts.items()}}
-        )
+        made = {name: _made(kind, known[name]) for name, kind in parts.items()}
+        config: TrainConfig = _made(TrainConfig, {**known, **made})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"config.json must be that of a run of this version: {error}") from error
+    return config
 
 
 def _made(kind: Callable[..., Any], settings: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ from agents.journal import Journal
 from agents.run_folder import RunFolder
 from agents.training import RunSummary, _new_folder_name, train
 from avatarl_env.lm.storage import load_model
-from tests.agents.broken_runs import HOME, assert_same_run, config, rows
+from tests.agents.broken_runs import HOME, config, rows
 from tests.agents.test_faults import poisoned
 from tests.agents.test_resuming import BrokenOff, break_off, resume
 from tests.training_runs import flags
@@ -162,7 +162,7 @@ def test_what_changes_no_result_may_change_and_nothing_else(
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     harmless = ["--checkpoint-seconds", "inf", "--track", "off", "--tensorboard", "False"]
     assert main(["--resume", "run", "--seed", "0", *harmless]) == 0
-    assert_same_run(folder, whole.folder)
+    went_the_same_way(folder, whole)
     again = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert again == {**stored, "checkpoint_seconds": "inf"}
 
