@@ -7,7 +7,12 @@ import sys
 # slower on cores that other programs use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from agents.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from agents.cli import main
+
+        code = main()
+    except KeyboardInterrupt:  # it takes a moment until the command line has begun
+        sys.stderr.write("train.py: interrupted\n")
+        code = 130
+    sys.exit(code)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # the typing module's, whose import is half of a command's first moment
 if TYPE_CHECKING:
+    from typing import Any
+
     from agents.config import TrainConfig
     from agents.training import RunSummary, train
 

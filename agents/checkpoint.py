@@ -57,7 +57,9 @@ def write(
     Raises:
         OSError: if it cannot be written; what was there is as it was.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    if not root.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        sync(root.parent)  # which also has the run's other files from then on
     _remove_partial(root)
     partial = root / f".{number}.partial"
     try:
@@ -73,11 +75,11 @@ def write(
         content = json.dumps({**manifest, "sha256": _digest_of(manifest)}, indent=2)
         (partial / MANIFEST).write_text(content + "\n", encoding="utf-8")
         for path in partial.iterdir():
-            _sync(path)
-        _sync(partial)
+            sync(path)
+        sync(partial)
         goal = root / f"{_PREFIX}{number:06d}"
         os.replace(partial, goal)
-        _sync(root)
+        sync(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -88,7 +90,8 @@ def write(
 
 def checkpoints(root: Path) -> list[Path]:
     """Return the folders of the whole checkpoints in ``root``, oldest first."""
-    return sorted(path for path in root.glob(f"{_PREFIX}*") if path.is_dir())
+    named = (path for path in root.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdecimal())
+    return sorted((path for path in named if path.is_dir()), key=number_of)
 
 
 def number_of(checkpoint: Path) -> int:
@@ -107,7 +110,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
         manifest = read_json(path)
         said = manifest.pop("sha256")
         is_whole = said == _digest_of(manifest)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise BadCheckpoint(f"checkpoint must hold a readable {MANIFEST}, got {path}") from error
     if not is_whole:
         raise BadCheckpoint(f"checkpoint must be as it was written, got another {path}")
@@ -175,6 +178,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.array(value, order="C"))
@@ -207,15 +219,6 @@ def _digest(path: Path) -> str:
 
 def _digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -1,23 +1,18 @@
-"""The command line: `avatarl COMMAND ...`; `python train.py ...` is `avatarl train ...`."""
+"""The command line: `avatarl COMMAND ...`; `python train.py ...` is `avatarl train ...`.
+
+Little is imported here, and nothing that takes time: `_outcome` has that done, where Ctrl-C ends
+with one line.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from agents.commands import COMMANDS
-from agents.commands.parsing import Refusal, refusing
-from agents.launch import place, started_by
-from agents.terminal import printable
-from avatarl_env.choices import check_choice
+from agents.launch import STOPPING, begin, has_begun, place, started_by
 
 SIGNALLED = 128  # and the signal's number, as shells have it
 
@@ -27,10 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Bad input ends with one line that names the argument, the rule and the value, and code 2.
     """
-    from agents.commands import train
-
     words = _words(arguments)
-    return _run("train.py", lambda: train.main(words, "train.py", started=started_by("train.py")))
+    return _run("train.py", lambda: _train(words))
 
 
 def avatarl(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +44,12 @@ def _words(arguments: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if arguments is None else arguments)
 
 
+def _train(words: list[str]) -> str:
+    from agents.commands import train
+
+    return train.main(words, "train.py", started=started_by("train.py"))
+
+
 def _overview() -> str:
     lines = [f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(
@@ -59,33 +58,63 @@ def _overview() -> str:
 
 
 def _command(name: str, words: list[str], prog: str) -> str:
+    import importlib
+
+    from agents.commands.parsing import refusing
+    from avatarl_env.choices import check_choice
+
     with refusing(ValueError):
         check_choice("command", name, COMMANDS)
-    text: str = importlib.import_module(f"agents.commands.{name}").main(words, prog)
+    module = importlib.import_module(f"agents.commands.{name}")
+    if name != "train":  # which has more to import
+        has_begun()
+    text: str = module.main(words, prog)
     return text
 
 
 def _run(prog: str, body: Callable[[], str]) -> int:
     """Print what the body returns, once, however many processes run it; return the exit code."""
     rank, count = place()
-    if rank == 0:
-        code = _outcome(prog, body)
-    else:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the first process says when to stop
-            signal.signal(number, signal.SIG_IGN)
-        with (
-            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            code = _outcome(prog, body)
+    code = _outcome(prog, body) if rank == 0 else _silently(lambda: _outcome(prog, body))
     if count > 1:  # torchrun ends what is left when one has failed; this is leaving, with its code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return code
 
 
+def _silently(run: Callable[[], int]) -> int:
+    """Run as one of the processes that say nothing; the first one says when to stop."""
+    import contextlib
+    from pathlib import Path
+
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        return run()
+
+
 def _outcome(prog: str, body: Callable[[], str]) -> int:
     """Print what the body returns, or why it does not; return the exit code."""
+    begin(prog)
+    try:
+        return _said(prog, body)
+    except KeyboardInterrupt as stop:  # a run that can be gone on with says how
+        _complain(prog, str(stop) or "interrupted")
+        return SIGNALLED + int(getattr(stop, "signum", signal.SIGINT))
+    finally:
+        has_begun()
+
+
+def _said(prog: str, body: Callable[[], str]) -> int:
+    import functools
+    import logging
+    import warnings
+
+    from agents.commands.parsing import Refusal
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show_warning, prog)
@@ -94,9 +123,6 @@ def _outcome(prog: str, body: Callable[[], str]) -> int:
         except Refusal as error:
             _complain(prog, f"error: {' '.join(str(error).split())}")
             return error.code
-        except KeyboardInterrupt as stop:  # a run that can be gone on with says how
-            _complain(prog, str(stop) or "interrupted")
-            return SIGNALLED + int(getattr(stop, "signum", signal.SIGINT))
         except BrokenPipeError:  # whoever read has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return SIGNALLED + 13  # SIGPIPE, which not every system has
@@ -105,12 +131,16 @@ def _outcome(prog: str, body: Callable[[], str]) -> int:
 
 def _show(text: str) -> None:
     """Print a text, as far as stdout can show it; nothing if it is empty."""
+    from agents.terminal import printable
+
     if text:
         print(printable(text, sys.stdout))
     sys.stdout.flush()
 
 
 def _complain(prog: str, text: str) -> None:
+    from agents.terminal import printable
+
     print(printable(f"{prog}: {text}", sys.stderr, "backslashreplace"), file=sys.stderr)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from agents.curriculum import IF_BETTER, PROBE, ROLLOUT, CurriculumConfig, make_phases
 from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import ALL_ACTIONS
 from agents.surgeons import check_surgeon
+from agents.tracking import to_json
 from agents.wandb_sink import TRACK_CHOICES
 from avatarl_env.choices import check_choice
 from avatarl_env.episode import OperationConfig
@@ -19,6 +20,8 @@ from avatarl_env.surgery import OPERATORS
 
 PRESET_NAMES = ("smoke", "laptop", "full", "seed_sampled", "seed_exhaustive")
 MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
+NOT_FINITE = ("inf", "-inf", "nan")  # how JSON holds a number that it has no form for
+_OF_PRESET: Any = None  # default of what the presets differ in
 
 
 class BadInput(ValueError):
@@ -60,8 +63,11 @@ class ModelConfig:
 class TrainConfig:
     """Train a language model by RL, operate on it, and say what the surgeon was worth.
 
+    What is not given (or None) of ``surgeon``, ``lm``, ``grpo``, ``operation`` and ``curriculum``
+    is the preset's: ``TrainConfig(preset="smoke")`` is ``preset("smoke")``.
+
     Raises:
-        ValueError: if a value is unknown or out of range.
+        ValueError: if a value is unknown or out of range, or nothing is as the preset has it.
     """
 
     preset: str = "laptop"
@@ -69,7 +75,7 @@ class TrainConfig:
     that came before (seed_sampled, seed_exhaustive)."""
     corpus: str = "auto"
     """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
-    surgeon: str = "sac"
+    surgeon: str = _OF_PRESET
     """sac, td3, ppo, cma_es, ..., random, zero, or none for no surgery at all."""
     # What words of a command line become. From Python and JSON come also None, lists and mappings.
     surgeon_options: dict[str, int | float | bool | str] = field(default_factory=dict)
@@ -96,17 +102,18 @@ class TrainConfig:
     """cpu, cuda, or auto: a GPU if there is one."""
     threads: int = 0
     """CPU threads; 0 is torch's own choice."""
-    lm: ModelConfig = field(default_factory=ModelConfig)
+    lm: ModelConfig = _OF_PRESET
     """The language model."""
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    grpo: GRPOConfig = _OF_PRESET
     """How it learns."""
-    operation: OperationConfig = field(default_factory=lambda: OperationConfig(n_prompts=4))
+    operation: OperationConfig = _OF_PRESET
     """The surgeon's task; with many operations side by side, few prompts each teach it most."""
-    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    curriculum: CurriculumConfig = _OF_PRESET
     """Who learns when."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESET_NAMES)
+        self._complete()
         check_surgeon(self.surgeon, self.surgeon_options)
         check_choice("operator", self.operator, OPERATORS)
         # What is stored, compared and resumed has one form.
@@ -130,6 +137,22 @@ class TrainConfig:
     def rules(self) -> dict[str, Any]:
         """The rules of operations: keyword arguments of an environment."""
         return rules_of(asdict(self))
+
+    def _complete(self) -> None:
+        """Take from the preset what was not given.
+
+        Raises:
+            ValueError: if everything is the default preset's, under the name of another.
+        """
+        own, usual = _PRESETS[self.preset](), _laptop()
+        for name, value in own.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # frozen, but not yet made
+        if own != usual and all(getattr(self, name) == usual[name] for name in usual):
+            raise ValueError(
+                f"preset must be what the settings are of, 'laptop', got {self.preset!r}; "
+                f"preset({self.preset!r}) returns that one"
+            )
 
     def _check_phases(self) -> None:
         """Refuse what the phases could not be run, or judged, with."""
@@ -180,6 +203,15 @@ def _as_weights(value: Any) -> dict[str, float]:
     return Score(value).weights
 
 
+def to_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what ``config.json`` holds of a configuration; :func:`from_settings` reads it.
+
+    Numbers that are not finite are strings: "inf", "-inf" or "nan".
+    """
+    settings: dict[str, Any] = to_json(asdict(config), "config", exact=True)
+    return settings
+
+
 def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
     """Rebuild a configuration from a run's ``config.json``.
 
@@ -189,14 +221,27 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
     parts = {"lm": ModelConfig, "grpo": GRPOConfig, "operation": OperationConfig}
     parts |= {"curriculum": CurriculumConfig}
     found = ("corpus_sha256", "processes")  # not chosen
-    known = {name: value for name, value in settings.items() if name not in found}
     try:
+        known = {name: value for name, value in settings.items() if name not in found}
         recipe = dict(known["grpo"])
-        known["grpo"] = {**recipe, "regularizer": RegularizerConfig(**recipe["regularizer"])}
-        made = {name: make(**known[name]) for name, make in parts.items()}
-        return TrainConfig(**{**known, **made})
-    except (KeyError, TypeError) as error:
+        known["grpo"] = {**recipe, "regularizer": _made(RegularizerConfig, recipe["regularizer"])}
+        made = {name: _made(kind, known[name]) for name, kind in parts.items()}
+        config: TrainConfig = _made(TrainConfig, {**known, **made})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"config.json must be that of a run of this version: {error}") from error
+    return config
+
+
+def _made(kind: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """Make a part of a configuration; strings that stand for a number become that number."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: number(item) for name, item in value.items()}
+        return float(value) if value in NOT_FINITE else value
+
+    numeric = {part.name for part in fields(kind) if "float" in str(part.type)}  # type: ignore[arg-type]
+    return kind(**{n: number(v) if n in numeric else v for n, v in settings.items()})
 
 
 def preset(name: str) -> TrainConfig:
@@ -205,16 +250,24 @@ def preset(name: str) -> TrainConfig:
     Raises:
         ValueError: if there is none of that name; names the closest.
     """
-    check_choice("preset", name, PRESET_NAMES)
-    made = {"smoke": _smoke, "laptop": TrainConfig, "full": _full}
-    made |= {"seed_sampled": _seed_sampled, "seed_exhaustive": _seed_exhaustive}
-    return made[name]()
+    return TrainConfig(preset=name)
 
 
-def _smoke() -> TrainConfig:
+def _laptop(**changes: Any) -> dict[str, Any]:
+    """Return the parts of the default preset, of a few minutes on two cores, with changes."""
+    parts = {
+        "surgeon": "sac",
+        "lm": ModelConfig(),
+        "grpo": GRPOConfig(),
+        "operation": OperationConfig(n_prompts=4),
+        "curriculum": CurriculumConfig(),
+    }
+    return parts | changes
+
+
+def _smoke() -> dict[str, Any]:
     """Every part of the machinery in under a minute; nothing is learned well."""
-    return TrainConfig(
-        preset="smoke",
+    return _laptop(
         lm=ModelConfig(context=64, n_layers=2, n_heads=2, width=64),
         grpo=GRPOConfig(batch_size=16, learning_rate=6e-3, warmup_updates=10),
         operation=OperationConfig(n_prompts=4, prompt_length=16, n_new=32),
@@ -230,10 +283,9 @@ def _smoke() -> TrainConfig:
     )
 
 
-def _full() -> TrainConfig:
+def _full() -> dict[str, Any]:
     """The model of ten million parameters, for a GPU."""
-    return TrainConfig(
-        preset="full",
+    return _laptop(
         lm=ModelConfig(context=256, n_layers=6, n_heads=6, width=384),
         grpo=GRPOConfig(
             batch_size=64, learning_rate=1e-3, warmup_updates=100, precision="bfloat16"
@@ -250,10 +302,9 @@ def _full() -> TrainConfig:
     )
 
 
-def _seed_sampled() -> TrainConfig:
+def _seed_sampled() -> dict[str, Any]:
     """The sampled recipe for this task that came before, to show where it ends."""
-    return TrainConfig(
-        preset="seed_sampled",
+    return _laptop(
         surgeon="none",
         grpo=GRPOConfig(
             estimator="seed_sampled",
@@ -272,10 +323,9 @@ def _seed_sampled() -> TrainConfig:
     )
 
 
-def _seed_exhaustive() -> TrainConfig:
+def _seed_exhaustive() -> dict[str, Any]:
     """The exhaustive recipe for this task that came before, to show where it ends."""
-    return TrainConfig(
-        preset="seed_exhaustive",
+    return _laptop(
         surgeon="none",
         grpo=GRPOConfig(
             estimator="seed_exhaustive",
@@ -286,3 +336,12 @@ def _seed_exhaustive() -> TrainConfig:
         ),
         curriculum=CurriculumConfig(surgery_rounds=0, joint_rounds=0),
     )
+
+
+_PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
+    "smoke": _smoke,
+    "laptop": _laptop,
+    "full": _full,
+    "seed_sampled": _seed_sampled,
+    "seed_exhaustive": _seed_exhaustive,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agents.best import BestModel
 from agents.curriculum import FALSE_COMMIT_RATE, Commit, Phase
 from agents.effect import Ending
 from agents.evaluation import PROGRESS_CHARACTERS, evaluate_text
@@ -36,6 +38,7 @@ class Journal:
         *,
         evaluate_every: int,
         rng: np.random.Generator,
+        best: BestModel | None = None,
         quiet: bool = False,
     ) -> None:
         """Open the journal; the run's clock starts now.
@@ -46,12 +49,14 @@ class Journal:
             env: whose patient is evaluated and sampled.
             evaluate_every: updates between two evaluations.
             rng: draws the samples' dice.
+            best: is told of every evaluation.
             quiet: show no progress bar.
         """
         self._writer = writer
         self._learner = learner
         self._env = env
         self._evaluate_every = evaluate_every
+        self._best = best
         self._quiet = quiet
         self._start = time.perf_counter()
         self._bar: tqdm[Any] | None = None
@@ -95,6 +100,7 @@ class Journal:
             "n_operations": self.n_operations,
             "commits": self.commits,
             "last_coefficients": self._last_coefficients,
+            "best": None if self._best is None else self._best.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -106,6 +112,8 @@ class Journal:
         self.commits = [dict(commit) for commit in state["commits"]]
         last = state["last_coefficients"]
         self._last_coefficients = None if last is None else np.asarray(last)
+        if self._best is not None:
+            self._best.set_state(state["best"])
 
     def resume(self, phase: Phase, done: int) -> None:
         """Open a phase of which so many steps were done before."""
@@ -156,8 +164,13 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Tell the reader something, without breaking a progress bar."""
-        if not self._quiet:
+        if self._quiet:
+            return
+        try:
             tqdm.write(printable(text, sys.stdout))
+        except OSError as error:
+            if error.errno != errno.EIO:  # that of a terminal that has been closed
+                raise
 
     def updated(self, stats: GRPOStats) -> None:
         """Take note of a GRPO update."""
@@ -242,6 +255,8 @@ class Journal:
         metrics = evaluate_text(self._env.patient.model, validation)
         row = {f"validation/{name}": value for name, value in metrics._asdict().items()}
         self._write("evaluation", row)
+        if self._best is not None:
+            self._best.consider(metrics.loss, self._evaluated)
         self._advance(0, accuracy=f"{metrics.accuracy:.3f}")
 
     def _write_samples(self) -> None:

@@ -1,9 +1,10 @@
-"""What a run came to: the figures of ``summary.json``."""
+"""What a run is and came to: its introduction, the figures of ``summary.json``, its model."""
 
 from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,15 @@ import torch
 from agents.config import TrainConfig
 from agents.effect import verdict
 from agents.evaluation import evaluate_text
+from agents.grpo.estimators import ESTIMATORS, SAMPLED
+from agents.grpo.learner import PRECISIONS
 from agents.journal import Journal
 from agents.resuming import Progress, versions
+from agents.run_folder import RunFolder
 from agents.setup import Setup
+from agents.surgeons import save_surgeon
+from avatarl_env.lm.attention import attention_backend
+from avatarl_env.lm.storage import save_model
 
 
 def summarise(
@@ -62,3 +69,36 @@ def _environment(setup: Setup) -> dict[str, Any]:
         "processes": setup.learner.ranks.count,
         "cpu_count": os.cpu_count(),
     }
+
+
+def introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
+    """Return what a run says as it begins."""
+    estimator = config.grpo.estimator
+    kind = ", the exact expectation, a bound on RL" if config.grpo.exploration != SAMPLED else ""
+    if ESTIMATORS[estimator].is_control:
+        kind = ", a supervised control, not RL"
+    n = setup.learner.ranks.count
+    processes = f"{n} processes, each " if n > 1 else ""
+    backend = attention_backend(setup.device, PRECISIONS[config.grpo.precision])
+    return (
+        f"{setup.corpus.name}, {len(setup.corpus.text):,} characters; a GPT of "
+        f"{setup.patient.model.n_parameters:,} parameters on {setup.device} "
+        f"({processes}{torch.get_num_threads()} threads, attention by {backend}); "
+        f"{estimator}, {config.grpo.exploration}{kind}; surgeon {config.surgeon}; "
+        f"into {folder.path}"
+    )
+
+
+def about_model(setup: Setup, command: str | None) -> dict[str, Any]:
+    """Return what is stored beside a run's models."""
+    corpus = setup.corpus
+    made_by = command or "agents.train"
+    return {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "made_by": made_by}
+
+
+def save_final(config: TrainConfig, setup: Setup, folder: Path, about: dict[str, Any]) -> None:
+    """Write the model as it stands, and what the surgeon learned."""
+    save_model(folder, setup.learner.model, setup.tokenizer, about)
+    if setup.surgeon is not None:
+        seed, options = setup.generators.surgeon_seed, config.surgeon_options
+        save_surgeon(setup.surgeon, folder, config.surgeon, seed, options)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.launch import place
+from agents.launch import STOPPING, place
 from avatarl_env.surgery import Operator, SurgicalTheater
 
 Rows = TypeVar("Rows", bound=np.generic)
@@ -147,8 +147,8 @@ ALONE = Ranks()
 def joined() -> Iterator[Ranks]:
     """Let this process reach the others of its run while the body runs.
 
-    Only the first is stopped by SIGINT and SIGTERM, and tells the others when to: whoever started
-    them sends both to all. A group of processes that exists already is used, and left as it is.
+    Only the first is stopped by a signal, and tells the others when to: whoever started them sends
+    it to all. A group of processes that exists already is used, and left as it is.
     """
     rank, count = place()
     if count == 1:
@@ -248,12 +248,11 @@ def _import_before_a_group_exists() -> None:
 
 @contextmanager
 def _deaf(deaf: bool) -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM while the body runs, if so."""
+    """Ignore the signals that ask to stop while the body runs, if so."""
     if not deaf or threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
     try:
         yield
     finally:

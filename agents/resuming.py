@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import platform
 import signal
 import threading
@@ -21,17 +18,16 @@ import torch
 
 from agents import checkpoint
 from agents.checkpoint import BadCheckpoint, load_weights
-from agents.config import TrainConfig, from_settings, preset
+from agents.config import TrainConfig, to_settings
 from agents.effect import Effect
 from agents.journal import Journal
-from agents.launch import started_by
+from agents.launch import STOPPING, leave_closed_terminal, resume_command
 from agents.setup import Setup
+from agents.stored import HARMLESS, PLACES, flat
 from agents.surgeons import reading, save_surgeon
 from agents.tracking import MetricWriter
-from avatarl_env.files import read_json
 
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
-OWN = ("resume", "out", "track", "tensorboard")  # settings that a resumed run may have of its own
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,8 +35,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, signum: int, folder: Path) -> None:
         """Remember who asked, and what can be gone on with."""
-        command = " ".join(started_by("train.py"))
-        super().__init__(f"stopped; go on with: {command} --resume {folder}")
+        super().__init__(f"stopped; go on with: {resume_command(folder)}")
         self.signum = signum
 
 
@@ -131,27 +126,33 @@ class Checkpointer:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the body after the step under way; a second one at once."""
+        """Let a signal that asks to stop end the body after the step under way; a second at once.
+
+        Of a terminal that is closed several SIGHUPs may come: they count as one. A signal that
+        this process was started to ignore, as shells do in the background, stays ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        heard = [number for number in STOPPING if before[number] != signal.SIG_IGN]
+        hangup = getattr(signal, "SIGHUP", None)
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signum = number
+            for each in heard:
+                signal.signal(each, signal.SIG_IGN if each == hangup else before[each])
+            if number == hangup:
+                leave_closed_terminal()
             self._journal.say("stopping after this step; once more to stop at once")
-            give_back()
 
-        def give_back() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        for number in before:
+        for number in heard:
             signal.signal(number, note)
         try:
             yield
         finally:
-            give_back()
+            for number in heard:
+                signal.signal(number, before[number])
 
 
 def checkpoints_of(folder: Path) -> Path:
@@ -172,10 +173,10 @@ def versions() -> dict[str, str]:
 
 def describe(config: TrainConfig, corpus_sha256: str, n_processes: int = 1) -> dict[str, Any]:
     """Return what whoever goes on from a checkpoint has to agree with."""
-    settings = {name: value for name, value in asdict(config).items() if name not in OWN}
+    left_out = (*HARMLESS, *PLACES)
+    settings = {name: x for name, x in to_settings(config).items() if name not in left_out}
     about = {"settings": settings, "corpus_sha256": corpus_sha256, "versions": versions()}
-    numbers = {"threads": torch.get_num_threads(), "processes": n_processes}
-    return dict(json.loads(json.dumps({**about, **numbers})))  # as JSON gives it back
+    return {**about, "threads": torch.get_num_threads(), "processes": n_processes}
 
 
 @contextmanager
@@ -187,42 +188,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def stored_config(asked: TrainConfig, n_processes: int = 1) -> TrainConfig:
-    """Return the configuration of the run that is to be resumed.
-
-    Args:
-        asked: names the run in ``resume``. Its other settings are the presets' or the run's own.
-        n_processes: how many are to go on with it.
-
-    Raises:
-        ValueError: if there is no such run, it has finished, another setting is asked for, or it
-            had another number of processes.
-    """
-    folder = Path(asked.resume or "")
-    path = folder / "config.json"
-    if not os.path.isfile(path):  # also of a name that is too long
-        raise ValueError(f"resume must be a run folder, with its config.json, got {asked.resume!r}")
-    if (folder / "summary.json").is_file():
-        raise ValueError(f"resume must be a run that has not finished, got {asked.resume!r}")
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"resume must be a run with a readable config.json, got {path}") from error
-    config = from_settings(settings)
-    _check_processes(settings, n_processes, folder)
-    usual, own = _flat(preset(asked.preset)), _flat(config)
-    for name, value in _flat(asked).items():
-        if name not in OWN and value != usual[name] and value != own[name]:
-            raise ValueError(
-                f"{name} must be the run's own where it is resumed, {own[name]!r}, got {value!r}"
-            )
-    track = config.track if asked.track is None else asked.track
-    tensorboard = config.tensorboard or asked.tensorboard
-    return dataclasses.replace(
-        config, resume=asked.resume, out=str(folder), track=track, tensorboard=tensorboard
-    )
 
 
 def latest(folder: Path) -> Path | None:
@@ -250,11 +215,17 @@ def check(
     Raises:
         BadCheckpoint: (a ValueError) says what differs.
     """
-    _check_processes(about, n_processes, path)
+    check_processes(about["processes"], n_processes, path)
     here = describe(config, corpus_sha256, n_processes)
-    for name, what in (("settings", "configuration"), ("corpus_sha256", "corpus")):
-        if about[name] != here[name]:
-            raise BadCheckpoint(f"checkpoint must be of this {what}, got another in {path}")
+    theirs, ours = (flat(x["settings"]) for x in (about, here))
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise BadCheckpoint(
+                f"checkpoint must be of this configuration, got another {name} in {path}: "
+                f"{theirs.get(name)!r}, in config.json {ours.get(name)!r}"
+            )
+    if about["corpus_sha256"] != corpus_sha256:
+        raise BadCheckpoint(f"checkpoint must be of this corpus, got another in {path}")
     for name, number in about["versions"].items():
         if here["versions"].get(name) != number:
             raise BadCheckpoint(
@@ -302,28 +273,14 @@ def restore(state: Mapping[str, Any], setup: Setup, journal: Journal) -> Progres
     return Progress(**progress, effects=effects)
 
 
-def _check_processes(about: Mapping[str, Any], n_processes: int, path: Path) -> None:
+def check_processes(began: int, n_processes: int, path: Path) -> None:
     """Refuse to go on with more processes, or fewer: their shares of a sum would round otherwise.
 
     Raises:
         BadCheckpoint: says how many there were.
     """
-    began = about.get("processes", 1)
     if began != n_processes:
         raise BadCheckpoint(
             f"processes must be as many as when the run began, {began}, got {n_processes} for "
             f"{path} (torchrun --nproc-per-node)"
         )
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by their dotted names."""
-
-    def walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in settings.items():
-            if isinstance(value, dict) and name not in ("surgeon_options", "score"):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    return dict(walk(asdict(config), ""))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from agents.launch import started_by
+from agents.launch import resume_command
 from avatarl_env.files import parse_json
+
+SKELETON = (".lock", "config.json.partial")  # what a run that was killed as it began leaves
 
 
 class NotWritten(OSError):
@@ -18,6 +21,8 @@ class NotWritten(OSError):
 
 class RunFolder:
     """The folder of one run, made on construction; a folder that holds anything is refused.
+
+    What a run leaves that was killed before it wrote its `config.json` counts as nothing.
 
     `RunFolder.reopen(path)` takes one that holds a run already.
 
@@ -33,7 +38,7 @@ class RunFolder:
         summary: `summary.json`, the outcome; absent until the run has finished.
 
     Raises:
-        ValueError: If `path` is a file, is not empty, or cannot be written to.
+        ValueError: If `path` is a file, is not empty, or cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -41,7 +46,6 @@ class RunFolder:
         refuse_used(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.metrics.touch(exist_ok=False)
         except OSError as error:
             raise ValueError(
                 f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
@@ -52,15 +56,14 @@ class RunFolder:
         """Open the folder of a run that was begun before, and change nothing in it.
 
         Raises:
-            ValueError: If there is no `config.json` or no `metrics.jsonl` in it.
+            ValueError: If there is no `config.json` in it.
         """
         folder = cls.__new__(cls)
         folder._name_files(path)
-        for file in (folder.config, folder.metrics):
-            if not file.is_file():
-                raise ValueError(
-                    f"folder must hold a run's {file.name} to go on with, got {str(path)!r}"
-                )
+        if not folder.config.is_file():
+            raise ValueError(
+                f"folder must hold a run's config.json to go on with, got {str(path)!r}"
+            )
         return folder
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -68,6 +71,23 @@ class RunFolder:
         with self.metrics.open(encoding="utf-8") as lines:
             for line in lines:
                 yield parse_json(line)
+
+    def check_holds(self, n_metrics: int, n_samples: int) -> None:
+        """Check that `metrics.jsonl` and `samples.txt` have so many bytes, and a line ends there.
+
+        Args:
+            n_metrics: Bytes of `metrics.jsonl`, as `MetricWriter.positions` says.
+            n_samples: Bytes of `samples.txt`.
+
+        Raises:
+            ValueError: If one has not; nothing is changed.
+        """
+        for file, length in ((self.metrics, n_metrics), (self.samples, n_samples)):
+            if not _has_line_end_at(file, length):
+                raise ValueError(
+                    f"resume_from must be where a line of {file.name} ends, got byte {length} of "
+                    f"{file.stat().st_size if file.exists() else 0}"
+                )
 
     def cut_back(self, n_metrics: int, n_samples: int) -> None:
         """Shorten `metrics.jsonl` and `samples.txt` and remove `summary.json`.
@@ -79,15 +99,9 @@ class RunFolder:
         Raises:
             ValueError: If a file is shorter, or a line does not end there; nothing is changed then.
         """
-        lengths = {self.metrics: n_metrics, self.samples: n_samples}
-        for file, length in lengths.items():
-            if not _has_line_end_at(file, length):
-                raise ValueError(
-                    f"resume_from must be where a line of {file.name} ends, got byte {length} of "
-                    f"{file.stat().st_size if file.exists() else 0}"
-                )
+        self.check_holds(n_metrics, n_samples)
         self.summary.unlink(missing_ok=True)
-        for file, length in lengths.items():
+        for file, length in ((self.metrics, n_metrics), (self.samples, n_samples)):
             if file.exists():
                 os.truncate(file, length)
 
@@ -106,11 +120,10 @@ class RunFolder:
         except OSError as error:
             path = str(self.path)
             if self.summary.is_file():
-                remedy = f"; the run has finished, get its report with: avatarl report {path}"
+                command = shlex.join(["avatarl", "report", path])
+                remedy = f"; the run has finished, get its report with: {command}"
             elif self.config.is_file():
-                remedy = (
-                    f"; once it can, go on with: {' '.join(started_by('train.py'))} --resume {path}"
-                )
+                remedy = f"; once it can, go on with: {resume_command(self.path)}"
             else:
                 remedy = ""
             reason = error.strerror or str(error)
@@ -128,12 +141,13 @@ class RunFolder:
 
 
 def refuse_used(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError if ``path`` is a file or a folder that holds anything."""
+    """Raise a ValueError if ``path`` is a file or a folder that holds anything but a skeleton."""
     folder = Path(path)
     try:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
         names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+        names = [] if set(names) <= set(SKELETON) else names
     except OSError as error:
         raise ValueError(
             f"out must be a folder that can be read, got {str(path)!r}: {error.strerror}"
@@ -149,7 +163,7 @@ def _has_line_end_at(file: Path, length: int) -> bool:
     """Whether the first ``length`` bytes of a file are whole lines; there may be none."""
     if length == 0:
         return True
-    if length < 0 or not file.exists():
+    if length < 0 or not file.is_file():
         return False
     with file.open("rb") as content:
         content.seek(length - 1)

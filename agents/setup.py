@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -122,6 +122,12 @@ class Setup(LearningSetup):
         if config.surgeon != NONE:
             seed, options = self.generators.surgeon_seed, config.surgeon_options
             self.surgeon = make_surgeon(config.surgeon, self.env, seed, options)
+
+
+def resolved(config: TrainConfig, setup: LearningSetup) -> TrainConfig:
+    """Return a configuration that means the same anywhere: what "auto" and a path came to."""
+    device = setup.device.type if config.device == "auto" else config.device
+    return replace(config, corpus=setup.corpus.name, device=device)
 
 
 def _device(name: str) -> torch.device:

@@ -82,9 +82,9 @@ class MetricWriter:
             then the variable WANDB_MODE decides, and without it the answer is `off`.
         tensorboard: Whether to write event files for TensorBoard too.
         resume_from: For a run that goes on in a reopened folder: how many bytes of `metrics.jsonl`
-            and `samples.txt` to keep, as `positions` said. `config.json` stays as it is, and
-            Weights & Biases and TensorBoard are told all rows that are kept once more, as of a run
-            of their own: what they had been told may be more than that.
+            and `samples.txt` to keep, as `positions` said. Weights & Biases and TensorBoard are
+            told all rows that are kept once more, as of a run of their own: what they had been told
+            may be more than that.
 
     Raises:
         ImportError: If TensorBoard is asked for and not installed; says which extra has it.
@@ -104,10 +104,10 @@ class MetricWriter:
         check_tracking(track, tensorboard)
         self.folder = folder
         settings = to_json(config, "config")
-        if resume_from is None:
-            write_atomically(folder.config, dump_json(settings, indent=2) + "\n")
-        else:
+        if resume_from is not None:
             folder.cut_back(*resume_from)
+        # Before all else: it makes the folder a run.
+        write_atomically(folder.config, dump_json(settings, indent=2) + "\n")
         self._metrics = folder.metrics.open("a", encoding="utf-8", newline="\n")
         self._samples = folder.samples.open("a", encoding="utf-8", newline="\n")
         kept = list(folder.rows())
@@ -213,16 +213,18 @@ class MetricWriter:
         self.close(failed=kind is not None)
 
 
-def to_json(value: object, name: str) -> Any:
+def to_json(value: object, name: str, *, exact: bool = False) -> Any:
     """Turn a value into what strict JSON can hold.
 
     Args:
         value: None, numbers, strings, paths, scalars and arrays of numpy or torch, dataclasses, and
             lists, tuples and mappings with string keys of these.
         name: What to call the value in an error.
+        exact: Whether a float that is not finite is to be had back.
 
     Returns:
-        None, bool, int, float, str, list or dict; a float that is not finite becomes None.
+        None, bool, int, float, str, list or dict; a float that is not finite becomes None, or, if
+        `exact`, "inf", "-inf" or "nan".
 
     Raises:
         TypeError: If some part of the value is of another type.
@@ -231,11 +233,11 @@ def to_json(value: object, name: str) -> Any:
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
             raise TypeError(f"{name} must have strings as keys, got {odd[0]!r}")
-        return {key: to_json(item, f"{name}.{key}") for key, item in value.items()}
+        return {key: to_json(item, f"{name}.{key}", exact=exact) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(item, f"{name}[{index}]") for index, item in enumerate(value)]
+        return [to_json(x, f"{name}[{i}]", exact=exact) for i, x in enumerate(value)]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else str(value) if exact else None
     if value is None or isinstance(value, bool | int | str):
         return value
     raise TypeError(f"{name} must be a value that JSON can hold, got {type(value).__name__}")

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from agents.best import BestModel
 from agents.checkpoint import State, locked, read, read_about
-from agents.config import BadInput, TrainConfig
+from agents.config import BadInput, TrainConfig, to_settings
 from agents.curriculum import Curriculum, make_phases
 from agents.divergence import DivergedError
 from agents.effect import measure_effect
 from agents.evaluation import evaluate_references
 from agents.following import REFUSED, call_others, follow, start_others
-from agents.grpo.estimators import ESTIMATORS, SAMPLED
-from agents.grpo.learner import PRECISIONS
 from agents.journal import Journal
-from agents.outcome import summarise
+from agents.outcome import about_model, introduction, save_final, summarise
 from agents.ranks import DriftError, Ranks, joined, require_same
 from agents.report import LiveReport, write_report
 from agents.resuming import (
@@ -31,17 +30,16 @@ from agents.resuming import (
     Progress,
     Stopped,
     check,
+    check_processes,
+    checkpoints_of,
     latest,
     restore,
     restore_surgeon,
-    stored_config,
     torch_threads,
 )
-from agents.setup import Setup
-from agents.surgeons import save_surgeon
+from agents.setup import Setup, resolved
+from agents.stored import check_corpus, config_to_resume, stored_run
 from agents.tracking import MetricWriter, RunFolder, refuse_used
-from avatarl_env.lm.attention import attention_backend
-from avatarl_env.lm.storage import save_model
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,32 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
         try:
             return _attempt(config, ranks, quiet=quiet, command=command)
         except _GoBackError as error:
-            reason, folder = str(error.__cause__), error.folder
+            reason, again = str(error.__cause__), error.config
         # Outside the handler: the error holds the first attempt's model and all that goes with it.
         if not quiet:
             tqdm.write(f"{reason}: going back to the last checkpoint, once")
-        again = replace(config, resume=str(folder))
         return _attempt(again, ranks, quiet=quiet, command=command, may_go_back=False)
 
 
 class _GoBackError(Exception):
     """The model diverged, and there is a checkpoint to go back to."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.folder = folder
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config.resume)
+        self.config = config
+
+
+class _Begun(NamedTuple):
+    """A run that has been built, or built again."""
+
+    config: TrainConfig
+    """Resolved: it means the same anywhere."""
+    setup: Setup
+    folder: RunFolder
+    checkpoint: Path | None = None
+    """Where to go on from."""
+    state: State | None = None
+    """What it holds."""
 
 
 def _attempt(
@@ -118,31 +128,31 @@ def _attempt(
             begun = _begin(config, ranks, stack)
         except REFUSED as error:  # a later one is no fault of the input, but ours
             raise BadInput(str(error)) from error
-        config, setup, folder, checkpoint = begun
+        config, setup, folder, checkpoint, state = begun
         stack.enter_context(folder.written_to())
         stack.enter_context(_report_at_the_end(folder.path))
-        state = None if checkpoint is None else read(checkpoint)
-        settings = asdict(config) | {"corpus": setup.corpus.name, "out": str(folder.path)}
-        settings |= {"resume": None, "corpus_sha256": setup.corpus.sha256}
-        settings |= {"processes": ranks.count}
         writer = stack.enter_context(
             MetricWriter(
                 folder,
-                config=settings,
+                config=_settings(begun, ranks),
                 track=config.track,
                 tensorboard=config.tensorboard,
                 resume_from=_positions(config, state),
             )
         )
+        about = about_model(setup, command)
+        home = checkpoints_of(folder.path)
+        best = BestModel(home / "best", setup.patient.model, setup.tokenizer, about)
         journal = Journal(
             writer,
             setup.learner,
             setup.env,
             evaluate_every=config.curriculum.evaluate_every,
             rng=setup.generators.samples,
+            best=best,
             quiet=quiet,
         )
-        journal.say(_introduction(config, setup, folder))
+        journal.say(introduction(config, setup, folder))
         references = _references(setup)
         writer.write_references(references)
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
@@ -152,6 +162,7 @@ def _attempt(
             journal.say(f"going on from {checkpoint}, {journal.seconds:.0f} s into the run")
         elif config.resume:
             journal.say("there is no checkpoint yet: the run begins anew")
+            best.clear()
         start_others(setup, folder.path, progress)
         checkpointer = Checkpointer(config, setup, journal, writer)
         try:
@@ -159,60 +170,90 @@ def _attempt(
                 _run_phases(config, setup, journal, progress, checkpointer)
         except DivergedError as error:
             if ranks.broadcast(may_go_back and latest(folder.path) is not None):
-                raise _GoBackError(folder.path) from error
+                raise _GoBackError(replace(config, resume=str(folder.path))) from error
             raise
-        summary = summarise(config, setup, journal, progress)
+        summary = summarise(config, setup, journal, progress) | {"best": best.found}
         summary |= {**references, "command": command, "seconds": journal.seconds}
         summary["checkpoints"] = {
             "written": checkpointer.n_written,
             "seconds": checkpointer.seconds,
         }
-        _save(config, setup, folder, command)
+        save_final(config, setup, home / "final", about)
         writer.write_summary(summary)
         ranks.broadcast((folder.path, summary))
     return RunSummary(folder.path, summary)
 
 
-def _begin(
-    config: TrainConfig, ranks: Ranks, stack: ExitStack
-) -> tuple[TrainConfig, Setup, RunFolder, Path | None]:
-    """Build a run, or build it again; return its configuration, parts, folder and checkpoint.
+def _begin(config: TrainConfig, ranks: Ranks, stack: ExitStack) -> _Begun:
+    """Build a run, or build it again.
 
     Raises:
         ValueError: if it cannot be done; nothing has been trained or written then.
     """
-    folder = checkpoint = None
+    begun = None
     with ranks.agreeing(*REFUSED):
-        if config.resume is None:
+        if config.resume is not None:
+            begun = _build_again(config, ranks, stack)
+            config, setup = begun.config, begun.setup
+        else:
             stack.enter_context(torch_threads(config.threads))
-            if config.out:
+            if config.out is not None:
                 refuse_used(config.out)
             setup = Setup(config, ranks)
-        else:
-            config, setup, folder, checkpoint = _build_again(config, ranks, stack)
+            config = resolved(config, setup)
     call_others(setup, config)
     with ranks.agreeing(*REFUSED):
-        if folder is None:
-            folder = RunFolder(config.out or _new_folder_name(config.preset))
-            stack.enter_context(locked(folder.path))
-    return config, setup, folder, checkpoint
+        if begun is None:
+            begun = _Begun(config, setup, _new_folder(config, stack))
+    return begun
 
 
-def _build_again(
-    config: TrainConfig, ranks: Ranks, stack: ExitStack
-) -> tuple[TrainConfig, Setup, RunFolder, Path | None]:
-    config = stored_config(config, ranks.count)
-    folder = RunFolder.reopen(config.resume or "")
+def _new_folder(config: TrainConfig, stack: ExitStack) -> RunFolder:
+    """Make the run's folder, and hold it."""
+    path = _new_folder_name(config.preset) if config.out is None else config.out
+    folder = RunFolder(path)
     stack.enter_context(locked(folder.path))
+    refuse_used(path)  # whoever held it until now may have begun a run
+    return folder
+
+
+def _build_again(config: TrainConfig, ranks: Ranks, stack: ExitStack) -> _Begun:
+    run = stored_run(Path(config.resume or ""))
+    config = config_to_resume(config, run)
+    folder = RunFolder.reopen(config.resume or "")
+    check_processes(run.n_processes, ranks.count, folder.path)
+    stack.enter_context(locked(folder.path))
+    check_corpus(config, run.corpus_sha256)
     checkpoint = latest(folder.path)
     about = None if checkpoint is None else read_about(checkpoint)
     # As many threads as when the run began: others would round otherwise.
     stack.enter_context(torch_threads(config.threads if about is None else about["threads"]))
     setup = Setup(config, ranks)
-    if checkpoint is not None and about is not None:
-        check(about, checkpoint, config, setup.corpus.sha256, ranks.count)
-        restore_surgeon(checkpoint, setup)
-    return config, setup, folder, checkpoint
+    config = resolved(config, setup)
+    if checkpoint is None or about is None:
+        return _Begun(config, setup, folder)
+    check(about, checkpoint, config, setup.corpus.sha256, ranks.count)
+    state = read(checkpoint)
+    _check_holds(folder, state, checkpoint)
+    restore_surgeon(checkpoint, setup)
+    return _Begun(config, setup, folder, checkpoint, state)
+
+
+def _check_holds(folder: RunFolder, state: State, checkpoint: Path) -> None:
+    """Refuse a checkpoint after which a run's files were cut, and say what can be done."""
+    try:
+        folder.check_holds(*state["positions"])
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: lines are lost that {checkpoint} knows of; put them back, or remove that "
+            "checkpoint to go on from the one before, or, where there is none, from the beginning"
+        ) from error
+
+
+def _settings(begun: _Begun, ranks: Ranks) -> dict[str, Any]:
+    """Return what ``config.json`` holds: what was chosen, and what was found."""
+    chosen = to_settings(begun.config) | {"out": str(begun.folder.path), "resume": None}
+    return chosen | {"corpus_sha256": begun.setup.corpus.sha256, "processes": ranks.count}
 
 
 def _positions(config: TrainConfig, state: State | None) -> tuple[int, int] | None:
@@ -260,40 +301,12 @@ def _run_phases(
         progress.phase, progress.steps = progress.phase + 1, 0
 
 
-def _save(config: TrainConfig, setup: Setup, folder: RunFolder, command: str | None) -> None:
-    """Write the final checkpoint: the model as it stands, and what the surgeon learned."""
-    checkpoint = folder.path / "checkpoints" / "final"
-    about = {"corpus": setup.corpus.name, "corpus_sha256": setup.corpus.sha256}
-    about["made_by"] = command or "agents.train"
-    save_model(checkpoint, setup.learner.model, setup.tokenizer, about)
-    if setup.surgeon is not None:
-        seed, options = setup.generators.surgeon_seed, config.surgeon_options
-        save_surgeon(setup.surgeon, checkpoint, config.surgeon, seed, options)
-
-
 def _references(setup: Setup) -> dict[str, Any]:
     """Return what the model is to be held against: it is known before anything is learned."""
     return {
         "references": evaluate_references(setup.patient),
         "corpus_nats_per_char": setup.corpus.nats_per_char,
     }
-
-
-def _introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
-    estimator = config.grpo.estimator
-    kind = ", the exact expectation, a bound on RL" if config.grpo.exploration != SAMPLED else ""
-    if ESTIMATORS[estimator].is_control:
-        kind = ", a supervised control, not RL"
-    n = setup.learner.ranks.count
-    processes = f"{n} processes, each " if n > 1 else ""
-    backend = attention_backend(setup.device, PRECISIONS[config.grpo.precision])
-    return (
-        f"{setup.corpus.name}, {len(setup.corpus.text):,} characters; a GPT of "
-        f"{setup.patient.model.n_parameters:,} parameters on {setup.device} "
-        f"({processes}{torch.get_num_threads()} threads, attention by {backend}); "
-        f"{estimator}, {config.grpo.exploration}{kind}; surgeon {config.surgeon}; "
-        f"into {folder.path}"
-    )
 
 
 @contextmanager
@@ -309,4 +322,21 @@ def _report_at_the_end(folder: Path) -> Iterator[None]:
 
 
 def _new_folder_name(preset: str) -> str:
-    return time.strftime(f"runs/%Y%m%d-%H%M%S-{preset}")
+    """Make a folder for a run that was given none, and return its name; nobody else gets it.
+
+    Raises:
+        ValueError: if it cannot be made.
+    """
+    name = time.strftime(f"runs/%Y%m%d-%H%M%S-{preset}")
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    for path in map(Path, names):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(
+                f"out must be a folder that can be written to, got {str(path)!r}: {error.strerror}"
+            ) from error
+        break
+    return str(path)

@@ -1,16 +1,12 @@
-"""Which models cannot go on the table, and what to do instead; how much memory there is."""
+"""Which models cannot go on the table, and what to do instead."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def check_model(model: object) -> None:
@@ -27,30 +23,6 @@ def check_model(model: object) -> None:
             found = find(module)
             if found:
                 raise ValueError(f"model must {remedy}, got {found} at {name or 'its root'!r}")
-
-
-def total_memory(device: torch.device) -> int:
-    """Return how many bytes there are, free or not: of the machine, its container or the GPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if not hasattr(os, "sysconf"):
-        return 2**40
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = _CGROUP.read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def check_memory(rule: str, needed: int, device: torch.device) -> None:
-    """Raise a ValueError if ``needed`` bytes are more than there are."""
-    total = total_memory(device)
-    if needed > total:
-        raise ValueError(
-            f"{rule} must fit into {total / 2**30:.1f} GiB of memory ({device.type}), "
-            f"got {needed / 2**30:.4g} GiB"
-        )
 
 
 def _compiled(module: nn.Module) -> str:

@@ -18,7 +18,6 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
-from avatarl_env.admission import check_memory
 from avatarl_env.choices import (
     INTEGER_LIMIT,
     as_numbers,
@@ -33,6 +32,7 @@ from avatarl_env.choices import (
     takes_any_keyword,
 )
 from avatarl_env.episode import Episode, OperationConfig, Outcome
+from avatarl_env.memory import check_memory
 from avatarl_env.observation import Observation
 from avatarl_env.patient import ROWS_PER_FORWARD, Evaluation, Patient, Prompts
 from avatarl_env.scoring import TERMS, Score
@@ -126,11 +126,12 @@ class SurgeryTask:
         width = sum(t.key.n_heads * t.key.head_dim for t in patient.targets)
         each = 2 * width * n_tokens * weight.element_size() + 4 * n_new * whole
         at_once = min(n_texts, max(config.n_prompts, ROWS_PER_FORWARD)) * each
-        if weight.device.type == "cpu":
+        if weight.device.type != "cuda":
             kept += at_once
         else:
-            check_memory(rule, at_once, weight.device)
-        check_memory(rule, kept, torch.device("cpu"))
+            of_device = torch.cuda.get_device_properties(weight.device).total_memory
+            check_memory(rule, at_once, of_device)
+        check_memory(rule, kept)
 
     def observation_space(self) -> Box[np.float32]:
         """Return the observation space, a new object."""

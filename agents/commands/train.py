@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.commands.parsing import Failure, Refusal, read_words, refusing
+from agents.launch import has_begun
 from avatarl_env.files import parse_json
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
     with joined() as ranks:
         with ranks.agreeing(Refusal):
-            config = _read(words, prog)
+            config = _read(words, prog, resumes=ranks.is_first)
         if config is None:
             return ""
         run = _train(config, shlex.join([*started, *words]))
@@ -53,6 +55,7 @@ def _train(config: TrainConfig, command: str) -> RunSummary:
     from agents.run_folder import NotWritten
     from agents.training import train
 
+    has_begun()
     try:
         with refusing(BadInput):
             return train(config, command=command)
@@ -60,25 +63,37 @@ def _train(config: TrainConfig, command: str) -> RunSummary:
         raise Failure(str(error)) from error
 
 
-def _read(words: Sequence[str], prog: str) -> TrainConfig | None:
+def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | None:
+    """Read the command line; ``resumes``: also the run that it goes on with, if it does."""
     import tyro
 
     from agents.config import TrainConfig, preset
 
     with refusing(ValueError):
-        base = preset(_preset_name(words))
+        run = _given(words, "--resume") if resumes else None
+        name = _given(words, "--preset")
+        base = _stored(run) if run else preset("laptop" if name is None else name)
+    # As the default of a flag, options would each be a flag of its own.
+    usual = dataclasses.replace(base, surgeon_options={})
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_of_weights)
     with registry:
         config = read_words(
-            TrainConfig, words, prog, default=base, markers=(tyro.conf.FlagConversionOff,)
+            TrainConfig, words, prog, default=usual, markers=(tyro.conf.FlagConversionOff,)
         )
     if config is None:
         return None
     if "--surgeon-options" in words and not config.surgeon_options:
         raise Refusal("surgeon_options must be names and values in turn, got none")
     options = {name: _value(value) for name, value in config.surgeon_options.items()}
-    return dataclasses.replace(config, surgeon_options=options)
+    with refusing(ValueError):
+        return dataclasses.replace(config, surgeon_options=options or base.surgeon_options)
+
+
+def _stored(run: str) -> TrainConfig:
+    from agents.stored import stored_run
+
+    return stored_run(Path(run)).config
 
 
 def _of_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]] | None:
@@ -123,12 +138,12 @@ def _value(word: Any) -> Any:
         return word
 
 
-def _preset_name(words: Sequence[str]) -> str:
-    """Find the preset before everything else: it decides all other defaults."""
-    name = "laptop"
+def _given(words: Sequence[str], flag: str) -> str | None:
+    """Find a flag's value before everything else: it decides all other defaults."""
+    value = None
     for index, word in enumerate(words):
-        if word == "--preset":
-            name = words[index + 1] if index + 1 < len(words) else ""
-        elif word.startswith("--preset="):
-            name = word.removeprefix("--preset=")
-    return name
+        if word == flag:
+            value = words[index + 1] if index + 1 < len(words) else ""
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+    return value

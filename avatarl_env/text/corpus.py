@@ -197,7 +197,7 @@ def _load_playwright() -> Corpus:
 
 def _load_file(path: Path) -> Corpus:
     """Read a user's own text."""
-    absolute = path.absolute()
+    absolute = path.parent.resolve() / path.name
     return Corpus(str(absolute), _decode(_read(absolute), str(absolute)), str(absolute))
 
 

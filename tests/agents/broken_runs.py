@@ -35,7 +35,7 @@ KILLS: dict[str, tuple[str, ...]] = {
     "any time": ("agents.training._attempt",),
     "while a checkpoint is written": ("agents.checkpoint.write",),
     "at a step of a checkpoint": tuple(
-        f"agents.checkpoint.{name}" for name in ("dump_tensors", "_digest", "_sync", "_remove")
+        f"agents.checkpoint.{name}" for name in ("dump_tensors", "_digest", "sync", "_remove")
     ),
     "in the theater": tuple(
         f"avatarl_env.surgery.theater.SurgicalTheater.{name}"

@@ -207,6 +207,7 @@ def patch_run(plan: dict[str, str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     job, place, *rest = sys.argv[1:]
+    sys.argv[0] = "train.py"  # whose command line this is
     if job == "curves":
         curves(Path(place))
     else:

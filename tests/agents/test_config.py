@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from agents.config import (
     TrainConfig,
     from_settings,
     preset,
+    to_settings,
 )
 from agents.curriculum import CurriculumConfig
 from agents.grpo.config import GRPOConfig
@@ -71,8 +73,43 @@ def test_the_recipes_that_came_before_are_as_documented() -> None:
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_a_configuration_comes_back_from_its_settings(name: str) -> None:
     config = preset(name)
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    settings = json.loads(json.dumps(to_settings(config)))
     assert from_settings({**settings, "corpus_sha256": "0" * 64}) == config
+
+
+@pytest.mark.parametrize("part", ["", "lm", "grpo", "grpo.regularizer", "operation", "curriculum"])
+def test_every_infinite_setting_that_is_accepted_comes_back(part: str) -> None:
+    names = part.split(".") if part else []
+    owners: list[Any] = [preset("smoke")]
+    for name in names:
+        owners.append(getattr(owners[-1], name))
+    n_accepted = 0
+    for field in dataclasses.fields(owners[-1]):
+        for value in (math.inf, -math.inf) if "float" in str(field.type) else ():
+            if field.name == "surgeon_options":
+                value = {"max_grad_norm": value, "learning_rate": 1e-3}  # noqa: PLW2901
+            try:
+                changed = dataclasses.replace(owners[-1], **{field.name: value})
+                for owner, name in zip(owners[-2::-1], reversed(names), strict=True):
+                    changed = dataclasses.replace(owner, **{name: changed})
+            except ValueError:
+                continue
+            n_accepted += 1
+            stored = json.dumps(to_settings(changed), allow_nan=False)
+            assert from_settings(json.loads(stored)) == changed
+    assert n_accepted >= (0 if part else 3)
+
+
+def test_the_name_of_a_preset_is_that_preset() -> None:
+    for name in PRESET_NAMES:
+        assert TrainConfig(preset=name) == preset(name)
+        assert dataclasses.replace(preset(name), seed=1).lm == preset(name).lm
+    mixed = TrainConfig(preset="smoke", seed=3, surgeon="zero")
+    assert mixed == dataclasses.replace(preset("smoke"), seed=3, surgeon="zero")
+    # Every setting is the laptop's here, under another name.
+    message = r"^preset must be what the settings are of, 'laptop', got 'smoke'; preset\('smoke'\)"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(preset("laptop"), preset="smoke")
 
 
 def test_settings_without_a_part_or_with_one_too_many_are_refused() -> None:

@@ -178,6 +178,8 @@ def test_processes_with_other_weights_are_told(monkeypatch: pytest.MonkeyPatch) 
 def test_the_launchers_environment_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr("sys.orig_argv", ["python", "train.py"])
     assert place() == (0, 1)
     assert started_by("train.py") == ("python", "train.py")
     assert own_device("cuda:1") == "cuda:1"

@@ -25,7 +25,8 @@ from agents.curriculum import CurriculumConfig
 from agents.evaluation import REFERENCE_NAMES
 from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.learner import GRPOLearner
-from agents.resuming import Checkpointer, Stopped, stored_config
+from agents.resuming import Checkpointer, Stopped
+from agents.stored import config_to_resume, stored_run
 from agents.training import RunSummary, train
 from tests.agents.broken_runs import (
     KILLS,
@@ -367,11 +368,32 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "must be of this configuration, got another",
     ),
-    "no metrics": (lambda f: (f / "metrics.jsonl").unlink(), "metrics.jsonl"),
+    "no metrics": (lambda f: (f / "metrics.jsonl").unlink(), r"metrics\.jsonl ends, .* are lost"),
+    "short metrics": (
+        lambda f: os.truncate(f / "metrics.jsonl", 300),
+        r"metrics\.jsonl ends, got byte \d+ of 300: lines are lost that .* remove that checkpoint",
+    ),
+    "no samples": (lambda f: os.truncate(f / "samples.txt", 0), r"samples\.txt ends, .* are lost"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "must be a run folder"),
     "half a configuration": (
         lambda f: cut(f / "config.json") or cut(f / "config.json"),
         "readable config.json",
+    ),
+    "a string as configuration": (
+        lambda f: (f / "config.json").write_text('"x"'),
+        "config.json is an object, .* is a str",
+    ),
+    "a deep configuration": (
+        lambda f: (f / "config.json").write_text("[" * 100_000),
+        "readable config.json",
+    ),
+    "a deep manifest": (
+        lambda f: (newest(f) / "manifest.json").write_text("[" * 100_000),
+        "readable manifest.json",
+    ),
+    "a recipe of another kind": (
+        lambda f: (f / "config.json").write_text('{"grpo": "x"}'),
+        "must be that of a run of this version",
     ),
     "finished": (lambda f: (f / "summary.json").write_text("{}"), "that has not finished"),
 }
@@ -444,11 +466,12 @@ def test_each_setting_of_a_part_within_a_part_is_compared_by_itself(tmp_path: Pa
 
     own = asked(entropy_bonus=0.25, kl_coefficient=0.5)
     (tmp_path / "config.json").write_text(json.dumps(asdict(own)), encoding="utf-8")
-    assert stored_config(TrainConfig(resume=str(tmp_path))).grpo == own.grpo
-    assert stored_config(asked(entropy_bonus=0.25)).grpo == own.grpo
+    run = stored_run(tmp_path)
+    assert config_to_resume(TrainConfig(resume=str(tmp_path)), run).grpo == own.grpo
+    assert config_to_resume(asked(entropy_bonus=0.25), run).grpo == own.grpo
     message = r"^grpo.regularizer.entropy_bonus must be the run's own .*, 0\.25, got 0\.5$"
     with pytest.raises(ValueError, match=message):
-        stored_config(asked(entropy_bonus=0.5))
+        config_to_resume(asked(entropy_bonus=0.5), run)
 
 
 def test_a_second_process_is_refused(broken: Path) -> None:
@@ -461,7 +484,7 @@ def test_a_second_process_is_refused(broken: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(
     text: Path, whole: RunSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sync = tmp_path / "run", checkpoint._sync
+    folder, sync = tmp_path / "run", checkpoint.sync
     calls = iter(range(10_000))
 
     def full(path: Path) -> None:
@@ -470,7 +493,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full)
+        patch.setattr(checkpoint, "sync", full)
         with pytest.raises(OSError, match="No space left on device"):
             train(config(text, folder), quiet=True)
     assert [path.name[0] for path in (folder / "checkpoints").iterdir()].count(".") == 0

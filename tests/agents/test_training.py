@@ -80,6 +80,8 @@ def test_the_run_folder_holds_everything(run: RunSummary) -> None:
         "summary.json",
         "samples.txt",
         "report.html",
+        "checkpoints/best/model.json",
+        "checkpoints/best/model.safetensors",
         "checkpoints/final/model.json",
         "checkpoints/final/model.safetensors",
         "checkpoints/final/surgeon.json",
