@@ -180,6 +180,8 @@ def test_a_compiled_wrapper_and_its_model_are_one_model() -> None:
     new_data(model, inner)
     outer.__exit__(None, None, None)
     assert not inner.is_open
+    with pytest.raises(RuntimeError, match="an outer one on the model was left first"):
+        inner.__exit__(None, None, None)
     before.assert_same()
     assert fingerprint(model) == state
 
