@@ -108,12 +108,7 @@ class Setup(LearningSetup):
         check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
         super().__init__(config, ranks)
         rules = config.rules
-        self.env = AttentionSurgeryVectorEnv(
-            config.curriculum.n_rows,
-            self.patient,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            **rules,
-        )
+        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
         # Of its own, so that trying operations out disturbs none under way.
         self.exam = AttentionSurgeryVectorEnv(
             N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules

@@ -131,9 +131,7 @@ def _prepare(request: Evaluate, patient: Patient) -> _Operation:
         with refusing(ValueError, ImportError):
             patient.corpus.require(patient.model.context, "context")
             # As in training: it was made for so many rows, and is asked about the exam's.
-            env = AttentionSurgeryVectorEnv(
-                n_rows, patient, autoreset_mode=AutoresetMode.SAME_STEP, **rules
-            )
+            env = AttentionSurgeryVectorEnv(n_rows, patient, **rules)
             exam = AttentionSurgeryVectorEnv(
                 N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
             )

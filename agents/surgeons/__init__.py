@@ -95,7 +95,7 @@ def make_surgeon(
 
     Args:
         name: a key of :data:`SURGEONS`.
-        env: where it operates, on all rows at once; its autoreset mode is SAME_STEP.
+        env: where it operates, on all rows at once; its autoreset mode becomes SAME_STEP.
         seed: of everything that it draws, and of the environment's prompts.
         options: its own, by name.
 

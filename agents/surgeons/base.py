@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -83,7 +83,12 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     """Keeps a record of each operation that ends."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv) -> None:
-        """Wrap a vector environment in mode SAME_STEP."""
+        """Wrap a vector environment, and ask it for mode SAME_STEP.
+
+        Raises:
+            ValueError: if its autoreset mode is another and cannot be switched.
+        """
+        ask_for_same_step(env, "to practise")
         super().__init__(env)
         self.records: list[OperationRecord] = []
         self._totals = np.zeros(env.num_envs)
@@ -95,17 +100,7 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Forget unfinished operations and begin others.
-
-        Raises:
-            ValueError: if the autoreset mode is not SAME_STEP.
-        """
-        mode = self.env.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"autoreset_mode must be SAME_STEP to practise, got {mode}: "
-                'make the environment with autoreset_mode="SameStep"'
-            )
+        """Forget unfinished operations and begin others."""
         for row in range(self.num_envs):
             self._forget(row)
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
@@ -143,6 +138,22 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     def _forget(self, row: int) -> None:
         self._totals[row] = 0.0
         self._efforts[row] = []
+
+
+def ask_for_same_step(env: VectorEnv[Any, Any, Any], purpose: str) -> None:
+    """Switch our own vector environment to mode SAME_STEP; another has to be in it already.
+
+    Raises:
+        ValueError: if it is in another mode.
+    """
+    if isinstance(env, AttentionSurgeryVectorEnv):
+        env.autoreset_mode = AutoresetMode.SAME_STEP
+    mode = env.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.SAME_STEP:
+        raise ValueError(
+            f"autoreset_mode must be SAME_STEP {purpose}, got {mode}: "
+            'make the environment with autoreset_mode="SameStep"'
+        )
 
 
 def prompt_seed(seed: int) -> int:

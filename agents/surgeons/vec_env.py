@@ -11,12 +11,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.surgeons.base import row_info
-from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+from agents.surgeons.base import ask_for_same_step, row_info
 
 
 class SB3VecEnv(VecEnv):
@@ -40,14 +39,7 @@ class SB3VecEnv(VecEnv):
         Raises:
             ValueError: if its autoreset mode is not SAME_STEP, and cannot be switched.
         """
-        if isinstance(env, AttentionSurgeryVectorEnv):
-            env.autoreset_mode = AutoresetMode.SAME_STEP
-        mode = env.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"autoreset_mode must be SAME_STEP for Stable-Baselines3, got {mode}: "
-                'make the environment with autoreset_mode="SameStep"'
-            )
+        ask_for_same_step(env, "for Stable-Baselines3")
         self.env = env
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

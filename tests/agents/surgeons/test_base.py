@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from agents.surgeons.base import OperationRecord, OperationRecorder, row_info
 from tests.training_runs import ToyOperations, small_env, small_exam
@@ -175,7 +175,14 @@ def test_what_has_no_mask_is_everybodys() -> None:
     assert row_info(infos, 1) == {"episode": {"r": 2.0}}
 
 
-def test_only_an_environment_that_goes_on_in_the_same_step_is_practised_on() -> None:
-    recorder = OperationRecorder(small_exam())
+def test_an_environment_that_is_practised_on_goes_on_in_the_same_step() -> None:
+    env = small_exam()
+    assert env.autoreset_mode != AutoresetMode.SAME_STEP
+    OperationRecorder(env).reset(seed=0)
+    assert env.autoreset_mode == AutoresetMode.SAME_STEP
+
+
+def test_an_environment_that_cannot_be_switched_is_refused() -> None:
+    wrapped = VectorWrapper(small_exam())
     with pytest.raises(ValueError, match=r"^autoreset_mode must be SAME_STEP to practise, got "):
-        recorder.reset(seed=0)
+        OperationRecorder(wrapped)
