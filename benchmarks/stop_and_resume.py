@@ -2,7 +2,7 @@
 
 Every case begins in a fresh folder with the default preset, made small: the default corpus, a text
 by its relative path, or a run whose folder is moved after each stop. It is stopped at random
-moments by Ctrl-C, SIGTERM and kill -9, and goes on by the very command that it printed (after
+moments by Ctrl-C, SIGTERM and kill -9 in turn, and goes on by the very command that it printed (after
 kill -9 by the same one). In the end weights, metrics (but for times) and samples are compared bit
 for bit with those of a run that nothing happened to.
 
@@ -103,7 +103,7 @@ def disturbed(
             if child.returncode:
                 raise SystemExit(err)
             break
-        number = SIGNALS[(rng.randrange(3) + k) % 3]
+        number = SIGNALS[k % 3]
         said = stop(child, number, folder / "metrics.jsonl", rng)
         if said is None:
             break
