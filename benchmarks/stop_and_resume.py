@@ -3,8 +3,8 @@
 Every case begins in a fresh folder with the default preset, made small: the default corpus, a text
 by its relative path, or a run whose folder is moved after each stop. It is stopped at random
 moments by Ctrl-C, SIGTERM and kill -9 in turn, and goes on by the very command that it printed
-(after kill -9 by the same one). In the end weights, metrics (but for times) and samples are compared bit
-for bit with those of a run that nothing happened to.
+(after kill -9 by the same one). In the end weights, metrics (but for times) and samples are
+compared bit for bit with those of a run that nothing happened to.
 
     python benchmarks/stop_and_resume.py --stops 4
 """
@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of when runs are stopped")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A job of the background ignores Ctrl-C, and so would the runs that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng, result = random.Random(asked.seed), []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
