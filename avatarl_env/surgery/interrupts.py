@@ -22,6 +22,7 @@ from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+Handler = Callable[[int, FrameType | None], Any]
 
 _SIGNALS = tuple(int(number) for number in signal.valid_signals())
 
@@ -37,10 +38,9 @@ class InterruptGuard:
     def __init__(self) -> None:
         """Start with nothing guarded and nothing installed."""
         self._guarded: set[CodeType] = set()
-        self._replaced: dict[int, Callable[[int, FrameType | None], object]] = {}
-        self._pending: list[int] = []
+        self._installed: dict[int, _Relay] = {}
+        self._pending: list[tuple[int, Handler]] = []
         self._depth = 0
-        self._handler = self._handle  # one object, to be found again by identity
 
     def guard(self, function: F) -> F:
         """Decorate a function in which signals must wait."""
@@ -63,9 +63,11 @@ class InterruptGuard:
             self._pending.clear()
             for number in _SIGNALS:
                 present = getsignal(number)
-                if callable(present) and present is not self._handler:
-                    self._replaced[number] = present
-                    set_handler(number, self._handler)
+                if isinstance(present, _Relay):  # left behind by a removal on another thread
+                    present = present.replaced
+                if callable(present):
+                    self._installed[number] = _Relay(self, present)
+                    set_handler(number, self._installed[number])
         self._depth += 1
         return True
 
@@ -75,26 +77,40 @@ class InterruptGuard:
         Off the main thread, where Python refuses that, the handler stays and passes all on.
         """
         self._depth -= 1
-        if self._depth == 0 and threading.current_thread() is threading.main_thread():
-            for number, handler in self._replaced.items():
-                if getsignal(number) is self._handler:
-                    set_handler(number, handler)
+        if self._depth == 0:
+            installed, self._installed = self._installed, {}
+            if threading.current_thread() is threading.main_thread():
+                for number, relay in installed.items():
+                    if getsignal(number) is relay:
+                        set_handler(number, relay.replaced)
 
     def deliver(self) -> None:
         """Pass waiting signals on to the handlers that were there before, also if one raises."""
         while self._pending and threading.current_thread() is threading.main_thread():
-            number = self._pending.pop(0)
+            number, handler = self._pending.pop(0)
             try:
-                self._replaced[number](number, None)
+                handler(number, None)
             finally:
                 self.deliver()
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        caller = frame
-        while caller is not None:
-            if caller.f_code in self._guarded:
-                if signum not in self._pending:
-                    self._pending.append(signum)
-                return
-            caller = caller.f_back
-        self._replaced[signum](signum, frame)
+    def hold(self, number: int, handler: Handler, frame: FrameType | None) -> bool:
+        """Take note of a signal if ``frame`` is inside a guarded function; return whether it is."""
+        while frame is not None:
+            if frame.f_code in self._guarded:
+                if (number, handler) not in self._pending:
+                    self._pending.append((number, handler))
+                return True
+            frame = frame.f_back
+        return False
+
+
+class _Relay:
+    """The handler of one signal: holds it back or passes it to the handler that it replaced."""
+
+    def __init__(self, guard: InterruptGuard, replaced: Handler) -> None:
+        self.guard = guard
+        self.replaced = replaced
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if not self.guard.hold(signum, self.replaced, frame):
+            self.replaced(signum, frame)

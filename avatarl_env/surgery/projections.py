@@ -99,10 +99,9 @@ def check_weight(module: nn.Module) -> None:
 
     Integers and 8-bit numbers, as of quantised layers, cannot: 1.6 would round to 1 or 2.
     """
-    weight = module._parameters["weight"]
-    if weight is None or weight.dtype not in _DTYPES:
+    got = getattr(getattr(module, "weight", None), "dtype", None)
+    if got not in _DTYPES:
         kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
-        got = None if weight is None else weight.dtype
         raise ValueError(
             f"weights to operate on must be {kinds}, got {got} in a {type(module).__name__}; "
             "load the model without quantisation"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,6 @@ class HasParameters(Protocol):
 TargetsLike = Iterable[HasParameters | Tensor | str]
 
 
-_LISTS = {nn.RNNBase: "_flat_weights", nn.ParameterDict: "_keys"}
-"""Modules that keep a second list of their parameters, and the attribute that it is."""
-
-
 class Site(NamedTuple):
     """A name under which a module holds a target."""
 
@@ -35,8 +30,13 @@ class Site(NamedTuple):
     parameter: nn.Parameter
     order: tuple[str, ...]
     """The module's parameters, which state_dict() and optimizers list in this order."""
-    listed: tuple[str, Any] | None = None
-    """The module's second list of them: the attribute and what it was."""
+    keys: tuple[str, ...] = ()
+    """The keys of a ParameterDict, which has a list of them beside its parameters."""
+
+    @property
+    def place(self) -> tuple[nn.Module, str]:
+        """Where it is."""
+        return self.module, self.name
 
     def holds(self) -> bool:
         """Whether the module still finds the target under the name."""
@@ -54,13 +54,17 @@ class Site(NamedTuple):
             rank = {name: i for i, name in enumerate(self.order)}
             for name in sorted(entries, key=lambda name: rank.get(name, len(rank))):
                 entries[name] = entries.pop(name)
-        if self.listed is not None:
-            attribute, value = self.listed
-            attributes = self.module.__dict__
-            if isinstance(value, dict):  # keys that the body added stay behind the old ones
-                attributes[attribute] = {**value, **attributes[attribute]}
-            else:
-                attributes[attribute] = list(value)
+        self._list_again()
+
+    def _list_again(self) -> None:
+        """Let modules that list their parameters a second time list them as they are."""
+        module, name = self.module, self.name
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
+        if isinstance(module, nn.ParameterDict):
+            present = {**module._keys, name: None}
+            old = [key for key in self.keys if key in present]
+            module._keys = dict.fromkeys([*old, *present])
 
 
 class Choice(NamedTuple):
@@ -98,7 +102,7 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
     by_name = {full_name: p for full_name, _, _, p in held}
     chosen = _collect(model, targets, by_name)
     sites = [
-        Site(module, name, p, tuple(module._parameters), _second_list(module))
+        Site(module, name, p, tuple(module._parameters), _keys(module))
         for _, module, name, p in held
         if p in chosen
     ]
@@ -133,12 +137,8 @@ def _check_kinds(modules: Iterable[nn.Module]) -> None:
             )
 
 
-def _second_list(module: nn.Module) -> tuple[str, Any] | None:
-    """Return the module's second list of its parameters, copied."""
-    for kind, attribute in _LISTS.items():
-        if isinstance(module, kind):
-            return attribute, copy.copy(module.__dict__[attribute])
-    return None
+def _keys(module: nn.Module) -> tuple[str, ...]:
+    return tuple(module.keys()) if isinstance(module, nn.ParameterDict) else ()
 
 
 def _aliases(chosen: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
@@ -151,6 +151,23 @@ def _aliases(chosen: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]
     storages = {_storage(p) for p in chosen} - {0}
     found = (x for x in others if type(x) in (nn.Parameter, Tensor) and x not in chosen)
     return list(dict.fromkeys(x for x in found if _storage(x) in storages))
+
+
+def n_bytes_spanned(tensor: Tensor) -> int:
+    """Return the bytes from the first of a strided tensor's elements to the end of the last."""
+    if not tensor.numel():
+        return 0
+    if tensor.is_contiguous():
+        return tensor.numel() * tensor.element_size()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((n - 1) * step for n, step in steps) + 1) * tensor.element_size()
+
+
+def address_range(tensor: Tensor) -> range:
+    """Return the addresses of a tensor's memory; none if it has no memory of a plain kind."""
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+        return range(0)
+    return range(tensor.data_ptr(), tensor.data_ptr() + n_bytes_spanned(tensor))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn.utils import parametrize
 
-from avatarl_env.surgery.sites import Choice, Site
+from avatarl_env.surgery.sites import Choice, Site, address_range, n_bytes_spanned
+
+_numbers = itertools.count()
 
 
 class Row(NamedTuple):
@@ -22,6 +25,14 @@ class Row(NamedTuple):
     """The target's own memory."""
     saved: Tensor
     """A copy of what was there; of an expanded weight, each byte once."""
+    span: range
+    """Addresses from the target's first byte to its last."""
+
+    def overlaps(self, other: Row) -> bool:
+        """Whether putting one back may change what the other put back."""
+        mine, others = self.span, other.span
+        in_memory = mine.start < others.stop and others.start < mine.stop
+        return self.parameter is other.parameter or in_memory
 
     def put_back(self) -> None:
         """Give the target its own memory and its saved bytes.
@@ -51,10 +62,28 @@ class Row(NamedTuple):
 class Snapshot(NamedTuple):
     """The saved bytes of all targets, and everything else that must be as it was."""
 
+    number: int
+    """Later snapshots have higher numbers."""
     rows: Sequence[Row]
     sites: Sequence[Site]
     aliases: Sequence[Tensor]
     """Tensors of the model that are no targets, but share memory with one."""
+
+    def part_for(self, others: Collection[Snapshot]) -> Snapshot:
+        """Return what of this must be put back again after ``others`` were."""
+        theirs = [row for other in others for row in other.rows]
+        places = {site.place for other in others for site in other.sites}
+        return self._replace(
+            rows=[row for row in self.rows if any(map(row.overlaps, theirs))],
+            sites=[site for site in self.sites if site.place in places],
+        )
+
+    def joined(self, part: Snapshot) -> Snapshot:
+        """Return this with what another part of the same snapshot has more."""
+        return self._replace(
+            rows=list({row.parameter: row for row in (*self.rows, *part.rows)}.values()),
+            sites=list({site.place: site for site in (*self.sites, *part.sites)}.values()),
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -98,7 +127,7 @@ class Snapshot(NamedTuple):
         rows = []
         with torch.inference_mode(False):
             for row in self.rows:
-                name, p, home, saved = row
+                name, p, home, saved, _ = row
                 if not (has_memory(p.data) and has_memory(home)):
                     raise RuntimeError(f"commit needs the memory of {name}, which the body freed")
                 value = _dense(p.data)
@@ -127,8 +156,8 @@ def take(choice: Choice) -> Snapshot:
                     f"entry needs the memory of every target, {name} of {tuple(p.shape)} has "
                     f"{home.untyped_storage().nbytes()} bytes (its storage was freed or shrunk)"
                 )
-            rows.append(Row(name, p, home, _dense(home).clone()))
-    snapshot = Snapshot(rows, choice.sites, choice.aliases)
+            rows.append(Row(name, p, home, _dense(home).clone(), address_range(home)))
+    snapshot = Snapshot(next(_numbers), rows, choice.sites, choice.aliases)
     snapshot.announce()
     return snapshot
 
@@ -139,15 +168,8 @@ def has_memory(tensor: Tensor) -> bool:
     Storage can be freed or shrunk under a tensor (``untyped_storage().resize_``); reading or
     writing the tensor is then an access to memory of something else.
     """
-    if not tensor.numel():
-        return True
-    if tensor.is_contiguous():
-        last = tensor.numel() - 1
-    else:
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        last = sum((n - 1) * step for n, step in steps)
-    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    return int(tensor.untyped_storage().nbytes()) >= needed
+    end = int(tensor.storage_offset()) * tensor.element_size() + n_bytes_spanned(tensor)
+    return not tensor.numel() or int(tensor.untyped_storage().nbytes()) >= end
 
 
 def forget_cached_weights() -> None:

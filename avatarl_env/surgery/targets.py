@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import overload
+from typing import NamedTuple, overload
 
-import torch
 from torch import Tensor, nn
 
 from avatarl_env.surgery.projections import AttentionTarget, Projection, is_transposed
+from avatarl_env.surgery.sites import address_range
 
 
 class Targets(Sequence[AttentionTarget]):
@@ -231,33 +231,54 @@ def _matches(entry: int | str, names: list[str]) -> list[int]:
     return matched
 
 
-def _check_unshared(model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
-    """Refuse weights that two targets have, or a target and anything else in the model.
+class _Weight(NamedTuple):
+    """A Parameter, by its memory: two Parameters on one memory are one weight."""
 
-    A weight is known by the address of its memory: two Parameters on one memory are one weight.
-    """
-    holders: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for p in module._parameters.values():
-            if p is not None:
-                holders.setdefault(_address(p), []).append(name)
-    owners: dict[int, str] = {}
+    parameter: Tensor
+    addresses: range
+    is_dense: bool
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> _Weight:
+        is_plain = type(parameter) is nn.Parameter
+        return cls(
+            parameter,
+            address_range(parameter) if is_plain else range(0),
+            is_plain and parameter.is_contiguous(),
+        )
+
+    def shares(self, other: _Weight) -> bool:
+        if self.parameter is other.parameter:
+            return True
+        mine, others = self.addresses, other.addresses
+        if not (self.is_dense and other.is_dense):  # columns of one matrix lie between each other
+            return bool(mine and others) and mine.start == others.start
+        return mine.start < others.stop and others.start < mine.stop
+
+
+def _check_unshared(model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
+    """Refuse weights that two targets have, or a target and anything else in the model."""
+    held = [
+        (_Weight.of(p), name)
+        for name, module in model.named_modules()
+        for p in module._parameters.values()
+        if p is not None
+    ]
+    owned: list[tuple[_Weight, str]] = []
     for target in targets:
         for p in target.parameters():
-            address = _address(p)
-            others = [owners[address]] if address in owners else holders.get(address, [])
-            if address in owners or len(others) > 1:
+            weight = _Weight.of(p)
+            others = [name for other, name in owned if weight.shares(other)]
+            shared = bool(others)
+            if not shared:
+                others = [name for other, name in held if weight.shares(other)]
+                shared = len(others) > 1
+            if shared:
                 raise ValueError(
                     "targets must have weights of their own, "
                     f"got {target.name}, which shares one of {tuple(p.shape)} with {others}"
                 )
-            owners[address] = target.name
-
-
-def _address(weight: Tensor) -> int:
-    """Return where the weight's memory is; of one without memory, something of its own."""
-    plain = type(weight) is nn.Parameter and weight.layout == torch.strided and not weight.is_meta
-    return (weight.data_ptr() if plain and weight.numel() else 0) or -id(weight)
+            owned.append((weight, target.name))
 
 
 def _attribute(module: nn.Module, name: str, path: str) -> object:

@@ -85,7 +85,9 @@ class SurgicalTheater:
         """
         choice = choose(model, targets)
         self._choice = choice
-        self._held: list[Snapshot] = []  # its own, then those of outer theaters that left first
+        # Its own snapshot, then what of others must be put back after it: those of theaters that
+        # it was opened in, and that were left first.
+        self._held: list[Snapshot] = []
         self._owner: tuple[object, ...] = ()
         self._ended_early = False
         self._guarded = False
@@ -117,8 +119,8 @@ class SurgicalTheater:
 
         Args:
             parameter: a target.
-            value: of the same shape; its dtype may be another floating-point one, or a smaller
-                integer one.
+            value: of the same shape and of the same kind of numbers; floating-point ones are
+                rounded to the parameter's precision, integers have to fit its dtype.
 
         Raises:
             RuntimeError: if the theater is closed, or the body freed the parameter's storage.
@@ -130,7 +132,10 @@ class SurgicalTheater:
         parameter = self._choice.parameters[index]
         if not isinstance(value, Tensor):
             raise TypeError(f"value must be a tensor, got {type(value).__name__}")
-        if value.shape != parameter.shape or not torch.can_cast(value.dtype, parameter.dtype):
+        kept = torch.promote_types(value.dtype, parameter.dtype) == parameter.dtype
+        if value.shape != parameter.shape or not (
+            kept or (value.is_floating_point() and parameter.is_floating_point())
+        ):
             raise ValueError(
                 f"value must fit {self._choice.names[index]}, which is {tuple(parameter.shape)} "
                 f"{parameter.dtype}, got {tuple(value.shape)} {value.dtype}"
@@ -261,13 +266,22 @@ class SurgicalTheater:
                 start = _open_theaters.index(self) + 1
                 later = self._of_the_model(start)
             for other in later:
-                if other._held and self._held[-1] is not other._held[-1]:
-                    other._held = [*other._held, *self._held]
-                other._ended_early = True
-            own = [other._held[0] for other in reversed(later) if other._held]
-            for snapshot in [*own, *self._held]:
+                other._end(self._held)
+            held = [snapshot for each in (self, *later) for snapshot in each._held]
+            for snapshot in sorted(held, key=_number, reverse=True):  # the oldest last
                 failures += snapshot.put_back()
         return failures
+
+    def _end(self, outer: list[Snapshot]) -> None:
+        """Take note that an outer theater is left, and of what it has to put back."""
+        self._ended_early = True
+        held = {snapshot.number: snapshot for snapshot in self._held}
+        for snapshot in sorted(outer, key=_number, reverse=True):
+            part = snapshot.part_for(held.values())
+            if part.rows or part.sites:
+                known = held.get(snapshot.number)
+                held[snapshot.number] = part if known is None else known.joined(part)
+        self._held = list(held.values())
 
     def _of_the_model(self, start: int = 0) -> list[SurgicalTheater]:
         """Return the theaters that are open on the same model, from the ``start``-th entry on."""
@@ -313,6 +327,10 @@ def _owner() -> tuple[object, ...]:
 
 def _described(owner: tuple[object, ...]) -> str:
     return f"thread {owner[0]}" if len(owner) == 1 else f"task {owner[1]} of thread {owner[0]}"
+
+
+def _number(snapshot: Snapshot) -> int:
+    return snapshot.number
 
 
 def _twice(attempt: Callable[[], list[BaseException]]) -> None:

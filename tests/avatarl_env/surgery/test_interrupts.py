@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -157,6 +159,45 @@ def test_a_handler_installed_meanwhile_is_left_in_place() -> None:
     guard.remove()
     assert signal.getsignal(signal.SIGINT) is mine
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_handler_that_was_installed_meanwhile_and_passes_on_is_called_once() -> None:
+    """One that stays, and calls what it replaced: the guard's own handler of that time."""
+    patient, calls = Patient(), []
+    guard = patient.guard
+    guard.install()
+    replaced = signal.getsignal(signal.SIGINT)
+
+    def mine(signum: int, frame: object) -> None:
+        calls.append(signum)
+        replaced(signum, frame)  # type: ignore[operator]
+
+    signal.signal(signal.SIGINT, mine)
+    guard.remove()
+    guard.install()
+    with pytest.raises(KeyboardInterrupt):
+        strike()
+    with pytest.raises(KeyboardInterrupt):
+        patient.held()
+    guard.remove()
+    assert calls == [signal.SIGINT] * 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_handlers_that_were_given_back_are_let_go() -> None:
+    class Owner:
+        def note(self, signum: int, frame: object) -> None: ...
+
+    owner = Owner()
+    signal.signal(signal.SIGINT, owner.note)
+    guard = InterruptGuard()
+    guard.install()
+    guard.remove()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    gone = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert gone() is None
 
 
 def test_off_the_main_thread_nothing_is_installed() -> None:

@@ -135,3 +135,16 @@ def test_a_model_sharded_by_fsdp_is_refused_also_while_it_is_gathered(tmp_path: 
             model.unshard()
     finally:
         destroy_process_group()
+
+
+def test_second_lists_follow_what_the_body_replaced_for_good() -> None:
+    """A Parameter that is no target stays as the body leaves it, in the second list too."""
+    model = nn.LSTM(2, 2)
+    with SurgicalTheater(model, [model.weight_ih_l0]):
+        model.bias_hh_l0 = nn.Parameter(torch.ones(8))
+    assert all(a is b for a, b in zip(model._flat_weights, model.parameters(), strict=True))
+    named = nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(2)})
+    with SurgicalTheater(named, ["a"]):
+        del named["b"]
+        del named["a"]
+    assert [name for name, _ in named.items()] == ["a"]

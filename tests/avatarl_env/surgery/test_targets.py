@@ -481,6 +481,14 @@ def test_model_without_attention_is_refused_by_what_it_has() -> None:
 # --- weights of two owners -----------------------------------------------------------------------
 
 
+def test_a_parameter_on_a_part_of_a_layers_weight_is_refused() -> None:
+    model = tiny_gpt()
+    weight = model.blocks[1].attn.c_attn.weight.data
+    model.lm_head.extra = nn.Parameter(weight[8:16])
+    with pytest.raises(ValueError, match=r"got blocks.1.attn, which shares one of \(96, 32\)"):
+        find_targets(model)
+
+
 @pytest.mark.parametrize("tied_by", ["parameter", "memory"])
 def test_layers_that_share_a_weight_are_refused(tied_by: str) -> None:
     """In place an operation would be one on both layers, in an overlay on one of them."""

@@ -337,6 +337,8 @@ def test_write_does_not_round_fractions_into_integers() -> None:
     with SurgicalTheater(model, [model]) as room:
         with pytest.raises(ValueError, match=r"torch.int8, got .* torch.float32"):
             room.write(model.weight, torch.full((2,), 0.5))
+        with pytest.raises(ValueError, match=r"torch.int8, got .* torch.int64"):
+            room.write(model.weight, torch.full((2,), 300))
         room.write(model.weight, torch.full((2,), 3, dtype=torch.int8))
     assert model.weight.tolist() == [1, 1]
 

@@ -39,7 +39,7 @@ from tests.avatarl_env.surgery.edits import (
     through_data,
     write,
 )
-from tests.fakes import fingerprint
+from tests.fakes import bits, fingerprint
 
 # --- nesting -------------------------------------------------------------------------------------
 
@@ -120,29 +120,54 @@ def operating(model: nn.Module, names: list[str], value: float) -> Iterator[None
             yield
 
 
-@pytest.mark.parametrize("ending", [None, ValueError, GeneratorExit])
+CHOICES = [["0.weight"], ["1.weight"], ["0.weight", "1.weight"]]
+
+
+@pytest.mark.parametrize("ending", [None, GeneratorExit])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_theaters_left_in_any_order_lose_no_weights(
     order: tuple[int, ...], ending: type[BaseException] | None
 ) -> None:
-    """As of three generators on one model, which go on editing after others were left."""
+    """A weight is as it was before the first theater on it once all theaters on it are left.
+
+    As of three generators on one model, each editing its targets after any other has moved on.
+    """
+    for chosen in itertools.product(CHOICES, repeat=3):
+        model = small()
+        before = Snapshot(model)
+        rooms = [SurgicalTheater(model, names) for names in chosen]
+        inside: list[int] = []
+
+        for index, room in enumerate(rooms):
+            room.__enter__()
+            inside.append(index)
+            double(model, [chosen[other] for other in inside])
+        for index in order:
+            late = any(other < index for other in set(range(3)) - set(inside)) and ending is None
+            with pytest.raises(RuntimeError) if late else contextlib.nullcontext():
+                rooms[index].__exit__(ending, None, None)
+            inside.remove(index)
+            still = {name for other in inside for name in chosen[other]}
+            for name in {"0.weight", "1.weight"} - still:
+                assert bits(model.get_parameter(name)) == before.state[name][2], (chosen, order)
+            double(model, [chosen[other] for other in inside])
+        before.assert_same()
+
+
+def double(model: nn.Module, targets: list[list[str]]) -> None:
+    for name in itertools.chain(*targets):
+        model.get_parameter(name).data.mul_(2)
+
+
+def test_what_is_no_target_any_more_may_be_trained_while_a_later_theater_is_open() -> None:
     model = small()
-    before = Snapshot(model)
-    chosen = (["0.weight", "0.bias"], ["0.bias", "1.weight"], ["1.weight", "0.weight"])
-    rooms = [SurgicalTheater(model, names) for names in chosen]
-    error = ending() if ending else None
-    for room in rooms:
-        room.__enter__()
-    left: list[int] = []
-    for index in order:
-        for other in set(order) - set(left):
-            for name in chosen[other]:
-                model.get_parameter(name).data.mul_(2)
-        late = bool(set(range(index)) & set(left)) and ending is None
-        with pytest.raises(RuntimeError) if late else contextlib.nullcontext():
-            rooms[index].__exit__(ending, error, None)
-        left.append(index)
-    before.assert_same()
+    first, second = operating(model, ["0.weight"], 5.0), operating(model, ["1.weight"], 7.0)
+    next(first)
+    next(second)
+    first.close()
+    model[0].weight.data.fill_(42.0)
+    second.close()
+    assert model[0].weight.unique().tolist() == [42.0]
 
 
 def test_edits_made_after_the_outer_theater_was_left_are_undone_and_reported() -> None:

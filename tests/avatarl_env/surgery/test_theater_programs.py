@@ -56,7 +56,8 @@ class Config(NamedTuple):
     """Whether u and v are parts of one storage and overlap."""
 
 
-class View(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class View:
     """A tensor, as positions (cells) in storage (memory)."""
 
     memory: list[int]
@@ -103,24 +104,52 @@ def positions(layout: str) -> tuple[list[int], tuple[int, ...]]:
     return cells.reshape(-1).tolist(), tuple(cells.shape)
 
 
+ENTRIES = itertools.count()
+Row = tuple[nn.Parameter, View]
+"""A target, and its own memory."""
+
+
+def overlap(one: Row, other: Row) -> bool:
+    (p, home), (q, homes) = one, other
+    if p is q:
+        return True
+    if home.memory is not homes.memory or not (home.cells and homes.cells):
+        return False
+    return min(home.cells) <= max(homes.cells) and min(homes.cells) <= max(home.cells)
+
+
 @dataclass(eq=False)
 class Room:
-    """A theater that was entered, and what it has to put back."""
+    """A theater that was entered."""
 
     theater: SurgicalTheater
     targets: list[nn.Parameter]
     places: dict[str, nn.Parameter]
-    homes: list[View] = field(default_factory=list)
-    saved: list[list[int]] = field(default_factory=list)
-    held: list[Room] = field(default_factory=list)
-    """Itself, and the outer ones that were left before it."""
+    rows: list[Row] = field(default_factory=list)
+    held: dict[Room, list[Row]] = field(default_factory=dict)
+    """What it will put back: its own rows, and those of outer theaters left first that overlap."""
     ended_early: bool = False
+    number: int = 0
 
-    def put_back(self, world: World) -> None:
-        for target in reversed(range(len(self.targets))):
-            self.homes[target].fill(self.saved[target])
-            world.views[self.targets[target]] = self.homes[target]
-        world.slots.update(self.places)
+    def covered(self) -> set[Any]:
+        """Return all that it will put back."""
+        rows = [row for rows in self.held.values() for row in rows]
+        cells = {("cell", id(home.memory), cell) for _, home in rows for cell in home.cells}
+        return {*cells, *(("view", p) for p, _ in rows), *(("slot", name) for name in self.places)}
+
+    def saved_bytes(self) -> int:
+        return sum(
+            len(set(home.cells)) * home.dtype.itemsize
+            for rows in self.held.values()
+            for _, home in rows
+        )
+
+
+class Entry(NamedTuple):
+    """What a theater found when it was entered."""
+
+    room: Room
+    value: Any
 
 
 class Fault(NamedTuple):
@@ -163,6 +192,8 @@ class World:
         self.storage: list[tuple[Tensor, list[int]]] = []
         self.slots: dict[str, nn.Parameter | None] = dict.fromkeys(NAMES)
         self.rooms: list[Room] = []
+        self.found: dict[Any, list[Entry]] = {}  # of a cell, a parameter's view or a place
+        self.memories: dict[int, list[int]] = {}
         self.closed: list[Room] = []
         self.number = 0  # of the step, which is what it writes
 
@@ -236,33 +267,63 @@ class World:
             assert not room.theater.is_open
             return
         assert room.theater.__enter__() is room.theater
-        room.held.append(room)
-        room.homes.extend(self.views[p] for p in room.targets)
-        room.saved.extend(home.values() for home in room.homes)
-        cells = [{(id(home.memory), cell) for cell in home.cells} for home in room.homes]
-        sizes = [home.dtype.itemsize for home in room.homes]
-        assert room.theater.saved_bytes == sum(
-            len(each) * size for each, size in zip(cells, sizes, strict=True)
-        )
+        room.rows = [(p, self.views[p]) for p in room.targets]
+        room.held, room.number = {room: room.rows}, next(ENTRIES)
+        self.memories |= {id(home.memory): home.memory for _, home in room.rows}
+        for key in room.covered():
+            self.found.setdefault(key, []).append(Entry(room, self.value(key)))
+        assert room.theater.saved_bytes == room.saved_bytes()
         self.rooms.append(room)
+
+    def value(self, key: Any) -> Any:
+        if key[0] == "cell":
+            return self.memories[key[1]][key[2]]
+        return self.views[key[1]] if key[0] == "view" else self.slots[key[1]]
+
+    def set(self, key: Any, value: Any) -> None:
+        if key[0] == "cell":
+            self.memories[key[1]][key[2]] = value
+        elif key[0] == "view":
+            self.views[key[1]] = value
+        else:
+            self.slots[key[1]] = value
+
+    def leave(self, room: Room) -> int:
+        """Let all of a theater, and of those opened after it, be as the first of them found it.
+
+        That may also be one that was left before, although these had been opened inside. Return
+        how many copies that takes.
+        """
+        ended = self.rooms[self.rooms.index(room) :]
+        for later in ended[1:]:
+            later.ended_early = True
+            for source in sorted(room.held, key=lambda each: -each.number):
+                known = [row for rows in later.held.values() for row in rows]
+                part = [row for row in room.held[source] if any(overlap(row, k) for k in known)]
+                later.held[source] = list(dict.fromkeys([*later.held.get(source, []), *part]))
+        sources = {source for each in ended for source in each.held}
+        for key in set().union(*(each.covered() for each in ended)):
+            self.set(key, next(e.value for e in self.found[key] if e.room in sources))
+        n_copies = sum(len(rows) for each in ended for rows in each.held.values())
+        self.rooms.remove(room)
+        for key, entries in self.found.items():
+            while entries and entries[-1].room not in self.rooms and not self.needed(key, entries):
+                entries.pop()
+        return n_copies
+
+    def needed(self, key: Any, entries: list[Entry]) -> bool:
+        """Whether a theater that is to be left yet will put back what these found."""
+        return any(key in each.covered() and entries[-1].room in each.held for each in self.rooms)
 
     def close(self, index: int, fault: Fault | None = None) -> None:
         """Leave a theater, also before those that were opened after it."""
         if not self.rooms:
             return
-        index = max(0, len(self.rooms) - 1 - index)
-        room, later = self.rooms[index], self.rooms[index + 1 :]
-        for other in later:
-            if other.held[-1] is not room.held[-1]:
-                other.held += room.held
-            other.ended_early = True
-        undone = [*reversed(later), *room.held]
-        n_copies = sum(len(each.targets) for each in undone)
-        for each in undone:
-            each.put_back(self)
+        room = self.rooms[max(0, len(self.rooms) - 1 - index)]
+        ended_early, n_copies = room.ended_early, self.leave(room)
         if fault and fault.nth <= n_copies:
             expected: contextlib.AbstractContextManager[Any] = fault.comes_through()
-        elif room.ended_early:
+        elif ended_early:
             expected = pytest.raises(RuntimeError, match="an outer one on the model was left first")
         else:
             expected = contextlib.nullcontext()
@@ -274,7 +335,6 @@ class World:
         for room in rooms:
             assert not room.theater.is_open
             assert room.theater.saved_bytes == 0
-            self.rooms.remove(room)
         for flat, memory in self.storage:  # the weights' neighbours, too
             assert patterns(flat) == memory
         self.closed = [*rooms, *self.closed][:3]
@@ -296,8 +356,7 @@ class World:
             body()
         assert caught.value is raised
         for room in reversed(left):
-            for each in room.held:
-                each.put_back(self)
+            self.leave(room)
         self.note_closed(*left)
 
     def commit(self, index: int, fault: Fault | None = None) -> None:
@@ -312,7 +371,7 @@ class World:
         fits = [
             (now.shape, now.dtype) == (home.shape, home.dtype)
             and len(set(now.cells)) <= len(set(home.cells))
-            for now, home in zip(present, room.homes, strict=True)
+            for now, (_, home) in zip(present, room.rows, strict=True)
         ]
         placed = all(self.slots[name] is p for name, p in room.places.items())
         n_clones = (fits.index(False) if False in fits else len(fits)) if placed else 0
@@ -326,13 +385,20 @@ class World:
             self.commit_all(room, fault)
 
     def commit_all(self, room: Room, fault: Fault | None) -> None:
-        room.saved[:] = [self.views[p].values() for p in room.targets]
+        saved = [self.views[p].values() for p in room.targets]
         strikes = fault and fault.method == "copy_" and fault.nth <= len(room.targets)
-        room.put_back(self)
+        for (p, home), values in reversed(list(zip(room.rows, saved, strict=True))):
+            home.fill(values)
+            self.views[p] = home
+        for key in room.covered():
+            self.found[key] = [
+                Entry(room, self.value(key)) if entry.room is room else entry
+                for entry in self.found[key]
+            ]
         with fault.comes_through() if fault and strikes else contextlib.nullcontext():
             room.theater.commit()
         assert room.theater.is_open
-        for p, values in zip(room.targets, room.saved, strict=True):
+        for p, values in zip(room.targets, saved, strict=True):
             assert patterns(room.theater.original(p)) == values
 
     # --- edits -----------------------------------------------------------------------------------
