@@ -39,7 +39,7 @@ class InterruptGuard:
         """Start with nothing guarded and nothing installed."""
         self._guarded: set[CodeType] = set()
         self._installed: dict[int, _Relay] = {}
-        self._pending: list[tuple[int, Handler]] = []
+        self._pending: list[tuple[int, Handler, FrameType | None]] = []
         self._depth = 0
 
     def guard(self, function: F) -> F:
@@ -87,20 +87,21 @@ class InterruptGuard:
     def deliver(self) -> None:
         """Pass waiting signals on to the handlers that were there before, also if one raises."""
         while self._pending and threading.current_thread() is threading.main_thread():
-            number, handler = self._pending.pop(0)
+            number, handler, frame = self._pending.pop(0)
             try:
-                handler(number, None)
+                handler(number, frame)
             finally:
                 self.deliver()
 
     def hold(self, number: int, handler: Handler, frame: FrameType | None) -> bool:
         """Take note of a signal if ``frame`` is inside a guarded function; return whether it is."""
-        while frame is not None:
-            if frame.f_code in self._guarded:
-                if (number, handler) not in self._pending:
-                    self._pending.append((number, handler))
+        caller = frame
+        while caller is not None:
+            if caller.f_code in self._guarded:
+                if (number, handler) not in [pending[:2] for pending in self._pending]:
+                    self._pending.append((number, handler, frame))
                 return True
-            frame = frame.f_back
+            caller = caller.f_back
         return False
 
 

@@ -76,8 +76,9 @@ class Choice(NamedTuple):
     """Their names in the model; a tied one's first."""
     sites: list[Site]
     """All places that hold a target, those of tied weights included."""
-    reach: frozenset[nn.Parameter | nn.Module]
-    """All parameters and modules of the model: two choices whose reach overlaps are of one."""
+    reach: frozenset[nn.Parameter | nn.Module | int]
+    """All parameters and modules of the model, and the addresses of the parameters' storage: two
+    choices whose reach overlaps are of one."""
     aliases: list[Tensor]
     """Parameters and buffers that are no targets, but lie in the same storage as one."""
 
@@ -106,7 +107,8 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
         for _, module, name, p in held
         if p in chosen
     ]
-    reach = frozenset[nn.Parameter | nn.Module]([*by_name.values(), *modules])
+    addresses = {_storage(p) for p in by_name.values()} - {0}
+    reach = frozenset[nn.Parameter | nn.Module | int]([*by_name.values(), *modules, *addresses])
     buffers = (b for module in modules for b in module._buffers.values() if b is not None)
     aliases = _aliases(chosen, [*by_name.values(), *buffers])
     return Choice(list(chosen), list(chosen.values()), sites, reach, aliases)
@@ -149,7 +151,7 @@ def _aliases(chosen: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]
     """
     chosen = set(chosen)
     storages = {_storage(p) for p in chosen} - {0}
-    found = (x for x in others if type(x) in (nn.Parameter, Tensor) and x not in chosen)
+    found = (x for x in others if x not in chosen)
     return list(dict.fromkeys(x for x in found if _storage(x) in storages))
 
 
@@ -172,6 +174,8 @@ def address_range(tensor: Tensor) -> range:
 
 def _storage(tensor: Tensor) -> int:
     """Return the address of a plain tensor's storage; 0 if it has none."""
+    if type(tensor) not in (nn.Parameter, Tensor):
+        return 0
     if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return 0
     return tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()

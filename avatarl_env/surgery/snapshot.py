@@ -50,6 +50,8 @@ class Row(NamedTuple):
         _dense(home).copy_(self.saved)
         moved = (parameter.dtype, parameter.device) != (home.dtype, home.device)
         parameter.data = home
+        if parameter.grad_fn is not None:  # edited in place by what has a gradient
+            parameter.detach_()
         if moved and parameter.grad is not None:  # module.to() moved it along
             parameter.grad.data = parameter.grad.data.to(home.device, home.dtype)
         if lost:

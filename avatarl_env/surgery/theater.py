@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ class SurgicalTheater:
       was on the other side raises a RuntimeError instead of giving a wrong gradient. This also
       holds for tensors of the model that share a target's storage. Exceptions, because torch does
       not notice them: an edit through ``.data`` between a loss and its backward, both in the body
-      (edit with :meth:`write` or under ``torch.no_grad()``); and backwards that read weights again
+      (edit with :meth:`write` or under ``torch.no_grad()``); tensors on a target's storage that
+      the model did not register when the theater was made; and backwards that read weights again
       or keep them out of autograd's sight, which are activation checkpointing
       (``torch.utils.checkpoint``, both forms), saved-tensor hooks (``save_on_cpu``) and the
       functions that ``torch.func.vjp`` returns. Call these on the side where the loss was built.
@@ -208,6 +209,8 @@ class SurgicalTheater:
 
         Raises:
             ExceptionGroup: if targets could not be restored; all others were.
+            RecursionError: if it is left from so much deeper than it was entered that the stack has
+                no room. It stays open then, and can be left again.
             RuntimeError: if the body ended well, but an outer theater was left before this one, so
                 that part of the body ran on weights that were no longer operated.
         """
@@ -222,6 +225,10 @@ class SurgicalTheater:
                 )
         finally:
             _interrupts.deliver()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled: there is one that puts the weights back."""
+        raise TypeError("a SurgicalTheater cannot be copied or pickled; make another")
 
     def _register(self) -> None:
         inductor = sys.modules.get("torch._inductor.config")
@@ -246,17 +253,24 @@ class SurgicalTheater:
             _open_theaters.append(self)
 
     def _leave(self) -> None:
-        """Restore and unregister."""
+        """Restore and unregister; where the stack is too full for that, change nothing."""
         try:
             _twice(self._unwind)
-        finally:
-            with _lock:
-                if self in _open_theaters:
-                    _open_theaters.remove(self)
-            self._held, self._ended_early = [], False
-            if self._guarded:
-                self._guarded = False
-                _interrupts.remove()
+        except RecursionError:
+            raise
+        except BaseException:
+            self._unregister()
+            raise
+        self._unregister()
+
+    def _unregister(self) -> None:
+        with _lock:
+            if self in _open_theaters:
+                _open_theaters.remove(self)
+        self._held, self._ended_early = [], False
+        if self._guarded:
+            self._guarded = False
+            _interrupts.remove()
 
     def _unwind(self) -> list[BaseException]:
         """Restore, and before that end the theaters opened later; return what was raised."""
@@ -347,6 +361,9 @@ def _twice(attempt: Callable[[], list[BaseException]]) -> None:
     if not failures:
         return
     lost = attempt()
+    for error in lost:
+        if isinstance(error, RecursionError):
+            raise error
     if lost:
         raise BaseExceptionGroup("weights that could not be restored", lost)
     if len(failures) == 1:

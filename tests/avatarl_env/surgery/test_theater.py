@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -811,3 +814,47 @@ def test_a_stack_that_is_nearly_full_is_refused_before_anything_is_edited() -> N
         before.assert_same()
         assert not room.is_open
     assert 0 < refused < 150
+
+
+def test_a_theater_that_cannot_be_left_for_want_of_stack_can_be_left_again() -> None:
+    model = small()
+    before = Snapshot(model)
+
+    def at_depth(depth: int, room: SurgicalTheater) -> None:
+        if depth:
+            at_depth(depth - 1, room)
+        else:
+            room.__exit__(None, None, None)
+
+    limit, refused = sys.getrecursionlimit(), 0
+    for depth in range(limit - 150, limit):
+        room = SurgicalTheater(model, [model])
+        room.__enter__()
+        in_place(model, room)
+        try:
+            at_depth(depth, room)
+        except RecursionError:
+            refused += 1
+            assert room.is_open
+            room.__exit__(None, None, None)
+        before.assert_same()
+        assert not room.is_open
+    assert 0 < refused < 150
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_theater_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    model = small()
+    with SurgicalTheater(model, [model]) as room, pytest.raises(TypeError, match="copied"):
+        make(room)
+
+
+def test_a_weight_edited_by_what_has_a_gradient_is_a_leaf_again() -> None:
+    model = small()
+    model.requires_grad_(False)
+    before, gain = Snapshot(model), torch.ones(3, 3, requires_grad=True)
+    with SurgicalTheater(model, [model]):
+        model[0].weight.add_(gain)
+    before.assert_same()
+    assert model[0].weight.is_leaf
+    assert not model[0].weight.requires_grad

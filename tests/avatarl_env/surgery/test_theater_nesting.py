@@ -289,6 +289,22 @@ def test_models_that_share_a_parameter_are_one_model() -> None:
     before.assert_same()
 
 
+def test_models_that_share_memory_are_one_model() -> None:
+    """As after ``two.load_state_dict(one.state_dict(), assign=True)``."""
+    one, two = small(), small()
+    two.load_state_dict(one.state_dict(), assign=True)
+    before = Snapshot(one)
+    outer, inner = SurgicalTheater(one, [one]), SurgicalTheater(two, [two])
+    outer.__enter__()
+    in_place(one, outer)
+    assert isinstance(run_in_thread(inner.__enter__), RuntimeError)
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    two[0].weight.data.fill_(9.0)
+    leave_late(inner)
+    before.assert_same()
+
+
 def test_a_part_of_a_model_and_the_whole_are_one_model() -> None:
     model = small()
     before = Snapshot(model)
