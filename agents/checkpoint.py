@@ -7,6 +7,7 @@ Tensors go to one safetensors file, the rest to JSON; nothing here is a pickle.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from agents.run_folder import LOCK, PARTIAL
 from avatarl_env.files import read_json
 
 State = dict[str, Any]
@@ -60,7 +62,7 @@ def write(
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         sync(root.parent)  # which also has the run's other files from then on
-    _remove_partial(root)
+    remove_partial(root)
     partial = root / f".{number}.partial"
     try:
         partial.mkdir()
@@ -163,10 +165,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        handle = (folder / ".lock").open("a")
+        handle = (folder / LOCK).open("a", opener=_open_no_link)
     except OSError as error:
+        is_link = error.errno == errno.ELOOP
+        reason = f"its {LOCK} is a symbolic link" if is_link else error.strerror
         raise ValueError(
-            f"out must be a folder that can be written to, got {str(folder)!r}: {error.strerror}"
+            f"out must be a folder that can be written to, got {str(folder)!r}: {reason}"
         ) from error
     with handle:
         try:
@@ -178,6 +182,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def remove_partial(root: Path) -> None:
+    """Remove what a killed run left half written in ``root``; of a link only the link."""
+    for left in root.glob(PARTIAL):
+        if left.is_symlink() or not left.is_dir():
+            left.unlink()
+        else:
+            shutil.rmtree(left)
+
+
 def sync(path: Path) -> None:
     """Have a file, or a folder's list of files, on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -185,6 +198,10 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -226,8 +243,3 @@ def _remove(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(f".{checkpoint.name}.partial")
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)
-
-
-def _remove_partial(root: Path) -> None:
-    for left in root.glob(".*.partial"):
-        shutil.rmtree(left)

@@ -32,7 +32,7 @@ from agents.journal import Journal
 from agents.run_folder import RunFolder
 from agents.training import RunSummary, _new_folder_name, train
 from avatarl_env.lm.storage import load_model
-from tests.agents.broken_runs import HOME, config, rows
+from tests.agents.broken_runs import HOME, Kill, config, killed, rows
 from tests.agents.test_faults import poisoned
 from tests.agents.test_resuming import BrokenOff, break_off, resume
 from tests.training_runs import flags
@@ -206,9 +206,10 @@ def test_runs_of_one_second_get_folders_of_their_own(
 def test_a_folder_whose_run_was_killed_as_it_began_can_be_used(
     workplace: Path, whole: RunSummary
 ) -> None:
-    Path("run").mkdir()
-    Path("run/.lock").touch()
-    Path("run/config.json.partial").write_text("{")
+    assert killed(Path("run").absolute(), workplace / "text.txt", Kill("as a file is replaced", 1))
+    names = sorted(path.name for path in Path("run").iterdir())
+    assert [bool(re.fullmatch(r"\.\w{16}\.partial", name)) for name in names].count(True) == 1
+    assert len(names) == 2
     with pytest.raises(BadInput, match="resume must be a run folder, with its config"):
         train(resume(Path("run")), quiet=True)
     went_the_same_way(train(config(Path("text.txt"), Path("run")), quiet=True).folder, whole)
