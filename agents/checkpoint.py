@@ -30,6 +30,7 @@ State = dict[str, Any]
 FORMAT = 1
 KEPT = 2
 MANIFEST, VALUES, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
+_LOCK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 _PREFIX, _PLACE = "step-", "$tensor"
 
 
@@ -165,7 +166,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        handle = (folder / LOCK).open("a", opener=_open_no_link)
+        handle = os.fdopen(os.open(folder / LOCK, _LOCK_FLAGS, 0o666), "a")
     except OSError as error:
         is_link = error.errno == errno.ELOOP
         reason = f"its {LOCK} is a symbolic link" if is_link else error.strerror
@@ -198,10 +199,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

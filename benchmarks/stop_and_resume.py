@@ -3,8 +3,8 @@
 Every case begins in a fresh folder with the default preset, made small: the default corpus, a text
 by its relative path, or a run whose folder is moved after each stop. It is stopped at random
 moments by Ctrl-C, SIGTERM and kill -9 in turn, and goes on by the very command that it printed
-(after kill -9 by the same one). In the end weights, metrics (but for times) and samples are compared
-bit for bit with those of a run that nothing happened to.
+(after kill -9 by the same one). In the end weights, metrics (but for times) and samples are
+compared bit for bit with those of a run that nothing happened to.
 
     python benchmarks/stop_and_resume.py --stops 4
 """

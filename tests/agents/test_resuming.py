@@ -389,7 +389,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "short metrics": (
         lambda f: os.truncate(f / "metrics.jsonl", 300),
-        r"recorded, got 300: restore the file, or delete .*step-\d+ to resume from the .* before it",
+        r"recorded, got 300: restore the file, or delete .*step-\d+ to resume from .* before it",
     ),
     "zeroed metrics": (zero_part_of_the_metrics, r"row of JSON in line 1, got .*x00.*: restore"),
     "metrics of something else": (
