@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from agents.checkpoint import load_weights
+from agents.checkpoint import load_weights, remove_partial
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import save_model
 from avatarl_env.lm.tokenizer import CharTokenizer
@@ -69,19 +71,31 @@ class BestModel:
 
     def clear(self) -> None:
         """Remove the folder, whole, if there is one."""
-        doomed = self._folder.with_name(f".{self._folder.name}-old.partial")
-        shutil.rmtree(doomed, ignore_errors=True)
         if self._folder.is_dir():
-            os.replace(self._folder, doomed)
-            shutil.rmtree(doomed)
+            with self._workplace() as place:
+                os.replace(self._folder, place / "old")
 
     def _write(self, model: GPT) -> None:
         """Replace the folder; a run that is killed meanwhile leaves none, or a whole one."""
-        partial = self._folder.with_name(f".{self._folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        with self._workplace() as place:
+            about = {**self._about, **(self.found or {})}
+            save_model(place / "new", model, self._tokenizer, about)
+            if self._folder.is_dir():
+                os.replace(self._folder, place / "old")
+            os.replace(place / "new", self._folder)
+
+    @contextmanager
+    def _workplace(self) -> Iterator[Path]:
+        """Make a new folder beside the model's, and remove it and all that is in it in the end.
+
+        Nobody can guess its name, so no link lies in wait there. A killed run leaves it behind; the
+        next call, or the next checkpoint, removes it.
+        """
+        root = self._folder.parent
+        root.mkdir(parents=True, exist_ok=True)
+        remove_partial(root)
+        place = Path(tempfile.mkdtemp(dir=root, prefix=".", suffix=".partial"))
         try:
-            save_model(partial, model, self._tokenizer, {**self._about, **(self.found or {})})
-            self.clear()
-            os.replace(partial, self._folder)
+            yield place
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)

@@ -7,6 +7,7 @@ Tensors go to one safetensors file, the rest to JSON; nothing here is a pickle.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from agents.run_folder import LOCK, PARTIAL
 from avatarl_env.files import read_json
 
 State = dict[str, Any]
@@ -28,6 +30,7 @@ State = dict[str, Any]
 FORMAT = 1
 KEPT = 2
 MANIFEST, VALUES, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
+_LOCK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 _PREFIX, _PLACE = "step-", "$tensor"
 
 
@@ -60,7 +63,7 @@ def write(
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         sync(root.parent)  # which also has the run's other files from then on
-    _remove_partial(root)
+    remove_partial(root)
     partial = root / f".{number}.partial"
     try:
         partial.mkdir()
@@ -163,10 +166,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        handle = (folder / ".lock").open("a")
+        handle = os.fdopen(os.open(folder / LOCK, _LOCK_FLAGS, 0o666), "a")
     except OSError as error:
+        is_link = error.errno == errno.ELOOP
+        reason = f"its {LOCK} is a symbolic link" if is_link else error.strerror
         raise ValueError(
-            f"out must be a folder that can be written to, got {str(folder)!r}: {error.strerror}"
+            f"out must be a folder that can be written to, got {str(folder)!r}: {reason}"
         ) from error
     with handle:
         try:
@@ -176,6 +181,15 @@ def locked(folder: Path) -> Iterator[None]:
                 f"out must be a run that no other process works on, got {str(folder)!r}"
             ) from error
         yield
+
+
+def remove_partial(root: Path) -> None:
+    """Remove what a killed run left half written in ``root``; of a link only the link."""
+    for left in root.glob(PARTIAL):
+        if left.is_symlink() or not left.is_dir():
+            left.unlink()
+        else:
+            shutil.rmtree(left)
 
 
 def sync(path: Path) -> None:
@@ -226,8 +240,3 @@ def _remove(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(f".{checkpoint.name}.partial")
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)
-
-
-def _remove_partial(root: Path) -> None:
-    for left in root.glob(".*.partial"):
-        shutil.rmtree(left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -12,13 +13,14 @@ from agents.grpo.estimators import ALL_ACTIONS
 from agents.surgeons import check_surgeon
 from agents.tracking import to_json
 from agents.wandb_sink import TRACK_CHOICES
-from avatarl_env.choices import check_choice
+from avatarl_env import choices
 from avatarl_env.episode import OperationConfig
 from avatarl_env.lm.gpt import GPTConfig
 from avatarl_env.scoring import DEFAULT_WEIGHTS, Score
 from avatarl_env.surgery import OPERATORS
 
 PRESET_NAMES = ("smoke", "laptop", "full", "seed_sampled", "seed_exhaustive")
+MOST_SEED = 2**128 - 1
 MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
 NOT_FINITE = ("inf", "-inf", "nan")  # how JSON holds a number that it has no form for
 _OF_PRESET: Any = None  # default of what the presets differ in
@@ -50,13 +52,7 @@ class ModelConfig:
 
     def with_vocabulary(self, vocab_size: int) -> GPTConfig:
         """Return the sizes of a GPT over so many tokens."""
-        return GPTConfig(
-            vocab_size=vocab_size,
-            context=self.context,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            width=self.width,
-        )
+        return GPTConfig(vocab_size=vocab_size, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,24 +108,15 @@ class TrainConfig:
     """Who learns when."""
 
     def __post_init__(self) -> None:
-        check_choice("preset", self.preset, PRESET_NAMES)
+        choices.check_choice("preset", self.preset, PRESET_NAMES)
         self._complete()
-        check_surgeon(self.surgeon, self.surgeon_options)
-        check_choice("operator", self.operator, OPERATORS)
         # What is stored, compared and resumed has one form.
-        object.__setattr__(self, "layers", _as_layers(self.layers))
-        object.__setattr__(self, "score", _as_weights(self.score))
+        for name, value in self._checked().items():
+            object.__setattr__(self, name, value)
+        check_surgeon(self.surgeon, self.surgeon_options)
+        choices.check_choice("operator", self.operator, OPERATORS)
         if self.track is not None:
-            check_choice("track", self.track, TRACK_CHOICES)
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(
-                f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}"
-            )
-        for name in ("seed", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.threads > MOST_THREADS:
-            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
+            choices.check_choice("track", self.track, TRACK_CHOICES)
         self.operation.check_context(self.lm.context)
         self._check_phases()
 
@@ -146,13 +133,35 @@ class TrainConfig:
         """
         own, usual = _PRESETS[self.preset](), _laptop()
         for name, value in own.items():
-            if getattr(self, name) is None:
+            given = getattr(self, name)
+            if given is None:
                 object.__setattr__(self, name, value)  # frozen, but not yet made
+            elif not isinstance(given, type(value)):
+                raise ValueError(
+                    f"{name} must be a {type(value).__name__}, got {choices.shown(given)}"
+                )
         if own != usual and all(getattr(self, name) == usual[name] for name in usual):
             raise ValueError(
-                f"preset must be what the settings are of, 'laptop', got {self.preset!r}; "
-                f"preset({self.preset!r}) returns that one"
+                f"preset must be 'laptop', whose settings these all are, got {self.preset!r}; "
+                f"for the settings of {self.preset!r} write preset({self.preset!r})"
             )
+
+    def _checked(self) -> dict[str, Any]:
+        """Return the settings that have plain values, each of its type and in its range."""
+        given = [name for name in ("out", "resume") if getattr(self, name) is not None]
+        seconds: Any = self.checkpoint_seconds
+        if not (isinstance(seconds, float) and seconds == math.inf):
+            seconds = choices.check_number("checkpoint_seconds", seconds, 0, math.inf)
+        return {
+            **{n: choices.check_text(n, getattr(self, n)) for n in ("corpus", "device", *given)},
+            "surgeon_options": choices.check_mapping("surgeon_options", self.surgeon_options),
+            "layers": _as_layers(self.layers),
+            "score": _as_weights(self.score),
+            "seed": choices.check_integer("seed", self.seed, most=MOST_SEED),
+            "checkpoint_seconds": seconds,
+            "tensorboard": choices.check_bool("tensorboard", self.tensorboard),
+            "threads": choices.check_integer("threads", self.threads, most=MOST_THREADS),
+        }
 
     def _check_phases(self) -> None:
         """Refuse what the phases could not be run, or judged, with."""
@@ -194,11 +203,8 @@ def _as_layers(value: Any) -> tuple[int | str, ...] | None:
 
 
 def _as_weights(value: Any) -> dict[str, float]:
-    is_weights = isinstance(value, Mapping) and all(
-        isinstance(weight, int | float) and not isinstance(weight, bool)
-        for weight in value.values()
-    )
-    if not is_weights:
+    weights = value.values() if isinstance(value, Mapping) else [None]
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in weights):
         raise ValueError(f"score must be numbers, weights by the name of a term, got {value!r}")
     return Score(value).weights
 
@@ -338,10 +344,6 @@ def _seed_exhaustive() -> dict[str, Any]:
     )
 
 
-_PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
-    "smoke": _smoke,
-    "laptop": _laptop,
-    "full": _full,
-    "seed_sampled": _seed_sampled,
-    "seed_exhaustive": _seed_exhaustive,
-}
+_PRESETS: dict[str, Callable[[], dict[str, Any]]] = dict(
+    zip(PRESET_NAMES, (_smoke, _laptop, _full, _seed_sampled, _seed_exhaustive), strict=True)
+)

@@ -21,7 +21,7 @@ from agents.judgement import Judgement, judge
 from agents.ranks import share_edits
 from agents.surgeons import NONE, OperationRecord, Surgeon
 from agents.surgeons.contract import check_records
-from avatarl_env.choices import check_choice
+from avatarl_env.choices import check_choice, check_integer
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 PROBE, IF_BETTER, ROLLOUT = "probe", "if_better", "rollout"
@@ -61,9 +61,9 @@ class CurriculumConfig:
     def __post_init__(self) -> None:
         least = {"n_rows": 1, "operations_per_round": 1, "judge_prompts": 2, "evaluate_every": 1}
         for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least.get(name, 0):
-                raise ValueError(f"{name} must be at least {least.get(name, 0)}, got {value}")
+            if name != "commit":
+                count = check_integer(name, getattr(self, name), least.get(name, 0))
+                object.__setattr__(self, name, count)
         check_choice("commit", self.commit, (PROBE, IF_BETTER, ROLLOUT))
 
     @property

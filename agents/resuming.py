@@ -22,6 +22,7 @@ from agents.config import TrainConfig, to_settings
 from agents.effect import Effect
 from agents.journal import Journal
 from agents.launch import STOPPING, leave_closed_terminal, resume_command
+from agents.run_folder import CHECKPOINTS
 from agents.setup import Setup
 from agents.stored import HARMLESS, PLACES, flat
 from agents.surgeons import reading, save_surgeon
@@ -157,7 +158,7 @@ class Checkpointer:
 
 def checkpoints_of(folder: Path) -> Path:
     """Return where a run's checkpoints lie."""
-    return folder / "checkpoints"
+    return folder / CHECKPOINTS
 
 
 def versions() -> dict[str, str]:

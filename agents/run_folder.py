@@ -6,13 +6,18 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
 from agents.launch import resume_command
+from agents.tensorboard_sink import FOLDER as EVENTS
+from avatarl_env.choices import shown
 from avatarl_env.files import parse_json
 
-SKELETON = (".lock", "config.json.partial")  # what a run that was killed as it began leaves
+LOCK = ".lock"
+PARTIAL = ".*.partial"  # names of files and folders that are not whole yet
+CHECKPOINTS = "checkpoints"
 
 
 class NotWritten(OSError):
@@ -22,7 +27,8 @@ class NotWritten(OSError):
 class RunFolder:
     """The folder of one run, made on construction; a folder that holds anything is refused.
 
-    What a run leaves that was killed before it wrote its `config.json` counts as nothing.
+    What a run leaves that was killed before it wrote its `config.json`, the lock and partial files,
+    counts as nothing.
 
     `RunFolder.reopen(path)` takes one that holds a run already.
 
@@ -56,7 +62,8 @@ class RunFolder:
         """Open the folder of a run that was begun before, and change nothing in it.
 
         Raises:
-            ValueError: If there is no `config.json` in it.
+            ValueError: If there is no `config.json` in it, or if one of the run's own files is a
+                symbolic link, through which something else would be changed.
         """
         folder = cls.__new__(cls)
         folder._name_files(path)
@@ -64,6 +71,7 @@ class RunFolder:
             raise ValueError(
                 f"folder must hold a run's config.json to go on with, got {str(path)!r}"
             )
+        folder._refuse_links()
         return folder
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -73,7 +81,10 @@ class RunFolder:
                 yield parse_json(line)
 
     def check_holds(self, n_metrics: int, n_samples: int) -> None:
-        """Check that `metrics.jsonl` and `samples.txt` have so many bytes, and a line ends there.
+        """Check that `metrics.jsonl` and `samples.txt` have so many bytes of whole lines.
+
+        The lines of `metrics.jsonl` must be rows: after a power cut a file may have its length
+        and not its content.
 
         Args:
             n_metrics: Bytes of `metrics.jsonl`, as `MetricWriter.positions` says.
@@ -83,11 +94,15 @@ class RunFolder:
             ValueError: If one has not; nothing is changed.
         """
         for file, length in ((self.metrics, n_metrics), (self.samples, n_samples)):
-            if not _has_line_end_at(file, length):
+            size = file.stat().st_size if file.exists() else 0
+            if size < length:
                 raise ValueError(
-                    f"resume_from must be where a line of {file.name} ends, got byte {length} of "
-                    f"{file.stat().st_size if file.exists() else 0}"
+                    f"{file} must have the {length} bytes that were recorded, got {size}"
                 )
+            if not _has_line_end_at(file, length):
+                raise ValueError(f"{file} must have a line that ends at byte {length}, got none")
+        if n_metrics:
+            _check_rows(self.metrics, n_metrics)
 
     def cut_back(self, n_metrics: int, n_samples: int) -> None:
         """Shorten `metrics.jsonl` and `samples.txt` and remove `summary.json`.
@@ -97,7 +112,8 @@ class RunFolder:
             n_samples: Bytes to keep of `samples.txt`.
 
         Raises:
-            ValueError: If a file is shorter, or a line does not end there; nothing is changed then.
+            ValueError: If a file is shorter, a line does not end there, or one that is to be kept
+                is damaged; nothing is changed then.
         """
         self.check_holds(n_metrics, n_samples)
         self.summary.unlink(missing_ok=True)
@@ -131,6 +147,19 @@ class RunFolder:
                 f"out must be a folder that can be written to, got {path!r}: {reason}{remedy}"
             ) from error
 
+    def _refuse_links(self) -> None:
+        """Raise a ValueError if something else would be written through one of the run's files."""
+        checkpoints = self.path / CHECKPOINTS
+        own = [self.path / LOCK, self.config, self.references, self.metrics, self.samples]
+        own += [self.summary, self.path / EVENTS, checkpoints]
+        own += checkpoints.iterdir() if checkpoints.is_dir() else ()
+        for path in own:
+            if path.is_symlink():
+                raise ValueError(
+                    f"resume must be a run whose files are in its own folder, got {str(path)!r}, a "
+                    "symbolic link; replace it by what it points to"
+                )
+
     def _name_files(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"
@@ -147,7 +176,8 @@ def refuse_used(path: str | os.PathLike[str]) -> None:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
         names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-        names = [] if set(names) <= set(SKELETON) else names
+        if all(name == LOCK or fnmatch(name, PARTIAL) for name in names):
+            names = []
     except OSError as error:
         raise ValueError(
             f"out must be a folder that can be read, got {str(path)!r}: {error.strerror}"
@@ -168,3 +198,30 @@ def _has_line_end_at(file: Path, length: int) -> bool:
     with file.open("rb") as content:
         content.seek(length - 1)
         return content.read(1) == b"\n"
+
+
+def _check_rows(metrics: Path, length: int) -> None:
+    """Raise a ValueError unless the lines in the first ``length`` bytes are rows of a run."""
+    n_read = 0
+    with metrics.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            n_read += len(line)
+            if n_read > length:
+                return
+            if not _is_row(line):
+                raise ValueError(
+                    f"{metrics} must have a row of JSON in line {number}, got {shown(line[:40])}"
+                )
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is a row as `MetricWriter.write` makes them."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return False
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("kind"), str)
+        and isinstance(row.get("seconds"), int | float)
+    )

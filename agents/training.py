@@ -240,13 +240,13 @@ def _build_again(config: TrainConfig, ranks: Ranks, stack: ExitStack) -> _Begun:
 
 
 def _check_holds(folder: RunFolder, state: State, checkpoint: Path) -> None:
-    """Refuse a checkpoint after which a run's files were cut, and say what can be done."""
+    """Refuse a checkpoint whose rows the run's files no longer have; say what can be done."""
     try:
         folder.check_holds(*state["positions"])
     except ValueError as error:
         raise ValueError(
-            f"{error}: lines are lost that {checkpoint} knows of; put them back, or remove that "
-            "checkpoint to go on from the one before, or, where there is none, from the beginning"
+            f"{error}: restore the file, or delete {checkpoint} to resume from the checkpoint "
+            "before it, or from the start if there is none"
         ) from error
 
 

@@ -17,7 +17,7 @@ from agents.grpo.estimators import (
     check_estimator,
 )
 from agents.grpo.optimizer import MUON, OPTIMIZERS
-from avatarl_env.choices import check_choice
+from avatarl_env.choices import check_choice, shown
 
 TEMPERATURES = (1e-6, 1e6)  # beyond them all is one character, or chance, in float32
 MOST_GROUP = 65_536
@@ -122,6 +122,11 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        is_made = isinstance(self.regularizer, RegularizerConfig)
+        if not is_made:
+            raise ValueError(
+                f"regularizer must be a RegularizerConfig, got {shown(self.regularizer)}"
+            )
         check_estimator(self.estimator, self.exploration, self.group_size, self.horizon)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)

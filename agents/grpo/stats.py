@@ -77,10 +77,11 @@ def spread(lesson: Lesson) -> Tensor:
 
 
 def packed(reading: Reading, ranks: Ranks) -> Tensor:
-    """Return all numbers of a reading in a row whose mean over processes :func:`unpacked` takes.
+    """Return a reading as one row of numbers, to be averaged over processes and then unpacked.
 
-    Means of shares have a mean. For the spread, which has none, each process has a place of its
-    own, empty in all others.
+    Losses and other means are averaged as they are. The spread cannot be averaged, so the row has
+    one slot for the spread of each process: a process fills its own slot, scaled by the number of
+    processes, and leaves the others at zero.
     """
     *means, spread = reading
     places = torch.zeros(ranks.count, len(spread), device=spread.device)

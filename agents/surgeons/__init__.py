@@ -18,7 +18,7 @@ from agents.surgeons.replay import ReplaySurgeon
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
 from avatarl_env.choices import check_choice, takes_any_keyword
-from avatarl_env.files import read_json
+from avatarl_env.files import read_json, write_atomically
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 __all__ = [
@@ -155,7 +155,7 @@ def save_surgeon(
         options["source"] = dict(surgeon.about)  # it is saved too: its own folder may go
     about = json.dumps({"surgeon": name, "seed": seed, "options": options})
     surgeon.save(folder)
-    (folder / ABOUT).write_text(about + "\n", encoding="utf-8")
+    write_atomically(folder / ABOUT, about + "\n")
 
 
 def find_surgeon(folder: Path) -> Path | None:

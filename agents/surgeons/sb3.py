@@ -23,6 +23,7 @@ from agents.surgeons.base import (
 )
 from agents.surgeons.randomness import PrivateRandomness
 from agents.surgeons.stored import COUNTERS, fill, filled, read_into, read_normalisation
+from avatarl_env.files import write_atomically
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class SB3Surgeon:
         """
         archive = io.BytesIO()  # written by us, for torch hides that a disk is full
         self.model.save(archive)
-        (folder / ZIP).write_bytes(archive.getvalue())
+        write_atomically(folder / ZIP, archive.getvalue())
         observations, returns = self._normalisations()
         content = {
             "sizes": self._sizes(),
@@ -151,14 +152,13 @@ class SB3Surgeon:
             "return_count": float(returns.count),
             "counters": {name: getattr(self.model, name) for name in COUNTERS},
         }
-        path = folder / NORMALISATION
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_atomically(folder / NORMALISATION, json.dumps(content) + "\n")
 
     def load(self, folder: Path) -> None:
         """Take over what another surgeon of this kind wrote; nothing is unpickled.
 
-        Past operations are not remembered, so an off-policy algorithm collects others before it
-        learns on, and dice are thrown that the other has not.
+        The replay buffer starts empty, so an off-policy algorithm first collects new operations.
+        The random numbers are new too: they do not repeat those of the surgeon that was saved.
 
         Raises:
             ValueError: if a file is missing, damaged, of an earlier format, or of a surgeon of

@@ -28,7 +28,7 @@ from agents.surgeons.base import (
     prompt_seed,
 )
 from avatarl_env.episode import incised
-from avatarl_env.files import read_json
+from avatarl_env.files import read_json, write_atomically
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class SearchSurgeon(ABC):
             "generations": self._generations,
             "best": self._best().tolist(),
         }
-        (folder / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_atomically(folder / FILE, json.dumps(content) + "\n")
 
     def load(self, folder: Path) -> None:
         """Go through another's generations anew; what this one has found is forgotten.

@@ -37,6 +37,7 @@ KILLS: dict[str, tuple[str, ...]] = {
     "at a step of a checkpoint": tuple(
         f"agents.checkpoint.{name}" for name in ("dump_tensors", "_digest", "sync", "_remove")
     ),
+    "as a file is replaced": ("avatarl_env.files.os.replace",),
     "in the theater": tuple(
         f"avatarl_env.surgery.theater.SurgicalTheater.{name}"
         for name in ("__enter__", "write", "__exit__")

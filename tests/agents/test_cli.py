@@ -203,8 +203,8 @@ REFUSALS = [
         "prompt_length + n_new must fit the model's context of 64",
         "got 30 + 40",
     ),
-    (["--curriculum.n-rows", "0"], "curriculum: n_rows must be at least 1", "got 0"),
-    (["--seed", "-1"], "seed must not be negative", "got -1"),
+    (["--curriculum.n-rows", "0"], "curriculum: n_rows must be an integer of at least 1", "got 0"),
+    (["--seed", "-1"], "seed must be an integer of at least 0", "got -1"),
     (["--grpo.learning-rate", "nan"], "grpo: learning_rate must be positive", "got nan"),
     (
         ["--operation.n-incisions", "1", "--operation.step-size", "0.5"],

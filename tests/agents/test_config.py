@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -107,7 +108,9 @@ def test_the_name_of_a_preset_is_that_preset() -> None:
     mixed = TrainConfig(preset="smoke", seed=3, surgeon="zero")
     assert mixed == dataclasses.replace(preset("smoke"), seed=3, surgeon="zero")
     # Every setting is the laptop's here, under another name.
-    message = r"^preset must be what the settings are of, 'laptop', got 'smoke'; preset\('smoke'\)"
+    message = (
+        r"^preset must be 'laptop', whose settings .*, got 'smoke'; .* write preset\('smoke'\)$"
+    )
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(preset("laptop"), preset="smoke")
 
@@ -171,9 +174,29 @@ def test_an_unknown_preset_is_refused_with_the_closest() -> None:
             r"operator must be one of .*got 'head_gian', did you mean 'head_gain'\?",
         ),
         ({"track": "offlin"}, r"track must be one of .*got 'offlin', did you mean 'offline'\?"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
-        ({"threads": -2}, "threads must not be negative, got -2"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"threads": -2}, "threads must be an integer of at least 0, got -2"),
         ({"threads": MOST_THREADS + 1}, "threads must be at most 1024, got 1025"),
+        *(
+            ({name: value}, f"{name} must be an? {rule}.*, got {re.escape(repr(value))}")
+            for name, rule, values in (
+                ("seed", "integer of at least 0", (1.5, True, "3")),
+                ("threads", "integer of at least 0", (2.5, True)),
+                ("checkpoint_seconds", "finite number", ("x", True, math.nan)),
+                ("corpus", "string", (3, None)),
+                ("out", "string", (3, "")),
+                ("resume", "string", (3,)),
+                ("device", "string", (3, None)),
+                ("surgeon_options", "dict with names as keys", (3, {3: 1})),
+                ("lm", "ModelConfig", (3, {"width": 8})),
+                ("grpo", "GRPOConfig", (3,)),
+                ("operation", "OperationConfig", (3,)),
+                ("curriculum", "CurriculumConfig", (3,)),
+            )
+            for value in values
+        ),
+        ({"tensorboard": "no"}, "tensorboard must be True or False, got 'no'"),
+        ({"checkpoint_seconds": -1}, r"checkpoint_seconds must be in \[0, inf\], got -1"),
         (
             {
                 "lm": ModelConfig(context=64),

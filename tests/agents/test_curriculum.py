@@ -135,14 +135,20 @@ def test_a_phase_that_has_nothing_to_do_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bootstrap_updates": -1}, "bootstrap_updates must be at least 0, got -1"),
-        ({"surgery_rounds": -1}, "surgery_rounds must be at least 0, got -1"),
-        ({"joint_rounds": -1}, "joint_rounds must be at least 0, got -1"),
-        ({"updates_per_round": -1}, "updates_per_round must be at least 0, got -1"),
-        ({"n_rows": 0}, "n_rows must be at least 1, got 0"),
-        ({"operations_per_round": 0}, "operations_per_round must be at least 1, got 0"),
-        ({"judge_prompts": 1}, "judge_prompts must be at least 2, got 1"),
-        ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"bootstrap_updates": -1}, "bootstrap_updates must be an integer of at least 0, got -1"),
+        ({"surgery_rounds": -1}, "surgery_rounds must be an integer of at least 0, got -1"),
+        ({"joint_rounds": -1}, "joint_rounds must be an integer of at least 0, got -1"),
+        ({"updates_per_round": -1}, "updates_per_round must be an integer of at least 0, got -1"),
+        ({"n_rows": 2.5}, r"n_rows must be an integer of at least 1, got 2\.5"),
+        ({"n_rows": "4"}, "n_rows must be an integer of at least 1, got '4'"),
+        ({"joint_rounds": True}, "joint_rounds must be an integer of at least 0, got True"),
+        ({"n_rows": 0}, "n_rows must be an integer of at least 1, got 0"),
+        (
+            {"operations_per_round": 0},
+            "operations_per_round must be an integer of at least 1, got 0",
+        ),
+        ({"judge_prompts": 1}, "judge_prompts must be an integer of at least 2, got 1"),
+        ({"evaluate_every": 0}, "evaluate_every must be an integer of at least 1, got 0"),
         ({"commit": "if_beter"}, r"commit must be one of .*'if_beter'.*mean 'if_better'\?"),
     ],
 )

@@ -31,8 +31,10 @@ from agents.divergence import DivergedError
 from agents.journal import Journal
 from agents.run_folder import RunFolder
 from agents.training import RunSummary, _new_folder_name, train
-from avatarl_env.lm.storage import load_model
-from tests.agents.broken_runs import HOME, config, rows
+from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.storage import load_model, save_model
+from avatarl_env.lm.tokenizer import CharTokenizer
+from tests.agents.broken_runs import HOME, Kill, config, killed, rows
 from tests.agents.test_faults import poisoned
 from tests.agents.test_resuming import BrokenOff, break_off, resume
 from tests.training_runs import flags
@@ -206,15 +208,49 @@ def test_runs_of_one_second_get_folders_of_their_own(
 def test_a_folder_whose_run_was_killed_as_it_began_can_be_used(
     workplace: Path, whole: RunSummary
 ) -> None:
-    Path("run").mkdir()
-    Path("run/.lock").touch()
-    Path("run/config.json.partial").write_text("{")
+    assert killed(Path("run").absolute(), workplace / "text.txt", Kill("as a file is replaced", 1))
+    names = sorted(path.name for path in Path("run").iterdir())
+    assert [bool(re.fullmatch(r"\.\w{16}\.partial", name)) for name in names].count(True) == 1
+    assert len(names) == 2
     with pytest.raises(BadInput, match="resume must be a run folder, with its config"):
         train(resume(Path("run")), quiet=True)
     went_the_same_way(train(config(Path("text.txt"), Path("run")), quiet=True).folder, whole)
 
 
+def test_a_lock_that_is_a_link_is_not_followed(workplace: Path) -> None:
+    Path("run").mkdir()
+    Path("run/.lock").symlink_to(workplace / "elsewhere")
+    with pytest.raises(
+        BadInput, match=r"^out must be .*, got 'run': its \.lock is a symbolic link$"
+    ):
+        train(config(Path("text.txt"), Path("run")), quiet=True)
+    assert not Path("elsewhere").exists()
+
+
 # --- the best model so far -----------------------------------------------------------------------
+
+
+def test_what_a_killed_run_left_of_the_best_model_goes_and_no_link_is_followed(
+    tmp_path: Path,
+) -> None:
+    tokenizer = CharTokenizer.from_text("ab")
+    model = GPT(
+        GPTConfig(vocab_size=tokenizer.vocab_size, context=8, n_layers=1, n_heads=1, width=8)
+    )
+    root, mine = tmp_path / "checkpoints", tmp_path / "mine"
+    (root / ".abc.partial" / "new").mkdir(parents=True)
+    save_model(mine, model, tokenizer, {"whose": "mine"})
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    for name in (".best.partial", ".best-old.partial", ".abc.partial/new/model.json"):
+        (root / name).symlink_to(mine)
+    best = BestModel(root / "best", model, tokenizer, {"whose": "the run's"})
+    for n, loss in enumerate((2.0, 1.0)):
+        best.consider(loss, n)
+        assert load_model(str(root / "best")).about["update"] == n
+        assert [path.name for path in root.iterdir()] == ["best"]
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    best.clear()
+    assert list(root.iterdir()) == []
 
 
 def bests(patch: pytest.MonkeyPatch, losses: Mapping[int, float]) -> dict[int, dict[str, Any]]:

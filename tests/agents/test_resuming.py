@@ -345,6 +345,21 @@ def other_format(manifest: dict[str, Any]) -> None:
     manifest["format"] = 99
 
 
+def zero_part_of_the_metrics(folder: Path) -> None:
+    """Leave the file as after a power cut: of its length, but with a block of NUL bytes."""
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.seek(20)
+        file.write(bytes(50))
+
+
+def edit_first_row(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the first row of the metrics; the file stays as long as it was."""
+    path = folder / "metrics.jsonl"
+    line, rest = path.read_text(encoding="utf-8").split("\n", 1)
+    change(row := json.loads(line))
+    path.write_text(json.dumps(row).ljust(len(line)) + "\n" + rest, encoding="utf-8")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut tensors": (lambda f: cut(newest(f) / "tensors.safetensors"), "must be as it was written"),
     "flipped tensors": (lambda f: flip(newest(f) / "tensors.safetensors"), "as it was written"),
@@ -368,12 +383,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "must be of this configuration, got another",
     ),
-    "no metrics": (lambda f: (f / "metrics.jsonl").unlink(), r"metrics\.jsonl ends, .* are lost"),
+    "no metrics": (
+        lambda f: (f / "metrics.jsonl").unlink(),
+        r"metrics\.jsonl must have the \d+ bytes that were recorded, got 0: restore the file",
+    ),
     "short metrics": (
         lambda f: os.truncate(f / "metrics.jsonl", 300),
-        r"metrics\.jsonl ends, got byte \d+ of 300: lines are lost that .* remove that checkpoint",
+        r"recorded, got 300: restore the file, or delete .*step-\d+ to resume from .* before it",
     ),
-    "no samples": (lambda f: os.truncate(f / "samples.txt", 0), r"samples\.txt ends, .* are lost"),
+    "zeroed metrics": (zero_part_of_the_metrics, r"row of JSON in line 1, got .*x00.*: restore"),
+    "metrics of something else": (
+        lambda f: edit_first_row(f, lambda row: row.pop("seconds")),
+        r"metrics\.jsonl must have a row of JSON in line 1, got",
+    ),
+    "no samples": (
+        lambda f: os.truncate(f / "samples.txt", 0),
+        r"samples\.txt must have the \d+ bytes that were recorded, got 0: restore the file",
+    ),
     "no configuration": (lambda f: (f / "config.json").unlink(), "must be a run folder"),
     "half a configuration": (
         lambda f: cut(f / "config.json") or cut(f / "config.json"),
@@ -433,6 +459,26 @@ DAMAGES |= {
 }
 
 
+def linked(name: str) -> Callable[[Path], None]:
+    """Return what moves a file or folder of a run elsewhere, and links it."""
+
+    def harm(folder: Path) -> None:
+        elsewhere = folder.parent / "elsewhere"
+        if (folder / name).exists():
+            (folder / name).rename(elsewhere)
+        (folder / name).symlink_to(elsewhere)
+
+    return harm
+
+
+OWN = ("metrics.jsonl", "samples.txt", "config.json", "references.json", "summary.json", ".lock")
+OWN_FOLDERS = ("checkpoints", "checkpoints/best", "checkpoints/final", "tensorboard")
+DAMAGES |= {
+    f"{name} is a link": (linked(name), f"files are in its own folder, got '.*{name}', a symbolic")
+    for name in (*OWN, *OWN_FOLDERS)
+}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_cannot_be_gone_on_from_is_refused_and_left_alone(
     damage: str, broken: Path, tmp_path: Path
@@ -443,11 +489,11 @@ def test_what_cannot_be_gone_on_from_is_refused_and_left_alone(
     shutil.copytree(broken, folder)
     harm, message = DAMAGES[damage]
     harm(folder)
-    before = snapshot(folder)
+    before = snapshot(tmp_path)
     with pytest.raises(BadInput, match=message) as caught:
         train(resume(folder), quiet=True)
     assert "\n" not in str(caught.value)
-    assert snapshot(folder) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_another_setting_is_refused(broken: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,15 +51,20 @@ def test_the_folder_of_an_earlier_run_is_refused(folder: RunFolder) -> None:
 
 
 def test_what_a_run_leaves_that_was_killed_as_it_began_counts_as_nothing(
-    folder: RunFolder, tmp_path: Path
+    folder: RunFolder,
 ) -> None:
-    elsewhere = tmp_path / "mine.txt"
-    elsewhere.write_text("mine")
     (folder.path / ".lock").touch()
-    (folder.path / "config.json.partial").symlink_to(elsewhere)
+    code = """if True:
+        import os, signal, sys
+        from agents.tracking import MetricWriter, RunFolder
+        os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+        MetricWriter(RunFolder(sys.argv[1]), config={"seed": 2})
+    """
+    child = subprocess.run([sys.executable, "-c", code, folder.path], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert sorted(path.suffix for path in folder.path.iterdir()) == ["", ".partial"]
     MetricWriter(RunFolder(folder.path), config={"seed": 3}).close()
     assert json.loads(folder.config.read_text()) == {"seed": 3}
-    assert elsewhere.read_text() == "mine"
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
@@ -272,10 +278,10 @@ def test_the_configuration_is_the_one_that_a_run_goes_on_with(folder: RunFolder)
 @pytest.mark.parametrize(
     ("metrics", "samples", "message"),
     [
-        (-1, 0, r"where a line of metrics\.jsonl ends, got byte -1 of \d+$"),
-        (5, 0, r"where a line of metrics\.jsonl ends, got byte 5 of \d+$"),
-        (9999, 0, r"where a line of metrics\.jsonl ends, got byte 9999 of \d+$"),
-        (0, 5, r"where a line of samples\.txt ends, got byte 5 of \d+$"),
+        (-1, 0, r"metrics\.jsonl must have a line that ends at byte -1, got none$"),
+        (5, 0, r"metrics\.jsonl must have a line that ends at byte 5, got none$"),
+        (9999, 0, r"metrics\.jsonl must have the 9999 bytes that were recorded, got \d+$"),
+        (0, 5, r"samples\.txt must have a line that ends at byte 5, got none$"),
     ],
 )
 def test_a_place_where_no_line_ends_is_refused_and_nothing_is_cut(
@@ -296,7 +302,9 @@ def test_a_run_without_samples_yet_can_go_on(folder: RunFolder) -> None:
     with MetricWriter(RunFolder.reopen(folder.path), config={}, resume_from=(0, 0)) as writer:
         assert writer.positions() == (0, 0)
     folder.samples.unlink()
-    with pytest.raises(ValueError, match=r"samples\.txt ends, got byte 3 of 0$"):
+    with pytest.raises(
+        ValueError, match=r"samples\.txt must have the 3 bytes that were recorded, got 0$"
+    ):
         MetricWriter(folder, config={}, resume_from=(0, 3))
 
 

@@ -56,6 +56,7 @@ def test_the_default_is_the_proper_rule_sampled_in_small_batches() -> None:
             "group_size must be at least 3 for brier, got 2",
         ),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"regularizer": 3}, "regularizer must be a RegularizerConfig, got 3"),
         ({"horizon": 2}, "horizon must be 1 for proper_maxrl, got 2"),
         ({"estimator": "gspo"}, "horizon must be above 1 for gspo, got 1"),
         ({"precision": "float16"}, r"precision must be one of .*, got 'float16'.*'bfloat16'\?"),

@@ -208,13 +208,24 @@ def test_acting_disturbs_no_operation_under_way(name: str, has_operated: bool) -
     assert env.get_state()["rngs"][0].bit_generator.state == before
 
 
+def linked_files(name: str, folder: Path) -> dict[Path, bytes]:
+    """Save a fresh surgeon elsewhere, and put links to its files where one will be saved."""
+    (elsewhere := folder / "elsewhere").mkdir()
+    save_surgeon(make(name), elsewhere, name, 0, OPTIONS.get(name))
+    for path in elsewhere.iterdir():
+        (folder / path.name).symlink_to(path)
+    return {path: path.read_bytes() for path in elsewhere.iterdir()}
+
+
 @every_surgeon
 def test_what_was_saved_can_be_loaded_and_acts_and_learns_on(name: str, tmp_path: Path) -> None:
     env = small_env()
     surgeon = make(name, env)
     for _ in range(2):
         surgeon.operate(2)
+    others = linked_files(name, tmp_path)
     save_surgeon(surgeon, tmp_path, name, 0, OPTIONS.get(name))
+    assert all(path.read_bytes() == content for path, content in others.items())
     loaded = load_surgeon(tmp_path, env)
     observations, _ = env.reset(seed=9)
     if name not in LEARN_NOTHING:
