@@ -33,9 +33,16 @@ def test_presets_fit_a_small_machine(name: str, monkeypatch: pytest.MonkeyPatch)
         ({"lm": {"width": 10**9}}, "lm"),
         ({"lm": {"context": 10**12}}, "lm"),
         ({"grpo": {"batch_size": 10**12}}, "batch_size"),
-        ({"grpo": {"group_size": 10**12}}, "batch_size"),
+        ({"grpo": {"group_size": 65_536, "batch_size": 10**8}}, "batch_size"),
         (
-            {"grpo": {"estimator": "grpo", "horizon": 4, "group_size": 10**12}},
+            {
+                "grpo": {
+                    "estimator": "grpo",
+                    "horizon": 4,
+                    "group_size": 65_536,
+                    "batch_size": 10**8,
+                }
+            },
             "batch_size",
         ),
         ({"curriculum": {"judge_prompts": 10**12}}, "judge_prompts"),
