@@ -43,7 +43,7 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
 
 
 def read(*words: str) -> TrainConfig:
-    config = train_command._read(words, "train.py")
+    config = train_command._read(words, "train.py", resumes=False)
     assert config is not None
     return config
 
