@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.checkpoint import load_weights, remove_partial
+from agents.checkpoint import remove_partial
 from avatarl_env.lm.gpt import GPT
-from avatarl_env.lm.storage import save_model
+from avatarl_env.lm.storage import load_weights, save_model
 from avatarl_env.lm.tokenizer import CharTokenizer
 
 

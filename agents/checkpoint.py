@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.run_folder import LOCK, PARTIAL
 from avatarl_env.files import read_json
+from avatarl_env.lm.hub_folder import StoredTensor, stored_tensors
 
 State = dict[str, Any]
 
@@ -139,16 +140,21 @@ def read(checkpoint: Path) -> State:
     return state
 
 
+def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
+    """Return what a checkpoint says of the model's weights, which are not read.
+
+    Raises:
+        OSError: if its file cannot be read.
+        ValueError: if that is not a safetensors file.
+    """
+    prefix = "/model/"
+    found = stored_tensors(checkpoint / TENSORS)
+    return {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
+
+
 def check_state(state: State) -> None:
     """Raise a TypeError if a state holds anything that no checkpoint can."""
     json.dumps(_take_apart(state, "", {}))
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a model's parameters, by name, the values of a state; their storage stays in place."""
-    for name, p in model.named_parameters():
-        p.copy_(weights[name])
 
 
 @contextlib.contextmanager

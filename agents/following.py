@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from agents.checkpoint import load_weights
 from agents.config import BadInput, TrainConfig
 from agents.curriculum import Phase, make_phases, updates
 from agents.divergence import DivergedError
 from agents.ranks import Ranks, on_cpu, require_same, take_edits
 from agents.resuming import Progress, Stopped, torch_threads
 from agents.setup import LearningSetup
+from avatarl_env.lm.storage import load_weights
 from avatarl_env.surgery import find_targets, make_operator
 
 REFUSED = (ValueError, ImportError)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from agents import checkpoint
-from agents.checkpoint import BadCheckpoint, load_weights
+from agents.checkpoint import BadCheckpoint
 from agents.config import TrainConfig, to_settings
 from agents.effect import Effect
 from agents.journal import Journal
@@ -27,6 +27,7 @@ from agents.setup import Setup
 from agents.stored import HARMLESS, PLACES, flat
 from agents.surgeons import reading, save_surgeon
 from agents.tracking import MetricWriter
+from avatarl_env.lm.storage import load_weights
 
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
 

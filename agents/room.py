@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from agents.config import TrainConfig
+from avatarl_env.lm.gpt import LAYER_BYTES
 from avatarl_env.lm.reading import WHOLE_UP_TO
 from avatarl_env.memory import check_memory, memory_limit
 
 FLOAT, DOUBLE, TOKEN = 4, 8, 8  # bytes
-ROW = 4096  # bytes of an operation's own generator and records
 TRANSITION = 2 * 16 * FLOAT  # of a replay buffer: two observations, of more numbers than that
 
 
@@ -17,6 +17,8 @@ def check_room(
     config: TrainConfig, vocab_size: int, device: torch.device, n_processes: int = 1
 ) -> None:
     """Refuse a run that cannot fit the memory.
+
+    The operations side by side are not counted here: the environment does so itself.
 
     What is counted is the least that each part takes, so that nothing is refused that would have
     run. L layers, C channels, V characters.
@@ -35,7 +37,7 @@ def check_room(
         limit = max(limit, torch.cuda.get_device_properties(device).total_memory)
     sizes = config.lm.with_vocabulary(vocab_size)
     copies = 3 if config.grpo.sync_every == 1 else 4  # with the gradient and one moment
-    model = copies * FLOAT * sizes.n_parameters
+    model = copies * FLOAT * sizes.n_parameters + LAYER_BYTES * sizes.n_layers
     check_memory("lm (n_layers, width)", max(model, sizes.building_bytes), limit)
     check_memory("batch_size", model + _update(config, vocab_size) // n_processes, limit)
     operation, curriculum = config.operation, config.curriculum
@@ -43,10 +45,6 @@ def check_room(
     text = TOKEN * length + FLOAT * operation.n_new
     if vocab_size <= WHOLE_UP_TO:
         text += DOUBLE * operation.n_new * vocab_size  # the distributions that it is scored by
-    cache = 2 * FLOAT * sizes.n_layers * sizes.width * length  # of one row
-    operations = operation.n_prompts * (curriculum.n_rows * text + cache)
-    rows = curriculum.n_rows * ROW
-    check_memory("n_rows times n_prompts", model + operations + rows, limit)
     buffer = config.surgeon_options.get("buffer_size")
     if isinstance(buffer, int):
         check_memory("buffer_size", model + buffer * TRANSITION, limit)

@@ -19,6 +19,7 @@ from agents.room import check_room
 from agents.surgeons import NONE, Surgeon, make_surgeon
 from agents.tracking import check_tracking
 from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.storage import find_device
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Patient
 from avatarl_env.text.corpus import load_corpus
@@ -108,7 +109,10 @@ class Setup(LearningSetup):
         check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
         super().__init__(config, ranks)
         rules = config.rules
-        self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
+        try:
+            self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
+        except ValueError as error:  # a run calls them rows
+            raise ValueError(str(error).replace("num_envs", "n_rows")) from error
         # Of its own, so that trying operations out disturbs none under way.
         self.exam = AttentionSurgeryVectorEnv(
             N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
@@ -133,14 +137,7 @@ def _device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    name = own_device(name)
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that torch has, got {name!r}: {reason}") from error
-    return device
+    return find_device(own_device(name))
 
 
 def _seed(sequence: np.random.SeedSequence) -> int:

@@ -37,12 +37,12 @@ def _scripted(module: nn.Module) -> str:
 def _offloaded(module: nn.Module) -> str:
     hook = getattr(module, "_hf_hook", None)  # accelerate's
     if getattr(hook, "offload", False) or type(hook).__name__ == "CpuOffload":
-        return "offloaded ones"
+        return "offloaded weights"
     tensors: Iterable[torch.Tensor | None] = [
         *module._parameters.values(),
         *module._buffers.values(),
     ]
-    return "ones on the meta device" if any(t is not None and t.is_meta for t in tensors) else ""
+    return "weights on the meta device" if any(t is not None and t.is_meta for t in tensors) else ""
 
 
 def _quantized(module: nn.Module) -> str:
@@ -58,21 +58,21 @@ def _quantized(module: nn.Module) -> str:
 
 def _adapted(module: nn.Module) -> str:
     has_adapter = "base_layer" in module._modules and hasattr(module, "merge")
-    return f"an adapter, {type(module).__name__}," if has_adapter else ""
+    return f"an adapter ({type(module).__name__})" if has_adapter else ""
 
 
 _OBSTACLES: tuple[tuple[Callable[[nn.Module], str], str], ...] = (
-    (_scripted, "be a plain module, not TorchScript: give the one that was scripted"),
-    (_compiled, "not be compiled: give the module that torch.compile was given (its _orig_mod)"),
+    (_scripted, "be a plain module, not TorchScript: pass the module that was given to torch.jit"),
+    (_compiled, "not be compiled: pass the module that was given to torch.compile (its _orig_mod)"),
     (
         _offloaded,
-        "have its weights in memory on one device: load it without offloading and "
-        "device_map, or fill it",
+        "have its weights in memory on one device: load it without offloading and without "
+        "device_map, and give parameters on the meta device their values",
     ),
     (
         _quantized,
         "have plain floating-point weights: load it without quantisation (dtype='bfloat16' takes "
-        "half the memory), and shards together",
+        "half the memory) and without sharding",
     ),
-    (_adapted, "have its adapters merged: model.merge_and_unload()"),
+    (_adapted, "have its adapters merged: pass what model.merge_and_unload() returns"),
 )

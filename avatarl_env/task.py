@@ -41,7 +41,7 @@ from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make
 MOST_COEFFICIENTS = 4096
 """Of an operator's counts (directions, bands, ranks), which take time and memory each."""
 MOST_LAYERS = 10_000
-"""Entries of ``layers`` that are looked at."""
+"""Entries that ``layers`` may have."""
 
 
 class Draw(NamedTuple):
@@ -241,17 +241,21 @@ def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | 
 
 def _as_layers(layers: Any) -> list[int | str]:
     """Return what ``find_targets`` takes, checked by type."""
+    if isinstance(layers, np.ndarray):
+        layers = layers.tolist()  # one number, where it has no dimension
     entries = [layers] if isinstance(layers, int | str) else layers
-    if not isinstance(entries, list | tuple | set | frozenset | range | np.ndarray):
+    if not isinstance(entries, list | tuple | set | frozenset | range):
         raise ValueError(f"layers must be numbers, names or globs in a list, got {shown(layers)}")
     found: list[int | str] = []
-    for entry in itertools.islice(entries, MOST_LAYERS):
+    for entry in itertools.islice(entries, MOST_LAYERS + 1):  # a range has no len() above 2^63
         is_number = isinstance(entry, Integral) and not isinstance(entry, bool)
         if not is_number and not isinstance(entry, str):
             raise ValueError(f"layers must be numbers, names or globs, got {shown(entry)}")
         found.append(int(entry) if is_number else entry)
     if not found:
         raise ValueError("layers must be at least one layer, got none")
+    if len(found) > MOST_LAYERS:
+        raise ValueError(f"layers must have at most {MOST_LAYERS} entries, got more")
     return found
 
 
@@ -288,8 +292,18 @@ def _make_operator(name: str, targets: Targets, given: Any) -> Operator:
                 options[option] = check(f"operator_options[{option!r}]", options[option])
     try:
         return make_operator(name, targets, **options)
-    except (MemoryError, RuntimeError) as error:  # torch's own of too little memory is the latter
-        reason = str(error).splitlines()[0]
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"operator_options must fit into memory, got {options}: {reason}"
         ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. On the CPU, torch says so in the text of a RuntimeError only."""
+    known = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in known
+    )

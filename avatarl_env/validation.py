@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import reprlib
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from avatarl_env.choices import as_numbers, shown
 from avatarl_env.episode import Episode
 from avatarl_env.lm.generation import Generation, generate
 from avatarl_env.lm.reading import HeadReader, eval_mode
@@ -98,13 +98,16 @@ def _as_seed(seed: int) -> int:
     return number
 
 
-def _as_moves(actions: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
+def _as_moves(given: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
     most, width = task.config.n_incisions, len(task.operator.labels)
     rule = f"actions must be the at most {most} of one operation, of {width} numbers each"
     try:
-        moves = np.asarray(actions, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{rule}, got {' '.join(reprlib.repr(actions).split())}") from error
+        moves = given
+        if isinstance(given, list | tuple):  # each as `step` takes it, a tensor for example
+            moves = [as_numbers("actions", move) for move in given]
+        moves = as_numbers("actions", moves)
+    except ValueError as error:
+        raise ValueError(f"{rule}, got {shown(given)}") from error
     if moves.ndim != 2 or moves.shape[1] != width or not 1 <= len(moves) <= most:
         raise ValueError(f"{rule}, got shape {moves.shape}")
     return moves

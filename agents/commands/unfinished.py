@@ -32,9 +32,9 @@ def load_unfinished(run: str) -> tuple[StoredModel, Path] | None:
     folder = Path(run)
     if not is_unfinished(folder):
         return None
-    from agents.checkpoint import checkpoints, load_weights, read, read_about
+    from agents.checkpoint import checkpoints, read, read_about, stored_weights
     from avatarl_env.lm.gpt import GPT, GPTConfig
-    from avatarl_env.lm.storage import StoredModel
+    from avatarl_env.lm.storage import StoredModel, check_stored, load_weights
     from avatarl_env.lm.tokenizer import CharTokenizer
     from avatarl_env.memory import check_memory
     from avatarl_env.text.corpus import load_corpus
@@ -53,7 +53,8 @@ def load_unfinished(run: str) -> tuple[StoredModel, Path] | None:
             )
         tokenizer = CharTokenizer.from_text(corpus.split("train"))
         sizes = GPTConfig(vocab_size=tokenizer.vocab_size, **settings["lm"])
-        with refusing(ValueError):
+        with refusing(ValueError, lm="run"):
+            check_stored(newest, sizes, stored_weights(newest), "config.json")
             check_memory("run", sizes.building_bytes)
         model = GPT(sizes)
         load_weights(model, read(newest)["model"])

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.checkpoint import load_weights
 from agents.grpo import objectives
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import (
@@ -37,6 +36,7 @@ from agents.ranks import ALONE, Ranks, average_gradients
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.graphs import GraphedGeneration
+from avatarl_env.lm.storage import load_weights
 from avatarl_env.text.ngram import NGramReference
 
 __all__ = ["PRECISIONS", "GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]

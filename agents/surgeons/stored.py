@@ -81,11 +81,13 @@ def fill(buffer: ReplayBuffer, stored: Mapping[str, Any]) -> None:
         ValueError: if it is of another size, or not whole.
     """
     full, pos = stored["full"], stored["pos"]
-    n = buffer.buffer_size if full is True else pos
-    if type(full) is not bool or type(pos) is not int or not 0 <= pos <= n <= buffer.buffer_size:
+    size = buffer.buffer_size
+    if type(full) is not bool or type(pos) is not int or not 0 <= pos < size:
         raise ValueError(
-            f"replay buffer must hold at most {buffer.buffer_size} steps, got {pos}, full: {full}"
+            f"replay buffer must have its next step at a position from 0 to {size - 1}, "
+            f"got {pos!r:.40}, full: {full!r:.40}"
         )
+    n = size if full else pos
     for name in ARRAYS:
         rows, goal = np.asarray(stored["arrays"][name]), getattr(buffer, name)
         if rows.shape != (n, *goal.shape[1:]) or rows.dtype != goal.dtype:

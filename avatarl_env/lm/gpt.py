@@ -22,6 +22,10 @@ from avatarl_env.lm.generation import KVCache
 
 ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-5
+MOST_LAYERS = 10_000
+"""Blocks of a model: they are Python objects, each of which takes 10 ms to build."""
+LAYER_BYTES = 50_000
+"""Memory of a block's Python objects at least, whatever its width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,9 @@ class GPTConfig:
     """Sizes of a :class:`GPT`.
 
     Raises:
-        ValueError: if a size is not a positive integer, the heads do not divide the width, or the
-            head dim (width / heads) is odd, which rotary positions cannot use.
+        ValueError: if a size is not a positive integer, there are more than 10,000 layers, the
+            heads do not divide the width, or the head dim (width / heads) is odd, which rotary
+            positions cannot use.
     """
 
     vocab_size: int
@@ -51,6 +56,8 @@ class GPTConfig:
                 raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.n_layers > MOST_LAYERS:
+            raise ValueError(f"n_layers must be at most {MOST_LAYERS}, got {self.n_layers}")
         if self.width % self.n_heads or self.head_dim % 2:
             raise ValueError(
                 f"n_heads must divide width into even head dims, got width={self.width} "
@@ -72,7 +79,8 @@ class GPTConfig:
     def building_bytes(self) -> int:
         """Memory that a model of these sizes takes at least while it is built."""
         # The weights in single precision; angles, cosines and sines in double, then in single.
-        return 4 * self.n_parameters + 36 * self.context * self.head_dim
+        numbers = 4 * self.n_parameters + 36 * self.context * self.head_dim
+        return numbers + LAYER_BYTES * self.n_layers
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

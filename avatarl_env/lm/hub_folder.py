@@ -6,11 +6,13 @@ files elsewhere, or build more than there is room for.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from avatarl_env.files import parse_json, read_regular
@@ -32,6 +34,10 @@ _DIMENSIONS = (
     *("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"),
 )
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
+_COUNTS = re.compile(r"layers|_layer$|experts|blocks|depth$|_cycles$")
+"""Other settings that may say how often a part is built: decoder_layers, num_local_experts, ..."""
+_USUAL = 1024
+"""What such a setting may say in any model: many are in a configuration without being used."""
 _FOREIGN = re.compile(r"\.(bin|pt|pth|pkl|ckpt|gguf|h5|msgpack)$|^shard-\d+-model-.*\.safetensors$")
 
 
@@ -62,8 +68,11 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     return {name: _described(name, entry) for name, entry in header.items()}
 
 
-def check_hub_folder(folder: Path) -> None:
+def check_hub_folder(folder: Path) -> int:
     """Refuse a folder that is not plain weights, sizes and a tokenizer.
+
+    Returns:
+        Tensors in its files.
 
     Raises:
         OSError: if a file cannot be read.
@@ -89,24 +98,52 @@ def check_hub_folder(folder: Path) -> None:
         tensors |= stored_tensors(file)
     for part in parts:
         _check_sizes(part, tensors)
+    return len(tensors)
 
 
-def check_skeleton(config: Any) -> None:
+def check_skeleton(config: Any, n_stored: int) -> None:
     """Build the model without weights, which takes no memory, and ask whether it has room.
 
+    Args:
+        config: of transformers.
+        n_stored: tensors in the folder. Nothing is built of many times as many modules.
+
     Raises:
-        ValueError: if the weights would not fit the memory.
+        ValueError: if the weights would not fit the memory, or are fewer than the model has.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with torch.device("meta"), no_init_weights():
+    with torch.device("meta"), no_init_weights(), _at_most(_USUAL + 20 * n_stored):
         skeleton = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, trust_remote_code=False
         )
     parts = (*skeleton.parameters(), *skeleton.buffers())
     check_memory("its weights", sum(part.numel() for part in parts) * 2)  # two bytes at least
+
+
+@contextmanager
+def _at_most(n_parts: int) -> Iterator[None]:
+    """Let this thread build so many modules and parameters in the body, and no more.
+
+    It holds whatever the setting is called that asks for more.
+    """
+    from torch.nn.modules import module
+
+    thread, counter = get_ident(), itertools.count(1)
+
+    def count(*_: object) -> None:
+        if get_ident() == thread and next(counter) > n_parts:
+            raise ValueError(
+                f"its {HUB_CONFIG} must describe a model of the tensors in its files, got one of "
+                f"more than {n_parts} parts"
+            )
+
+    with ExitStack() as stack:
+        stack.callback(module.register_module_module_registration_hook(count).remove)
+        stack.callback(module.register_module_parameter_registration_hook(count).remove)
+        yield
 
 
 @contextmanager
@@ -196,4 +233,11 @@ def _check_sizes(settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor
             raise ValueError(
                 f"{name} must be an integer from 1 to {most[name]}, the most that its weights "
                 f"allow, got {value!r:.40}"
+            )
+    most_parts = max(longest, len(tensors), _USUAL)
+    for name, value in settings.items():
+        if name not in most and _COUNTS.search(name) and type(value) is int and value > most_parts:
+            raise ValueError(
+                f"{name} must be at most {most_parts}, the most that its weights allow, "
+                f"got {value!r:.40}"
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from avatarl_env.choices import check_choice
 from avatarl_env.files import read_json, write_atomically
@@ -125,14 +125,44 @@ def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
     """
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
+    model.to(device=find_device(device), dtype=None if dtype is None else DTYPES[dtype])
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name, once it has held a number.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
     try:
+        device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too
-        model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
     except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
         raise
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
+        raise ValueError(f"device must be one that torch has, got {name!r}: {reason}") from error
+    return device
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model's parameters, by name, the values of others; their storage stays in place.
+
+    Raises:
+        ValueError: if one is missing or has another shape; the model is as it was then.
+    """
+    parameters = dict(model.named_parameters())
+    for name, p in parameters.items():
+        if name not in weights:
+            raise ValueError(f"weights must have {name!r}, got none")
+        if weights[name].shape != p.shape:
+            raise ValueError(
+                f"weights of {name!r} must have shape {tuple(p.shape)}, "
+                f"got {tuple(weights[name].shape)}"
+            )
+    for name, p in parameters.items():
+        p.copy_(weights[name])
 
 
 def _is_ours(folder: Path) -> bool:
@@ -161,7 +191,7 @@ def _load_ours(folder: Path) -> StoredModel:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
-    _check_stored(folder, config, found)
+    check_stored(folder, config, found, ABOUT)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
             f"lm must have as many characters as its vocab_size, {config.vocab_size}, "
@@ -173,14 +203,20 @@ def _load_ours(folder: Path) -> StoredModel:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"lm must be a stored model, {folder} is damaged: {error}") from error
     model = GPT(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+    load_weights(model, weights)
     return StoredModel(model.eval(), tokenizer, about)
 
 
-def _check_stored(folder: Path, config: GPTConfig, found: Mapping[str, StoredTensor]) -> None:
+def check_stored(
+    folder: Path, config: GPTConfig, found: Mapping[str, StoredTensor], about: str
+) -> None:
     """Refuse weights that are not those of the description, before anything is built.
+
+    Args:
+        folder: where they are, for the message.
+        config: sizes that they should have.
+        found: what the header of their file says.
+        about: name of the file with the sizes, for the message.
 
     Raises:
         ValueError: names what differs.
@@ -192,7 +228,7 @@ def _check_stored(folder: Path, config: GPTConfig, found: Mapping[str, StoredTen
     if wrong:
         more = ", ..." if len(wrong) > 8 else ""
         raise ValueError(
-            f"lm must hold the weights its {ABOUT} describes, {folder} differs: "
+            f"lm must hold the weights its {about} describes, {folder} differs: "
             f"{', '.join(wrong[:8])}{more}"
         )
     kinds = sorted({tensor.dtype for tensor in found.values()} - {"F64", "F32", "F16", "BF16"})
@@ -208,7 +244,7 @@ def _load_hub(folder: Path) -> StoredModel:
             f"{folder} has none"
         )
     try:
-        check_hub_folder(folder)
+        n_stored = check_hub_folder(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
@@ -221,7 +257,7 @@ def _load_hub(folder: Path) -> StoredModel:
             config: Any = AutoConfig.from_pretrained(folder, **safe)
             # Transformers' own choice: a folder may name code that is to be downloaded and run.
             config._attn_implementation = config._experts_implementation = None
-            check_skeleton(config)
+            check_skeleton(config, n_stored)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

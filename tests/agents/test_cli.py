@@ -442,10 +442,9 @@ def test_a_control_can_be_asked_for(asked: list[TrainConfig]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--lm.n-layers", str(2**63)],
         ["--lm.width", "1000000000"],
         ["--grpo.batch-size", str(10**12)],
-        ["--curriculum.n-rows", str(2**63)],
+        ["--curriculum.n-rows", str(2**50)],
         ["--operation.n-prompts", str(10**12)],
         ["--curriculum.judge-prompts", str(10**12)],
         ["--surgeon-options", "buffer_size", str(10**12)],

@@ -129,7 +129,7 @@ def test_what_does_not_fit_together_is_refused(
     line = refused(capsys, "evaluate", str(run.folder), "--surgeon", str(tmp_path))
     assert line.startswith("surgeon must be a folder with a saved surgeon's surgeon.json, got ")
     line = refused(capsys, "evaluate", str(run.folder), "--device", "abacus")
-    assert line.startswith("device must be one of torch's, got 'abacus'")
+    assert line.startswith("device must be one that torch has, got 'abacus'")
     line = refused(capsys, "evaluate", str(run.folder), "--corpus", "no/such.txt")
     assert line.startswith("corpus file 'no/such.txt' must exist")
 

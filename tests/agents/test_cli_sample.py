@@ -362,8 +362,8 @@ def test_a_file_that_is_no_prompt_is_refused(
         (["--prompt-file", "/dev/zero"], "prompt_file '/dev/zero' must have 1 to 16,777,216"),
         (["--prompt-file", "."], "prompt_file '.' must be readable: Is a directory"),
         (["--dtype", "float8"], "dtype must be one of "),
-        (["--device", "tpu"], "device must be one of torch's, got 'tpu'"),
-        (["--device", "meta"], "device must be one of torch's, got 'meta'"),
+        (["--device", "tpu"], "device must be one that torch has, got 'tpu'"),
+        (["--device", "meta"], "device must be one that torch has, got 'meta'"),
         (["--n", str(10**12)], "n times length must fit the memory, "),
         (["--length", str(10**12)], "n times length must fit the memory, "),
     ],
@@ -418,6 +418,14 @@ def test_a_run_that_was_stopped_is_sampled_from_its_newest_checkpoint(
         line = capsys.readouterr().err
         assert f"{str(folder)!r} has not finished: its last checkpoint is {newest.name}" in line
         assert line.count("\n") == 1
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, value in (("n_layers", 9_000), ("n_heads", 10**9), ("width", 10**6)):
+        changed = {**settings, "lm": {**settings["lm"], name: value}}
+        (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("avatarl_env.lm.gpt.GPT.__init__", stop)
+            assert refused(capsys, str(folder)).startswith("run must h")
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     with text.open("a", encoding="utf-8") as file:
         file.write("more")
     assert refused(capsys, str(folder)).startswith("corpus ")

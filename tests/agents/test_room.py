@@ -30,23 +30,34 @@ def test_presets_fit_a_small_machine(name: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("parts", "argument"),
     [
-        ({"lm": {"n_layers": 2**63}}, "lm"),
         ({"lm": {"width": 10**9}}, "lm"),
         ({"lm": {"context": 10**12}}, "lm"),
         ({"grpo": {"batch_size": 10**12}}, "batch_size"),
-        ({"grpo": {"group_size": 10**12}}, "batch_size"),
+        ({"grpo": {"group_size": 65_536, "batch_size": 10**8}}, "batch_size"),
         (
-            {"grpo": {"estimator": "grpo", "horizon": 4, "group_size": 10**12}},
+            {
+                "grpo": {
+                    "estimator": "grpo",
+                    "horizon": 4,
+                    "group_size": 65_536,
+                    "batch_size": 10**8,
+                }
+            },
             "batch_size",
         ),
-        ({"curriculum": {"n_rows": 2**63}}, "n_rows times n_prompts"),
-        ({"operation": {"n_prompts": 10**12}}, "n_rows times n_prompts"),
         ({"curriculum": {"judge_prompts": 10**12}}, "judge_prompts"),
     ],
 )
 def test_what_cannot_fit_is_refused_by_name(parts: dict[str, Any], argument: str) -> None:
     config = with_settings(preset("smoke"), **parts)
     with pytest.raises(ValueError, match=f"^{argument}.* must fit the memory, .* got a need of at"):
+        check_room(config, 64, CPU)
+
+
+def test_a_layer_counts_whatever_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_settings(preset("smoke"), lm={"n_layers": 10_000, "n_heads": 1, "width": 2})
+    monkeypatch.setattr("agents.room.memory_limit", lambda: 450_000_000)
+    with pytest.raises(ValueError, match=r"^lm \(n_layers, width\) must fit the memory"):
         check_room(config, 64, CPU)
 
 

@@ -43,7 +43,7 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
 
 
 def read(*words: str) -> TrainConfig:
-    config = train_command._read(words, "train.py")
+    config = train_command._read(words, "train.py", resumes=False)
     assert config is not None
     return config
 
@@ -74,7 +74,7 @@ def test_they_are_read_as_words(
     ("words", "message"),
     [
         (["--score", "klref"], "score must be one of [.*], got 'klref', did you mean 'kl_ref'?"),
-        (["--score", "kl_ref", "nan"], "score weights must be finite, got kl_ref=nan"),
+        (["--score", "kl_ref", "nan"], "score['kl_ref'] must be a finite number, got nan"),
         (["--score"], "--score: must be a term, or terms each with its weight (.*), got ''"),
         (["--score", "kl_ref", "x"], "--score: must be a term, or .*, got 'kl_ref x'"),
         (["--score", "kl_ref", "1", "entropy"], "--score: must .*, got 'kl_ref 1 entropy'"),

@@ -415,6 +415,10 @@ def test_training_leaves_the_global_generators_and_threads_alone(folder: Path) -
         ),
         ({"device": "cudda"}, "device must be one that torch has, got 'cudda': .*"),
         ({"device": "meta"}, "device must be one that torch has, got 'meta': .*"),
+        (
+            probe(n_rows=2**50),
+            r"n_rows \* n_prompts texts must fit the memory, .*",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(

@@ -22,6 +22,7 @@ from torch import nn
 
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.patient import Patient
+from avatarl_env.surgery import OPERATORS
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import (
     SIZES,
@@ -93,6 +94,10 @@ WRONG: dict[str, tuple[Any, ...]] = {
         [7],
         "no.such",
         [[0]],
+        [0] * 10_000 + ["nonsense"],
+        range(10**30),
+        np.zeros((1, 1), dtype=int),
+        np.array(1.5),
         10**30,
         itertools,
     ),
@@ -184,6 +189,7 @@ def test_a_keyword_that_there_is_not_is_refused(misspelt: str, folder: str) -> N
         ("injury", np.float16(0.5)),
         ("injury", torch.tensor([0.5, 0, 0, 0], dtype=torch.bfloat16, requires_grad=True)),
         ("layers", np.array([0, 1])),
+        ("layers", np.array(1)),
         ("layers", range(2)),
         ("layers", "*"),
         ("score", {"kl_ref": np.float32(1), "heldout_loss": 20}),
@@ -443,3 +449,32 @@ def test_what_is_no_corpus_is_refused(corpus: Any) -> None:
 def test_a_wrong_option_of_an_operator_is_refused(operator: str, option: str, value: Any) -> None:
     for make in (tiny_env, tiny_vector_env):
         refuses(make, "operator_options", {option: value}, operator=operator)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError(), ValueError, "operator_options must fit into memory, got {}: MemoryError"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            ValueError,
+            "must fit into memory, got {}: CUDA",
+        ),
+        (None, ValueError, "must fit into memory, got {}: .* tried to allocate"),
+        (RuntimeError("a bug of its own"), RuntimeError, "^a bug of its own$"),
+    ],
+)
+def test_only_memory_that_runs_out_is_blamed_on_the_options(
+    error: Exception | None,
+    kind: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(targets: object) -> object:
+        if error is None:
+            return torch.empty(10**14)
+        raise error
+
+    monkeypatch.setitem(OPERATORS, "failing", fail)
+    with pytest.raises(kind, match=message):
+        tiny_env(operator="failing")

@@ -577,7 +577,7 @@ def test_lists_and_tensors_are_actions_too() -> None:
         ({"injury": [0, 0, 0, 2]}, r"injury must be .*, got \[0, 0, 0, 2\]"),
         ({"render_mode": "human"}, "render_mode must be None or"),
         ({"dtype": "float8"}, "dtype must be one of .* got 'float8'"),
-        ({"device": "tpu9"}, "device must be one of torch's, got 'tpu9'"),
+        ({"device": "tpu9"}, "device must be one that torch has, got 'tpu9'"),
         ({"corpus": "no/such/file.txt"}, "corpus file 'no/such/file.txt' must exist"),
         ({"lm": "no/such/folder"}, "lm must be 'bundled', .* got 'no/such/folder'"),
     ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import avatarl_env.patient
 from avatarl_env import validation
@@ -66,6 +68,24 @@ def test_the_return_of_a_given_injury_is_confirmed() -> None:
     found = env.validate(healing, 0, record(env, healing, seed=0))
     assert found.agrees
     assert found.total > 0.01
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda moves: torch.from_numpy(moves).requires_grad_(),
+        lambda moves: torch.from_numpy(moves).bfloat16(),
+        lambda moves: [torch.from_numpy(move).bfloat16().requires_grad_() for move in moves],
+        lambda moves: tuple(move.tolist() for move in moves),
+        lambda moves: [*moves],
+    ],
+    ids=["requires grad", "bfloat16", "list of tensors", "tuple of lists", "list of arrays"],
+)
+def test_actions_are_taken_in_every_form_that_step_takes(form: Callable[[Any], Any]) -> None:
+    env = tiny_env()
+    given = form(np.array(actions(4) > 0, dtype=np.float64) / 4)  # exact in half precision
+    found = env.validate(given, 5, record(env, given))
+    assert found.agrees, found.reason
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -242,6 +262,7 @@ def test_a_row_among_others_is_confirmed_too() -> None:
         ((np.full((4, 4), np.nan), 5), r"action must be \(4,\) finite numbers"),
         (([[0.0], [0.0, 1.0]], 5), r"actions must be .* of 4 numbers each, got \[\[0.0\], "),
         (("abc", 5), "actions must be .* of 4 numbers each, got 'abc'"),
+        ((["a", "b"], 5), r"actions must be .* of 4 numbers each, got \['a', 'b'\]"),
         ((np.zeros((4, 4)), None), r"seed must be the integer .* reset\(\) was given, got None"),
         ((np.zeros((4, 4)), -1), r"seed must be the integer from 0 on .* given, got -1"),
         ((np.zeros((4, 4)), 5, float("nan")), "total must be a number, got nan"),

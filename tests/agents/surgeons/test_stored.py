@@ -273,6 +273,13 @@ def forget_rows(buffer: dict[str, Any]) -> None:
     buffer["arrays"]["rewards"] = buffer["arrays"]["rewards"][:, :1]
 
 
+def past_the_end(buffer: dict[str, Any]) -> None:
+    """Have as many rows as there is room for, the next to be written after the last."""
+    size = surgeon_of("sac")._buffer.buffer_size
+    rows = {name: np.resize(v, (size, *v.shape[1:])) for name, v in buffer["arrays"].items()}
+    buffer.update(full=True, pos=size, arrays=rows)
+
+
 BUFFERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "longer observations": grown("observations"),
     "longer actions": grown("actions"),
@@ -281,6 +288,7 @@ BUFFERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "less than nothing": lambda buffer: buffer.update(pos=-1),
     "not full": lambda buffer: buffer.update(full=True),
     "no flag": lambda buffer: buffer.update(full=1),
+    "full and past its end": past_the_end,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -366,3 +367,10 @@ def test_shapes_and_numbers_are_known_without_a_model() -> None:
     assert dict(parameter_shapes(model.config)) == expected
     assert model.config.n_parameters == model.n_parameters
     assert model.config.building_bytes > 4 * model.n_parameters
+
+
+def test_layers_take_memory_whatever_their_width_and_are_bounded() -> None:
+    thin = GPTConfig(vocab_size=16, context=2, n_layers=10_000, n_heads=1, width=2)
+    assert thin.building_bytes > 10_000 * 50_000
+    with pytest.raises(ValueError, match=r"^n_layers must be at most 10000, got 10001$"):
+        replace(thin, n_layers=10_001)

@@ -223,6 +223,28 @@ def test_sizes_of_a_part_are_checked_too(folder: Path) -> None:
     refused(folder, "n_layer must be an integer from 1 to ")
 
 
+@pytest.mark.parametrize(
+    "name", ["decoder_layers", "num_encoder_layers", "num_local_experts", "num_blocks", "depth"]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_numbers_of_parts_are_bounded(name: str, nested: bool, folder: Path) -> None:
+    changes = {name: 10**9}
+    edit(folder, "config.json", **({"text_config": changes} if nested else changes))
+    refused(folder, f"{name} must be at most 1024, the most that its weights allow")
+
+
+def test_no_more_modules_are_built_than_tensors_are_stored(tmp_path: Path) -> None:
+    """A thousand layers are within the bound of the setting: the building itself is stopped."""
+    from transformers import BartConfig, BartForCausalLM
+
+    sizes = {"d_model": 8, "decoder_ffn_dim": 8, "decoder_attention_heads": 2, "vocab_size": 16}
+    config = BartConfig(decoder_layers=1, **sizes)
+    BartForCausalLM(config).save_pretrained(tmp_path)
+    edit(tmp_path, "tokenizer.json")
+    edit(tmp_path, "config.json", decoder_layers=1000)
+    refused(tmp_path, "its config.json must describe a model of the tensors in its files")
+
+
 def test_positions_are_bounded(folder: Path) -> None:
     edit(folder, "config.json", max_position_embeddings=10**12)
     refused(folder, "max_position_embeddings must be an integer from 1 to ")
