@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -118,26 +119,52 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"checkpoint must hold a readable {MANIFEST}, got {path}") from error
     if not is_whole:
         raise BadCheckpoint(f"checkpoint must be as it was written, got another {path}")
-    if manifest["format"] != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise BadCheckpoint(
-            f"checkpoint must be of format {FORMAT}, got {manifest['format']} in {checkpoint}"
+            f"checkpoint must be of format {FORMAT}, got {manifest.get('format')} in {checkpoint}"
         )
-    for name, digest in manifest["files"].items():
+    files, about = manifest.get("files"), manifest.get("about")
+    is_listed = isinstance(files, dict) and {TENSORS, VALUES} <= files.keys()
+    if not is_listed or not isinstance(about, dict):
+        raise BadCheckpoint(f"checkpoint must be as it was written, got another {path}")
+    for name, digest in files.items():
         part = checkpoint / name
-        if not part.is_file():
-            raise BadCheckpoint(f"checkpoint must hold {name}, got {checkpoint} without it")
+        if not os.path.isfile(part):  # also of a name that is too long
+            raise BadCheckpoint(f"checkpoint must hold {name[:80]}, got {checkpoint} without it")
         if _digest(part) != digest:
             raise BadCheckpoint(f"checkpoint must be as it was written, got another {part}")
-    about: dict[str, Any] = manifest["about"]
     return about
 
 
 def read(checkpoint: Path) -> State:
-    """Return the state in a checkpoint that :func:`read_about` found whole; tuples are lists."""
-    tensors = load_tensors((checkpoint / TENSORS).read_bytes())
-    values = read_json(checkpoint / VALUES)
-    state: State = _put_together(values, tensors)
+    """Return the state in a checkpoint that :func:`read_about` found whole; tuples are lists.
+
+    Raises:
+        BadCheckpoint: if a file does not hold what it is to hold.
+    """
+    with sound(checkpoint):
+        tensors = load_tensors((checkpoint / TENSORS).read_bytes())
+        state: State = _put_together(read_json(checkpoint / VALUES), tensors)
     return state
+
+
+@contextlib.contextmanager
+def sound(checkpoint: Path) -> Iterator[None]:
+    """Refuse a checkpoint whose content the body cannot use: it was written by something else.
+
+    Raises:
+        BadCheckpoint: says what the body raised.
+    """
+    try:
+        yield
+    except BadCheckpoint:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise BadCheckpoint(
+            f"checkpoint must hold the state of this run, got {checkpoint}: {type(e).__name__}: "
+            f"{reason}"
+        ) from e
 
 
 def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:

@@ -119,20 +119,27 @@ def _said(prog: str, body: Callable[[], str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show_warning, prog)
         try:
-            _show(body())
+            text = body()
         except Refusal as error:
             _complain(prog, f"error: {' '.join(str(error).split())}")
             return error.code
-        except BrokenPipeError:  # whoever read has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        _show(text)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read has read enough
             return SIGNALLED + 13  # SIGPIPE, which not every system has
+        _complain(prog, f"error: stdout cannot be written: {error.strerror}")
+        return 1
     return 0
 
 
 def _show(text: str) -> None:
-    """Print a text, as far as stdout can show it; nothing if it is empty."""
+    """Print a text, as far as stdout can show it; nothing if it is empty or stdout is closed."""
     from agents.terminal import printable
 
+    if sys.stdout is None:
+        return
     if text:
         print(printable(text, sys.stdout))
     sys.stdout.flush()

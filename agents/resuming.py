@@ -18,7 +18,7 @@ import torch
 
 from agents import checkpoint
 from agents.checkpoint import BadCheckpoint
-from agents.config import TrainConfig, to_settings
+from agents.config import BadInput, TrainConfig, to_settings
 from agents.effect import Effect
 from agents.journal import Journal
 from agents.launch import STOPPING, leave_closed_terminal, resume_command
@@ -256,14 +256,26 @@ def restore_surgeon(path: Path, setup: Setup) -> None:
         raise BadCheckpoint(str(error)) from error
 
 
-def restore(state: Mapping[str, Any], setup: Setup, journal: Journal) -> Progress:
+def restore(state: Mapping[str, Any], path: Path, setup: Setup, journal: Journal) -> Progress:
     """Put everything but the surgeon where it was when the checkpoint was written.
 
     Args:
         state: read from the checkpoint.
+        path: the checkpoint's folder, for messages.
         setup: as freshly built.
         journal: as freshly opened.
+
+    Raises:
+        BadInput: if the state is not one of such a run.
     """
+    try:
+        with checkpoint.sound(path):
+            return _restore(state, setup, journal)
+    except BadCheckpoint as error:
+        raise BadInput(str(error)) from error
+
+
+def _restore(state: Mapping[str, Any], setup: Setup, journal: Journal) -> Progress:
     load_weights(setup.learner.model, state["model"])
     setup.patient.n_changes += 1
     setup.patient.forward_tokens = state["forward_tokens"]

@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.best import BestModel
-from agents.checkpoint import State, locked, read, read_about
-from agents.config import BadInput, TrainConfig, to_settings
+from agents.checkpoint import State, locked, read, read_about, sound
+from agents.config import MOST_THREADS, BadInput, TrainConfig, to_settings
 from agents.curriculum import Curriculum, make_phases
 from agents.divergence import DivergedError
 from agents.effect import measure_effect
@@ -40,6 +40,7 @@ from agents.resuming import (
 from agents.setup import Setup, resolved
 from agents.stored import check_corpus, config_to_resume, stored_run
 from agents.tracking import MetricWriter, RunFolder, refuse_used
+from avatarl_env.choices import check_integer
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _attempt(
         stack.enter_context(closing(journal))  # what breaks off leaves no half a bar on the line
         progress = Progress()
         if state is not None and checkpoint is not None:
-            progress = restore(state, setup, journal)
+            progress = restore(state, checkpoint, setup, journal)
             journal.say(f"going on from {checkpoint}, {journal.seconds:.0f} s into the run")
         elif config.resume:
             journal.say("there is no checkpoint yet: the run begins anew")
@@ -227,12 +228,14 @@ def _build_again(config: TrainConfig, ranks: Ranks, stack: ExitStack) -> _Begun:
     checkpoint = latest(folder.path)
     about = None if checkpoint is None else read_about(checkpoint)
     # As many threads as when the run began: others would round otherwise.
-    stack.enter_context(torch_threads(config.threads if about is None else about["threads"]))
+    threads = config.threads if about is None else about.get("threads")
+    stack.enter_context(torch_threads(check_integer("threads", threads, 0, MOST_THREADS)))
     setup = Setup(config, ranks)
     config = resolved(config, setup)
     if checkpoint is None or about is None:
         return _Begun(config, setup, folder)
-    check(about, checkpoint, config, setup.corpus.sha256, ranks.count)
+    with sound(checkpoint):
+        check(about, checkpoint, config, setup.corpus.sha256, ranks.count)
     state = read(checkpoint)
     _check_holds(folder, state, checkpoint)
     restore_surgeon(checkpoint, setup)

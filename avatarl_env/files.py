@@ -18,6 +18,9 @@ from typing import Any
 MOST_NESTED = 100
 """Objects and lists within one another that JSON may have. Our own files have fewer than ten."""
 
+MOST_JSON = 2**28
+"""Bytes of a file of JSON; a device or a pipe may never end."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
@@ -55,10 +58,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is not UTF-8 or not JSON, or nested more than 100 deep.
+        ValueError: if it is no regular file, not UTF-8 or not JSON, longer than 256 MiB, or nested
+            more than 100 deep.
     """
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(read_regular(path, MOST_JSON))
     except ValueError as error:
         raise ValueError(f"file {str(path)!r} must hold JSON: {error}") from error
 

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from agents.commands.parsing import Refusal, read_json, refusing, run_settings
-from avatarl_env.files import parse_json
+from avatarl_env.files import parse_json, read_regular
 from avatarl_env.surgery import SurgicalTheater, find_targets, make_operator
 
 DEFAULT_OPERATOR = "head_gain"
 _PREFIXES = ("", "surgeon/", "commit/")  # of the names in a run's metrics.jsonl
+
+MOST_BYTES = 2**32  # of a run's metrics; more is no run's, or a device that never ends
 
 
 class Operation(NamedTuple):
@@ -95,9 +97,12 @@ def read_json_lines(path: Path) -> list[Any]:
         Refusal: if there is no such file, or another line is no JSON.
     """
     try:
-        lines = path.read_bytes().split(b"\n")  # a text in a line may hold other separators
+        content = read_regular(path, MOST_BYTES)
     except OSError as error:
         raise Refusal(f"file {str(path)!r} must be readable: {error.strerror}") from error
+    except ValueError as error:
+        raise Refusal(f"file {str(path)!r} cannot be read: {error}") from error
+    lines = content.split(b"\n")  # a text in a line may hold other separators
     values = []
     for number, line in enumerate(lines, start=1):
         try:
