@@ -126,23 +126,30 @@ class Room:
     targets: list[nn.Parameter]
     places: dict[str, nn.Parameter]
     rows: list[Row] = field(default_factory=list)
-    held: dict[Room, list[Row]] = field(default_factory=dict)
-    """What it will put back: its own rows, and those of outer theaters left first that overlap."""
+    held: dict[Room, Part] = field(default_factory=dict)
+    """What it will put back: its own, and what overlaps of outer theaters that were left first."""
     ended_early: bool = False
     number: int = 0
-
-    def covered(self) -> set[Any]:
-        """Return all that it will put back."""
-        rows = [row for rows in self.held.values() for row in rows]
-        cells = {("cell", id(home.memory), cell) for _, home in rows for cell in home.cells}
-        return {*cells, *(("view", p) for p, _ in rows), *(("slot", name) for name in self.places)}
 
     def saved_bytes(self) -> int:
         return sum(
             len(set(home.cells)) * home.dtype.itemsize
-            for rows in self.held.values()
-            for _, home in rows
+            for part in self.held.values()
+            for _, home in part.rows
         )
+
+
+class Part(NamedTuple):
+    """Some of what a theater found when it was entered."""
+
+    rows: list[Row]
+    names: set[str]
+    """Places of the model."""
+
+    def keys(self) -> set[Any]:
+        cells = {("cell", id(home.memory), cell) for _, home in self.rows for cell in home.cells}
+        views = {("view", p) for p, _ in self.rows}
+        return {*cells, *views, *(("slot", name) for name in self.names)}
 
 
 class Entry(NamedTuple):
@@ -268,9 +275,9 @@ class World:
             return
         assert room.theater.__enter__() is room.theater
         room.rows = [(p, self.views[p]) for p in room.targets]
-        room.held, room.number = {room: room.rows}, next(ENTRIES)
+        room.held, room.number = {room: Part(room.rows, {*room.places})}, next(ENTRIES)
         self.memories |= {id(home.memory): home.memory for _, home in room.rows}
-        for key in room.covered():
+        for key in room.held[room].keys():  # noqa: SIM118 - it is no mapping
             self.found.setdefault(key, []).append(Entry(room, self.value(key)))
         assert room.theater.saved_bytes == room.saved_bytes()
         self.rooms.append(room)
@@ -298,22 +305,24 @@ class World:
         for later in ended[1:]:
             later.ended_early = True
             for source in sorted(room.held, key=lambda each: -each.number):
-                known = [row for rows in later.held.values() for row in rows]
-                part = [row for row in room.held[source] if any(overlap(row, k) for k in known)]
-                later.held[source] = list(dict.fromkeys([*later.held.get(source, []), *part]))
-        sources = {source for each in ended for source in each.held}
-        for key in set().union(*(each.covered() for each in ended)):
+                known = [row for part in later.held.values() for row in part.rows]
+                names = set().union(*(part.names for part in later.held.values()))
+                rows = [r for r in room.held[source].rows if any(overlap(r, k) for k in known)]
+                before = later.held.get(source, Part([], set()))
+                later.held[source] = Part(
+                    list(dict.fromkeys([*before.rows, *rows])),
+                    before.names | (names & room.held[source].names),
+                )
+        parts: dict[Any, set[Room]] = {}
+        for each in ended:
+            for source, part in each.held.items():
+                for key in part.keys():  # noqa: SIM118 - it is no mapping
+                    parts.setdefault(key, set()).add(source)
+        for key, sources in parts.items():
             self.set(key, next(e.value for e in self.found[key] if e.room in sources))
-        n_copies = sum(len(rows) for each in ended for rows in each.held.values())
+        n_copies = sum(len(part.rows) for each in ended for part in each.held.values())
         self.rooms.remove(room)
-        for key, entries in self.found.items():
-            while entries and entries[-1].room not in self.rooms and not self.needed(key, entries):
-                entries.pop()
         return n_copies
-
-    def needed(self, key: Any, entries: list[Entry]) -> bool:
-        """Whether a theater that is to be left yet will put back what these found."""
-        return any(key in each.covered() and entries[-1].room in each.held for each in self.rooms)
 
     def close(self, index: int, fault: Fault | None = None) -> None:
         """Leave a theater, also before those that were opened after it."""
@@ -390,7 +399,7 @@ class World:
         for (p, home), values in reversed(list(zip(room.rows, saved, strict=True))):
             home.fill(values)
             self.views[p] = home
-        for key in room.covered():
+        for key in room.held[room].keys():  # noqa: SIM118 - it is no mapping
             self.found[key] = [
                 Entry(room, self.value(key)) if entry.room is room else entry
                 for entry in self.found[key]
