@@ -459,6 +459,28 @@ DAMAGES |= {
 }
 
 
+def forged_manifest(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_manifest(folder, lambda manifest: manifest.update(changes))
+
+
+def forged_about(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_manifest(folder, lambda manifest: manifest["about"].update(changes))
+
+
+DAMAGES |= {
+    "nothing about it": (forged_manifest(about=None), "must be as it was written"),
+    "no list of files": (forged_manifest(files=None), "must be as it was written"),
+    "no format": (forged_manifest(format=None), "must be of format 1, got None"),
+    "endless threads": (forged_about(threads=10**9), "threads must be at most 1024"),
+    "versions of another kind": (forged_about(versions=[]), "must hold the state of this run"),
+    "no settings": (forged_about(settings=None), "must hold the state of this run"),
+    "no tensors": (
+        forged("tensors.safetensors", lambda tensors: tensors[:100]),
+        "must hold the state of this run",
+    ),
+}
+
+
 def linked(name: str) -> Callable[[Path], None]:
     """Return what moves a file or folder of a run elsewhere, and links it."""
 
