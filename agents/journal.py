@@ -140,6 +140,7 @@ class Journal:
             desc=f"{phase.name:>9}",
             disable=self._quiet,
             unit="it",
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds; a log needs few lines
         )
 
     def end(self) -> dict[str, Any]:

@@ -91,6 +91,9 @@ def model_folder(lm: str) -> Path:
             if known
             else "it has no checkpoint yet"
         )
+        best = final.parent / "best"
+        if _is_ours(best):
+            advice += f"; its best model so far is {str(best)!r}"
         raise ValueError(f"lm must be a finished run's folder, {lm!r} has not finished: {advice}")
     raise ValueError(
         f"lm must be {BUNDLED!r}, a finished run's folder, one with {ABOUT} and {WEIGHTS} or one "
