@@ -83,12 +83,7 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     """Keeps a record of each operation that ends."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv) -> None:
-        """Wrap a vector environment, and ask it for mode SAME_STEP.
-
-        Raises:
-            ValueError: if its autoreset mode is another and cannot be switched.
-        """
-        ask_for_same_step(env, "to practise")
+        """Wrap a vector environment."""
         super().__init__(env)
         self.records: list[OperationRecord] = []
         self._totals = np.zeros(env.num_envs)
@@ -100,7 +95,12 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Forget unfinished operations and begin others."""
+        """Forget unfinished operations and begin others, in mode SAME_STEP.
+
+        Raises:
+            ValueError: if the autoreset mode is another and cannot be switched.
+        """
+        ask_for_same_step(self.env, "to practise")
         for row in range(self.num_envs):
             self._forget(row)
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]

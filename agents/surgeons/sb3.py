@@ -19,6 +19,7 @@ from agents.surgeons.base import (
     FloatArray,
     OperationRecord,
     OperationRecorder,
+    ask_for_same_step,
     prompt_seed,
 )
 from agents.surgeons.randomness import PrivateRandomness
@@ -64,6 +65,7 @@ class SB3Surgeon:
 
         algorithm = ALGORITHMS[name]
         settings = settings_of(name, env, options)
+        ask_for_same_step(env, "for Stable-Baselines3")
         self._vector = env
         self._recorder = OperationRecorder(env)
         self._steps_per_operation = env.num_envs * env.config.n_incisions

@@ -183,6 +183,6 @@ def test_an_environment_that_is_practised_on_goes_on_in_the_same_step() -> None:
 
 
 def test_an_environment_that_cannot_be_switched_is_refused() -> None:
-    wrapped = VectorWrapper(small_exam())
+    recorder = OperationRecorder(VectorWrapper(small_exam()))
     with pytest.raises(ValueError, match=r"^autoreset_mode must be SAME_STEP to practise, got "):
-        OperationRecorder(wrapped)
+        recorder.reset(seed=0)
