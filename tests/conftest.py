@@ -1,9 +1,16 @@
-"""One thread for every test: the numbers do not depend on the machine, and cores may be shared."""
+"""What every test relies on, whatever the process that runs them was started with.
+
+One thread: the numbers do not depend on the machine, and cores may be shared. Ctrl-C that is heard:
+a job of the background ignores it, and so would the runs that tests start and interrupt.
+"""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
