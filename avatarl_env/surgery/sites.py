@@ -107,10 +107,14 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
         for _, module, name, p in held
         if p in chosen
     ]
-    addresses = {_storage(p) for p in by_name.values()} - {0}
-    reach = frozenset[nn.Parameter | nn.Module | int]([*by_name.values(), *modules, *addresses])
-    buffers = (b for module in modules for b in module._buffers.values() if b is not None)
-    aliases = _aliases(chosen, [*by_name.values(), *buffers])
+    buffers = [b for module in modules for b in module._buffers.values() if b is not None]
+    # Autograd counts the changes of each tensor, not those of its memory: all that lies in a
+    # target's storage has to learn of edits.
+    addresses = {x: _storage(x) for x in (*by_name.values(), *buffers)}
+    operated = {addresses[p] for p in chosen} - {0}
+    aliases = [x for x, address in addresses.items() if address in operated and x not in chosen]
+    storages = {addresses[p] for p in by_name.values()} - {0}
+    reach = frozenset[nn.Parameter | nn.Module | int]([*by_name.values(), *modules, *storages])
     return Choice(list(chosen), list(chosen.values()), sites, reach, aliases)
 
 
@@ -141,18 +145,6 @@ def _check_kinds(modules: Iterable[nn.Module]) -> None:
 
 def _keys(module: nn.Module) -> tuple[str, ...]:
     return tuple(module.keys()) if isinstance(module, nn.ParameterDict) else ()
-
-
-def _aliases(chosen: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
-    """Return those of ``others`` that lie in the same storage as a chosen one, which are not it.
-
-    Their graphs have to learn of edits, too: autograd counts the changes of each tensor, not those
-    of its memory.
-    """
-    chosen = set(chosen)
-    storages = {_storage(p) for p in chosen} - {0}
-    found = (x for x in others if x not in chosen)
-    return list(dict.fromkeys(x for x in found if _storage(x) in storages))
 
 
 def n_bytes_spanned(tensor: Tensor) -> int:

@@ -25,12 +25,19 @@ class Row(NamedTuple):
     """The target's own memory."""
     saved: Tensor
     """A copy of what was there; of an expanded weight, each byte once."""
-    span: range
-    """Addresses from the target's first byte to its last."""
+    storage: torch.UntypedStorage
+    """That the memory is a part of."""
+    n_bytes: int
+    """Bytes that the storage must have for it."""
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the target's own memory is still there."""
+        return int(self.storage.nbytes()) >= self.n_bytes
 
     def overlaps(self, other: Row) -> bool:
         """Whether putting one back may change what the other put back."""
-        mine, others = self.span, other.span
+        mine, others = address_range(self.home), address_range(other.home)
         in_memory = mine.start < others.stop and others.start < mine.stop
         return self.parameter is other.parameter or in_memory
 
@@ -42,7 +49,7 @@ class Row(NamedTuple):
                 in new memory.
         """
         home, parameter = self.home, self.parameter
-        lost = not has_memory(home)
+        lost = not self.has_memory
         if lost:
             home = torch.empty_strided(
                 home.shape, home.stride(), dtype=home.dtype, device=home.device
@@ -57,7 +64,7 @@ class Row(NamedTuple):
         if lost:
             raise RuntimeError(
                 f"the storage of {self.name} was freed or shrunk by the body, to "
-                f"{self.home.untyped_storage().nbytes()} bytes: its values are back in new memory"
+                f"{self.storage.nbytes()} bytes: its values are back in new memory"
             )
 
 
@@ -129,8 +136,8 @@ class Snapshot(NamedTuple):
         rows = []
         with torch.inference_mode(False):
             for row in self.rows:
-                name, p, home, saved, _ = row
-                if not (has_memory(p.data) and has_memory(home)):
+                name, p, home, saved = row[:4]
+                if not (has_memory(p.data) and row.has_memory):
                     raise RuntimeError(f"commit needs the memory of {name}, which the body freed")
                 value = _dense(p.data)
                 same = (p.shape, p.dtype) == (home.shape, home.dtype)
@@ -153,12 +160,13 @@ def take(choice: Choice) -> Snapshot:
     with torch.inference_mode(False):
         for name, p in zip(choice.names, choice.parameters, strict=True):
             home = p.data
-            if not has_memory(home):
+            storage, needed = home.untyped_storage(), n_bytes_needed(home)
+            if storage.nbytes() < needed:
                 raise RuntimeError(
                     f"entry needs the memory of every target, {name} of {tuple(p.shape)} has "
-                    f"{home.untyped_storage().nbytes()} bytes (its storage was freed or shrunk)"
+                    f"{storage.nbytes()} bytes (its storage was freed or shrunk)"
                 )
-            rows.append(Row(name, p, home, _dense(home).clone(), address_range(home)))
+            rows.append(Row(name, p, home, _dense(home).clone(), storage, needed))
     snapshot = Snapshot(next(_numbers), rows, choice.sites, choice.aliases)
     snapshot.announce()
     return snapshot
@@ -170,8 +178,13 @@ def has_memory(tensor: Tensor) -> bool:
     Storage can be freed or shrunk under a tensor (``untyped_storage().resize_``); reading or
     writing the tensor is then an access to memory of something else.
     """
-    end = int(tensor.storage_offset()) * tensor.element_size() + n_bytes_spanned(tensor)
-    return not tensor.numel() or int(tensor.untyped_storage().nbytes()) >= end
+    return int(tensor.untyped_storage().nbytes()) >= n_bytes_needed(tensor)
+
+
+def n_bytes_needed(tensor: Tensor) -> int:
+    """Return how far into its storage a tensor reaches, bytes."""
+    spanned = n_bytes_spanned(tensor)
+    return spanned and int(tensor.storage_offset()) * tensor.element_size() + spanned
 
 
 def forget_cached_weights() -> None:
