@@ -1,6 +1,6 @@
 """What every test relies on, whatever the process that runs them was started with.
 
-One thread: the numbers do not depend on the machine, and cores may be shared. Signals that are heard:
+One thread: the numbers do not depend on the machine, and cores may be shared. Signals are heard:
 a job of the background ignores some, and so would the runs that tests start and interrupt.
 """
 
