@@ -117,7 +117,8 @@ def test_the_summary_answers_every_question(run: RunSummary, folder: Path) -> No
     for phase in summary["phases"]:
         assert phase["seconds"] > 0
         assert phase["first"].keys() == phase["last"].keys()
-    assert summary["validation"].keys() == {"loss", "bits_per_char", "accuracy", "entropy"}
+    figures = {"loss", "bits_per_char", "accuracy", "entropy", "calibration_error"}
+    assert summary["validation"].keys() == figures
     assert summary["commits"].keys() >= {"policy", "tried", "kept", "operations"}
     assert (summary["commits"]["policy"], summary["commits"]["tried"]) == ("if_better", 2)
     assert summary["surgeon_effect"].keys() == {"verdict", "measurements"}
