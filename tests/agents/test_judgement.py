@@ -36,13 +36,18 @@ def measure(
     return exam.gains(env.operator, np.stack(operations))
 
 
-def as_lists(gains: Gains) -> list[list[list[float]]]:
+def by_operation(gains: Gains) -> list[Any]:
+    """Return each quantity as (N, M), or (N, 1) where an operation has one number."""
+    return [quantity.reshape(len(quantity), -1) for quantity in gains]
+
+
+def as_lists(gains: Gains) -> list[Any]:
     return [quantity.tolist() for quantity in gains]
 
 
 def test_zero_coefficients_gain_exactly_nothing() -> None:
     gains = measure(small_env(), np.zeros(4), np.zeros(4))
-    assert as_lists(gains) == [[[0.0] * 6] * 2] * 2
+    assert as_lists(gains) == [[[0.0] * 6] * 2, [[0.0] * 6] * 2, [0.0] * 2]
 
 
 @pytest.mark.parametrize("operator", ["head_gain", "spectral_bands", "output_temperature"])
@@ -52,15 +57,15 @@ def test_zero_among_others_gains_exactly_nothing_too(operator: str) -> None:
     zero, some = np.zeros(n_coefficients), np.full(n_coefficients, 0.5)
     some[0] = -0.5
     gains = measure(env, some, zero, some)
-    for quantity in gains:
-        assert quantity[1].tolist() == [0.0] * 6
+    for quantity in by_operation(gains):
+        assert not quantity[1].any()
         assert np.abs(quantity[[0, 2]]).max() > 0
 
 
 def test_an_operation_changes_every_prompt_and_window() -> None:
     gains = measure(small_env(), SOME, OTHER)
     assert all(np.abs(quantity).min() > 0 for quantity in gains)
-    assert all(quantity.shape == (2, 6) for quantity in gains)
+    assert [quantity.shape for quantity in gains] == [(2, 6), (2, 6), (2,)]
 
 
 def test_whoever_sits_an_exam_gets_the_same_draws() -> None:
@@ -71,7 +76,7 @@ def test_whoever_sits_an_exam_gets_the_same_draws() -> None:
         for pair in ((SOME, OTHER), (np.zeros(4),) * 2, (OTHER, OTHER), (SOME, OTHER))
     )
     assert as_lists(first) == as_lists(again)
-    assert not any(np.concatenate(zero).ravel())
+    assert not any(quantity.any() for quantity in zero)
     for one, other in zip(first, second, strict=True):
         assert one[1].tolist() == other[1].tolist()  # the same operation on the same draws
         assert one[0].tolist() != other[0].tolist()
@@ -79,7 +84,7 @@ def test_whoever_sits_an_exam_gets_the_same_draws() -> None:
 
 def test_each_operation_has_draws_of_its_own() -> None:
     gains = measure(small_env(), SOME, SOME)
-    for quantity in gains:
+    for quantity in by_operation(gains):
         assert set(quantity[0].tolist()).isdisjoint(quantity[1].tolist())
 
 
@@ -131,7 +136,7 @@ def test_operations_may_be_measured_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     parts = measure(env, *operations)
     for one, other in zip(parts, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-        assert one[2].tolist() == [0.0] * 6
+        assert not one[2].any()
 
 
 def test_an_operator_without_row_edits_gives_the_same_numbers(in_place_gain: str) -> None:
@@ -195,7 +200,7 @@ def test_the_weights_are_the_same_after_a_failure_too(
     assert writes == [operator == "in_place_gain"]  # only that one writes into the weights at all
     assert fingerprint(model) == before
     again = exam.gains(env.operator, np.zeros((2, 4)))  # and no hook is left behind
-    assert not np.concatenate(again).any()
+    assert not any(quantity.any() for quantity in again)
     assert as_lists(exam.gains(env.operator, np.stack([SOME, OTHER]))) == as_lists(
         measure(env, SOME, OTHER)
     )
