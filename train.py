@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if __name__ == "__main__":
     try:
-        from agents.cli import main
+        from agents.cli.main import main
 
         code = main()
     except KeyboardInterrupt:  # it takes a moment until the command line has begun

@@ -8,15 +8,15 @@ TYPE_CHECKING = False  # the typing module's, whose import is half of a command'
 if TYPE_CHECKING:
     from typing import Any
 
-    from agents.config import TrainConfig
-    from agents.training import RunSummary, train
+    from agents.training.config import TrainConfig
+    from agents.training.loop import RunSummary, train
 
 __all__ = ["RunSummary", "TrainConfig", "train"]
 
 _HOMES = {
-    "RunSummary": "agents.training",
-    "TrainConfig": "agents.config",
-    "train": "agents.training",
+    "RunSummary": "agents.training.loop",
+    "TrainConfig": "agents.training.config",
+    "train": "agents.training.loop",
 }
 
 

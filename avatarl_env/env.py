@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from avatarl_env.choices import check_keywords, check_options, check_seed, shown
-from avatarl_env.episode import Episode, OperationConfig
+from avatarl_env.episode import Episode, EpisodeConfig
+from avatarl_env.errors import check_keywords, check_options, check_seed, shown
 from avatarl_env.patient import Patient
-from avatarl_env.rendering import RENDER_MODES, render
+from avatarl_env.rendering.ansi import RENDER_MODES, render
 from avatarl_env.scoring import Score
 from avatarl_env.surgery import Operator
 from avatarl_env.task import SurgeryTask
 from avatarl_env.text.corpus import Corpus, load_corpus
-from avatarl_env.validation import TOLERANCE, Validation, validate
+from avatarl_env.verification import TOLERANCE, Verification, verify
 
 
 class UnknownRenderMode(ValueError, TypeError):
@@ -36,7 +36,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     ## Description
     One episode is one operation on the model as it stands when `reset` is called. `reset` draws
     prompts of real text and one block of uniforms; the unoperated model continues the prompts, the
-    baseline. Each step is an incision: it moves coefficients, the operator turns them into edits of
+    baseline. Each step is a step: it moves coefficients, the operator turns them into edits of
     the attention weights, the operated model continues the same prompts with the same uniforms, and
     the weights are put back bit for bit. Between calls of `step` the model is always unoperated.
 
@@ -60,7 +60,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     a sequence of A numbers is itself the `c_inj` of every operation.
 
     ## Episode End
-    *Termination*: all incisions made; or a flatline: non-finite logits, entropy outside
+    *Termination*: all steps made; or a flatline: non-finite logits, entropy outside
     [0.5, 1.5] times the unoperated model's, or trigram collisions more than 5 above its own (with
     an injury, the bounds span the injured and the healthy model). `info["flatline"]` names the
     cause. *Truncation*: never by this environment.
@@ -74,7 +74,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     ## Rendering
     `"ansi"`: prompts, texts before and after, score terms, scores and coefficients, as a string.
     `"rgb_array"`: the coefficients, as a heat map where they belong to layers and heads, and the
-    score after each incision, as a picture (400, 600, 3).
+    score after each step, as a picture (400, 600, 3).
 
     ## Version History
     * v0: first version.
@@ -94,7 +94,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         operator_options: Mapping[str, Any] | None = None,
         layers: Sequence[int | str] | None = None,
         score: Mapping[str, float] | None = None,
-        n_incisions: int = 4,
+        episode_length: int = 4,
         step_size: float = 0.5,
         n_prompts: int = 32,
         prompt_length: int = 32,
@@ -116,8 +116,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             operator_options: its keyword arguments.
             layers: attention layers to operate on: numbers, names or globs; default all.
             score: weights by term name; default `{"kl_ref": 1.0}`. Fixed for the env's life.
-            n_incisions: steps of an episode, at least 1.
-            step_size: most that an incision moves a coefficient; n_incisions * step_size >= 1.
+            episode_length: steps of an episode, at least 1.
+            step_size: most that a step moves a coefficient; episode_length * step_size >= 1.
             n_prompts: texts written per evaluation, at least 2.
             prompt_length: tokens of real text that each continues, at least 2.
             n_new: tokens written after each prompt, at least 4.
@@ -142,8 +142,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
                 f"render_mode must be None or one of {modes}, got {shown(render_mode)}"
             )
         # What needs no model is checked before one is loaded.
-        config = OperationConfig(
-            n_incisions=n_incisions,
+        config = EpisodeConfig(
+            episode_length=episode_length,
             step_size=step_size,
             n_prompts=n_prompts,
             prompt_length=prompt_length,
@@ -193,7 +193,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return cls(Patient(model, tokenizer, text), **keywords)
 
     @property
-    def config(self) -> OperationConfig:
+    def config(self) -> EpisodeConfig:
         """The rules."""
         return self.task.config
 
@@ -210,7 +210,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Make one incision.
+        """Make one step.
 
         Args:
             action: (A,), clipped to [-1, 1]: an array, a list, or a tensor of any kind and device.
@@ -221,7 +221,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             ValueError: if the action has another shape than the action space or is not finite.
         """
         episode = self._episode_under_way()
-        (outcome,) = self.task.incise([episode], [action])
+        (outcome,) = self.task.step([episode], [action])
         observation = self.task.observe(episode)
         return observation, outcome.reward, outcome.terminated, False, outcome.info
 
@@ -281,13 +281,13 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             raise RuntimeError("commit() needs an operation on the model as it is: call reset()")
         self.patient.commit(self.operator, self._episode.coefficients)
 
-    def validate(
+    def verify(
         self,
         actions: ArrayLike,
         seed: int,
         total: float | None = None,
         tolerance: float = TOLERANCE,
-    ) -> Validation:
+    ) -> Verification:
         """Perform an operation again, and say whether it returns what somebody claims it does.
 
         What `reset(seed=seed)` and these actions return is a record that anyone can check who has
@@ -298,12 +298,12 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             actions: (n, A) of one whole operation.
             seed: what `reset` was given.
             total: the return that is claimed; None to learn it.
-            tolerance: as for :func:`avatarl_env.validation.validate`.
+            tolerance: as for :func:`avatarl_env.verification.verify`.
 
         Raises:
             ValueError: if the actions are not those of one whole operation, or there is no seed.
         """
-        return validate(self.task, actions, seed, total, tolerance)
+        return verify(self.task, actions, seed, total, tolerance)
 
     def fork(self) -> Self:
         """Return an environment in the same state on the same (shared) model."""

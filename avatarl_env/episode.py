@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avatarl_env.choices import as_numbers, check_choice, check_integer, check_number, shown
+from avatarl_env.errors import as_numbers, check_choice, check_integer, check_number, shown
 from avatarl_env.patient import Evaluation, Prompts
 from avatarl_env.scoring import Score
 from avatarl_env.text.corpus import SPLITS
@@ -21,17 +21,17 @@ COLLISION_MARGIN = 5.0  # above the unoperated model's
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperationConfig:
+class EpisodeConfig:
     """The rules of an operation.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
-    n_incisions: int = 4
+    episode_length: int = 4
     """Steps of an episode; 1 makes it a bandit."""
     step_size: float = 0.5
-    """Most that one incision moves a coefficient; times n_incisions at least 1."""
+    """Most that one step moves a coefficient; times episode_length at least 1."""
     n_prompts: int = 32
     """Texts written per evaluation."""
     prompt_length: int = 32
@@ -46,15 +46,15 @@ class OperationConfig:
     """Minus the return of an operation that the patient does not survive."""
 
     def __post_init__(self) -> None:
-        least = {"n_incisions": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
+        least = {"episode_length": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
         for name, bound in least.items():
             self._set(name, check_integer(name, getattr(self, name), bound))
         for name in ("step_size", "flatline_penalty"):
             self._set(name, check_number(name, getattr(self, name), 0))
-        if not self.n_incisions * self.step_size >= 1:
+        if not self.episode_length * self.step_size >= 1:
             raise ValueError(
-                "n_incisions * step_size must be at least 1, or coefficients are out of reach, "
-                f"got {self.n_incisions} * {self.step_size}"
+                "episode_length * step_size must be at least 1, or coefficients are out of reach, "
+                f"got {self.episode_length} * {self.step_size}"
             )
         check_choice("split", self.split, SPLITS)
         self._set("injury", _as_injury(self.injury))
@@ -96,16 +96,16 @@ def _as_injury(value: Any) -> float | tuple[float, ...]:
     return tuple(numbers.tolist()) if numbers.ndim else float(numbers)
 
 
-def incised(
+def step_coefficients(
     coefficients: NDArray[np.float64], action: NDArray[np.floating], step_size: float
 ) -> NDArray[np.float64]:
-    """Return where an incision leads: ``clip(c + step_size * clip(action, -1, 1), -1, 1)``."""
+    """Return where a step leads: ``clip(c + step_size * clip(action, -1, 1), -1, 1)``."""
     step = step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
     return np.clip(coefficients + step, -1.0, 1.0)
 
 
 class Outcome(NamedTuple):
-    """What an incision led to."""
+    """What a step led to."""
 
     reward: float
     terminated: bool
@@ -116,7 +116,7 @@ class Outcome(NamedTuple):
 class Episode:
     """The state of one operation."""
 
-    config: OperationConfig
+    config: EpisodeConfig
     prompts: Prompts
     injury: NDArray[np.float64]
     """(A,) hidden; every evaluation is at injury + coefficients."""
@@ -132,17 +132,17 @@ class Episode:
     """Of ``present``."""
     total_reward: float = 0.0
     n_done: int = 0
-    """Incisions made."""
+    """Steps made."""
     is_over: bool = False
     scores: tuple[float, ...] = ()
-    """Of the baseline, and after each incision."""
+    """Of the baseline, and after each step."""
     flatline: str = ""
     """What the patient died of; empty while it lives."""
 
     @classmethod
     def begin(
         cls,
-        config: OperationConfig,
+        config: EpisodeConfig,
         prompts: Prompts,
         injury: NDArray[np.float64],
         baseline: Evaluation,
@@ -166,31 +166,31 @@ class Episode:
 
     @property
     def time_left(self) -> float:
-        """Share of the incisions not made yet."""
-        return 1.0 - self.n_done / self.config.n_incisions
+        """Share of the steps not made yet."""
+        return 1.0 - self.n_done / self.config.episode_length
 
-    def incise(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the coefficients after an incision, (A,); the episode is not touched yet.
+    def next_coefficients(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the coefficients after a step, (A,); the episode is not touched yet.
 
         Args:
             action: (A,), clipped to [-1, 1].
         """
-        return incised(self.coefficients, action, self.config.step_size)
+        return step_coefficients(self.coefficients, action, self.config.step_size)
 
     def conclude(
         self, coefficients: NDArray[np.float64], evaluation: Evaluation, score: Score
     ) -> Outcome:
-        """Make the incision that led to ``coefficients``, and pay for it.
+        """Make the step that led to ``coefficients``, and pay for it.
 
         The reward is the score's rise, so an episode's rewards add up to its improvement; a
         flatline's makes them add up to minus the penalty.
 
         Args:
-            coefficients: (A,), from :meth:`incise`.
+            coefficients: (A,), from :meth:`next_coefficients`.
             evaluation: of the model at injury plus coefficients.
             score: the environment's.
         """
-        # What can fail comes first, or an incision could be half made.
+        # What can fail comes first, or a step could be half made.
         previous, present = self.score, score(evaluation.terms)
         flatline = self._flatline_cause(coefficients, evaluation)
         self.coefficients, self.present = coefficients, evaluation
@@ -202,7 +202,7 @@ class Episode:
         else:
             reward = present - previous
         self.total_reward += reward
-        self.is_over = bool(self.flatline) or self.n_done == self.config.n_incisions
+        self.is_over = bool(self.flatline) or self.n_done == self.config.episode_length
         return Outcome(reward, self.is_over, self.info(score))
 
     def info(self, score: Score) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Episode:
     def _flatline_cause(self, coefficients: NDArray[np.float64], evaluation: Evaluation) -> str:
         if not coefficients.any():
             return ""
-        if not evaluation.writing.has_no_nan:
+        if not evaluation.generations.has_no_nan:
             return "non-finite logits"
         # An operation that heals an injury must not be punished for leaving the injured range.
         references = (self.baseline.terms, self.healthy_terms)

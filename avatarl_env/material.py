@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avatarl_env.choices import shown
+from avatarl_env.errors import shown
 from avatarl_env.lm.generation import Generation
-from avatarl_env.lm.interface import Tokenizer, count_characters, encode
+from avatarl_env.lm.protocols import Tokenizer, count_characters, encode
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.reference import TextReference
-from avatarl_env.scoring import Writing
+from avatarl_env.scoring import Generations
+from avatarl_env.scoring.reference import TextReference
 from avatarl_env.text.corpus import Corpus
 
 Array = NDArray[np.float64]
@@ -60,9 +60,9 @@ def pooled_characters(tokenizer: Tokenizer, tokens: NDArray[np.int64], n: int) -
     return np.repeat(characters.mean(1).clip(min=1 / n_rows), n_rows)
 
 
-def as_writing(
+def as_generations(
     tokenizer: Tokenizer, generation: Generation, prompt_losses: Tensor, n: int = 1
-) -> Writing:
+) -> Generations:
     """Bring what a model wrote and how it read its prompts into the form that is scored.
 
     Args:
@@ -75,7 +75,7 @@ def as_writing(
     n_prompt = prompt_losses.size(1) + 1
     characters = pooled_characters(tokenizer, tokens[:, 1:n_prompt], n)
     is_whole = generation.distributions is not None
-    return Writing(
+    return Generations(
         tokens,
         n_prompt,
         _numbers(generation.distributions),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from avatarl_env.lm.reading import HeadReader
+from avatarl_env.lm.head_reader import HeadReader
 from avatarl_env.surgery.projections import AttentionTarget
 
 N_PROJECTED = 16  # numbers that the hidden state is projected to
@@ -56,7 +56,7 @@ class VitalSigns:
         """Choose the model; its hooks are set on entry and removed on exit.
 
         Args:
-            model: a :class:`~avatarl_env.lm.interface.CausalLM`.
+            model: a :class:`~avatarl_env.lm.protocols.CausalLM`.
             targets: the layers to read.
             n_operations: N, which the batch holds one after the other, with as many rows each.
             prompts: (B, P) what it is going to read, if its losses on that are wanted.
@@ -165,7 +165,7 @@ class Observation:
     baseline score terms   terms    collision_l2 a tenth, the rest as they are
     score minus baseline   1        times 10
     coefficients           A        as they are
-    time left              1        share of the incisions, 1 at first, 0 at the end
+    time left              1        share of the steps, 1 at first, 0 at the end
     =====================  =======  ==========================================================
     """
 
@@ -207,7 +207,7 @@ class Observation:
             baseline_terms: of the unoperated model.
             improvement: score so far minus the baseline's.
             coefficients: (A,).
-            time_left: share of the incisions left, in [0, 1].
+            time_left: share of the steps left, in [0, 1].
         """
         terms = [baseline_terms[name] * TERM_SCALES.get(name, 1.0) for name in self._terms]
         flat = np.concatenate(

@@ -20,15 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from avatarl_env.admission import check_model
-from avatarl_env.choices import check_choice, check_text
+from avatarl_env.errors import check_choice, check_text
 from avatarl_env.lm.generation import generate
-from avatarl_env.lm.interface import Tokenizer, as_causal_lm, as_tokenizer
-from avatarl_env.lm.reading import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
+from avatarl_env.lm.head_reader import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
+from avatarl_env.lm.protocols import Tokenizer, as_causal_lm, as_tokenizer
 from avatarl_env.lm.storage import DTYPES, load_model, move_model
-from avatarl_env.material import as_writing, encode_corpus, pooled_characters
+from avatarl_env.material import as_generations, encode_corpus, pooled_characters
 from avatarl_env.observation import Vitals, VitalSigns
 from avatarl_env.overtaking import Race
-from avatarl_env.scoring import Term, Writing, measure_many, reference_prompt_loss
+from avatarl_env.scoring import Generations, Term, measure_many, reference_prompt_loss
 from avatarl_env.surgery import Operator, Overlay, Overlayable, SurgicalTheater, find_targets
 from avatarl_env.text.corpus import Corpus, load_corpus
 
@@ -54,7 +54,7 @@ class Prompts(NamedTuple):
 class Evaluation(NamedTuple):
     """One reading of the model, operated on or not."""
 
-    writing: Writing
+    generations: Generations
     vitals: Vitals
     terms: dict[str, float]
 
@@ -69,10 +69,10 @@ class Patient:
             model: a :class:`~avatarl_env.lm.gpt.GPT`; a causal language model of transformers,
                 GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3 or Phi-3 (another after one line in
                 :data:`~avatarl_env.surgery.targets.LAYOUTS`); or any module with such attention
-                that is a :class:`~avatarl_env.lm.interface.CausalLM`. What is no ``CausalLM``
+                that is a :class:`~avatarl_env.lm.protocols.CausalLM`. What is no ``CausalLM``
                 itself is wrapped: ``self.model`` is the wrapper then.
             tokenizer: its own: a ``CharTokenizer``, one of transformers, or anything that is a
-                :class:`~avatarl_env.lm.interface.Tokenizer`.
+                :class:`~avatarl_env.lm.protocols.Tokenizer`.
             corpus: the text it is held against, from here on in its own tokens.
 
         Raises:
@@ -313,8 +313,8 @@ class Patient:
                 return_entropies=not self.keeps_distributions,
             )
         self.forward_tokens += tokens.numel() + uniforms[:, 1:].numel()  # the last is not read
-        writing = as_writing(self.tokenizer, generation, signs.prompt_losses(), n)
-        measured = measure_many(writing, self.reference, n, terms)
+        generations = as_generations(self.tokenizer, generation, signs.prompt_losses(), n)
+        measured = measure_many(generations, self.reference, n, terms)
         return [
             Evaluation(part, vitals, values)
             for (part, values), vitals in zip(measured, signs.read(), strict=True)
@@ -325,11 +325,11 @@ class Patient:
 
         Warns, once, with an :class:`~avatarl_env.overtaking.OvertakenWarning`.
         """
-        for writing in (evaluation.writing for evaluation in evaluations):
+        for generations in (evaluation.generations for evaluation in evaluations):
             if self._is_counting and not self._race.has_warned:
-                prompts = writing.tokens[:, : writing.n_prompt]
-                expected = reference_prompt_loss(writing, self.reference)
-                self._race.watch(prompts, writing.prompt_loss, expected, self.n_changes)
+                prompts = generations.tokens[:, : generations.n_prompt]
+                expected = reference_prompt_loss(generations, self.reference)
+                self._race.watch(prompts, generations.prompt_loss, expected, self.n_changes)
 
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
         """Operate for good: same parameters, new values."""

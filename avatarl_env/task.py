@@ -18,7 +18,8 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
-from avatarl_env.choices import (
+from avatarl_env.episode import Episode, EpisodeConfig, Outcome
+from avatarl_env.errors import (
     INTEGER_LIMIT,
     as_numbers,
     check_bool,
@@ -31,7 +32,6 @@ from avatarl_env.choices import (
     shown,
     takes_any_keyword,
 )
-from avatarl_env.episode import Episode, OperationConfig, Outcome
 from avatarl_env.memory import check_memory
 from avatarl_env.observation import Observation
 from avatarl_env.patient import ROWS_PER_FORWARD, Evaluation, Patient, Prompts
@@ -53,7 +53,7 @@ class Draw(NamedTuple):
 
 
 class SurgeryTask:
-    """Patient, operator, rules and score; begins operations, makes incisions, observes.
+    """Patient, operator, rules and score; begins operations, makes steps, observes.
 
     A single operation is performed in place, on the shared model inside a theater; several side by
     side in one forward.
@@ -62,7 +62,7 @@ class SurgeryTask:
     def __init__(
         self,
         patient: Patient,
-        config: OperationConfig,
+        config: EpisodeConfig,
         *,
         operator: str = "head_gain",
         operator_options: Mapping[str, Any] | None = None,
@@ -160,7 +160,7 @@ class SurgeryTask:
         prompts = [draw.prompts for draw in draws]
         injures = self.config.injures
         healthy = self.patient.evaluate_many(prompts, terms=self.terms) if injures else []
-        # Also without an injury they go the way that incisions go, rounding and all.
+        # Also without an injury they go the way that steps go, rounding and all.
         injuries = [draw.injury for draw in draws]
         baselines = self._evaluate(injuries, prompts, in_place=len(draws) == 1)
         if "kl_ref" in self.score.weights:  # the only term that pulls a model to the reference
@@ -170,8 +170,8 @@ class SurgeryTask:
             for draw, baseline, sound in zip(draws, baselines, healthy or baselines, strict=True)
         ]
 
-    def incise(self, episodes: Sequence[Episode], actions: Sequence[ArrayLike]) -> list[Outcome]:
-        """Make one incision in each operation.
+    def step(self, episodes: Sequence[Episode], actions: Sequence[ArrayLike]) -> list[Outcome]:
+        """Make one step in each operation.
 
         Args:
             episodes: N operations under way.
@@ -182,7 +182,7 @@ class SurgeryTask:
                 then.
         """
         pairs = [(e, self._as_action(a)) for e, a in zip(episodes, actions, strict=True)]
-        coefficients = [episode.incise(action) for episode, action in pairs]
+        coefficients = [episode.next_coefficients(action) for episode, action in pairs]
         known = [_known(e, c) for e, c in zip(episodes, coefficients, strict=True)]
         rows = [row for row, evaluation in enumerate(known) if evaluation is None]
         evaluated = self._evaluate(

@@ -18,7 +18,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import nn
 
-from avatarl_env.choices import (
+from avatarl_env.env import AttentionSurgeryEnv
+from avatarl_env.episode import Episode, Outcome
+from avatarl_env.errors import (
     as_numbers,
     check_choice,
     check_integer,
@@ -27,10 +29,8 @@ from avatarl_env.choices import (
     check_options,
     check_seeds,
 )
-from avatarl_env.env import AttentionSurgeryEnv
-from avatarl_env.episode import Episode, Outcome
 from avatarl_env.patient import Patient
-from avatarl_env.rendering import RENDER_MODES, render
+from avatarl_env.rendering.ansi import RENDER_MODES, render
 from avatarl_env.text.corpus import Corpus, load_corpus
 
 AUTORESET_MODES = {mode.value: mode for mode in AutoresetMode}
@@ -179,7 +179,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         return self._observations(), infos
 
     def step(self, actions: NDArray[np.float32]) -> Step:
-        """Make one incision in every operation.
+        """Make one step in every operation.
 
         Args:
             actions: (N, A), clipped to [-1, 1]: an array, lists, or a tensor of any kind
@@ -200,7 +200,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         rows = np.flatnonzero(~late).tolist()
         episodes = [self._episode(row) for row in rows]
         with self._all_or_nothing():
-            outcomes = self.task.incise(episodes, list(moves[rows]))
+            outcomes = self.task.step(episodes, list(moves[rows]))
             self._begin(np.flatnonzero(late).tolist())
             return self._conclude(dict(zip(rows, outcomes, strict=True)))
 
@@ -234,7 +234,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
         Raises:
             ValueError: if there is no such row.
-            RuntimeError: if no incision has been made, or the model changed since ``reset``.
+            RuntimeError: if no step has been made, or the model changed since ``reset``.
         """
         if row not in range(self.num_envs) or isinstance(row, bool):
             raise ValueError(f"row must be one of 0 to {self.num_envs - 1}, got {row}")
@@ -257,11 +257,11 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         self._rngs, self._episodes = state["rngs"], state["episodes"]
         self._is_done, self._n_changes = state["is_done"], state["n_changes"]
 
-    def get_dice(self) -> list[dict[str, Any] | None]:
+    def get_rng_state(self) -> list[dict[str, Any] | None]:
         """Return where each row's generator stands, plain data; None where there is none yet."""
         return [None if rng is None else dict(rng.bit_generator.state) for rng in self._rngs]
 
-    def set_dice(self, dice: Sequence[Mapping[str, Any] | None]) -> None:
+    def set_rng_state(self, dice: Sequence[Mapping[str, Any] | None]) -> None:
         """Put each row's generator where it was; operations under way are forgotten."""
         self._rngs = [None if state is None else np.random.default_rng() for state in dice]
         for rng, state in zip(self._rngs, dice, strict=True):
@@ -273,13 +273,13 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Put every row's state back if the body fails: then it never happened."""
-        # Shallow, since an incision gives an episode new attributes and changes none.
-        dice, episodes = self.get_dice(), [copy.copy(e) for e in self._episodes]
+        # Shallow, since a step gives an episode new attributes and changes none.
+        dice, episodes = self.get_rng_state(), [copy.copy(e) for e in self._episodes]
         is_done, n_changes = self._is_done.copy(), self._n_changes.copy()
         try:
             yield
         except BaseException:
-            self.set_dice(dice)
+            self.set_rng_state(dice)
             self._episodes, self._is_done, self._n_changes = episodes, is_done, n_changes
             raise
 

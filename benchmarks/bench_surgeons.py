@@ -31,9 +31,9 @@ import torch
 from measure import publish
 from tqdm import tqdm
 
-from agents.effect import final_operations
-from agents.surgeons import SURGEONS, Surgeon, make_surgeon
-from agents.surgeons.replay import ReplaySurgeon
+from agents.evaluation.surgeon_effect import final_operations
+from agents.surgeons.episodes import ReplaySurgeon
+from agents.surgeons.registry import SURGEONS, Surgeon, make_surgeon
 from avatarl_env.patient import Patient
 from avatarl_env.scoring import interval
 from avatarl_env.surgery import make_operator

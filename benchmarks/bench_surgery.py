@@ -165,23 +165,23 @@ def measure_environments(patient: Patient, n_rows: int, n_prompts: int, repeats:
     )
     single.reset(seed=0)
     together.reset(seed=0)
-    n_incisions = single.config.n_incisions
+    episode_length = single.config.episode_length
     action = np.full(single.action_space.shape or (), 0.1, np.float32)
     actions = np.full(together.action_space.shape or (), 0.1, np.float32)
 
     def one_operation() -> None:
-        for _ in range(n_incisions):
+        for _ in range(episode_length):
             single.step(action)
         single.reset()
 
     def n_operations() -> None:
-        for _ in range(n_incisions):  # the last begins the next operations
+        for _ in range(episode_length):  # the last begins the next operations
             together.step(actions)
 
     timings = interleaved({"single": one_operation, "vector": n_operations}, repeats=repeats)
     rate = {
-        "single": n_incisions / timings["single"].median,
-        "vector": n_rows * n_incisions / timings["vector"].median,
+        "single": episode_length / timings["single"].median,
+        "vector": n_rows * episode_length / timings["vector"].median,
     }
     return {
         "n_rows": n_rows,

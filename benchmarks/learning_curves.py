@@ -34,9 +34,9 @@ import torch
 from measure import SIZES, publish
 from scipy import stats
 
-from agents.config import preset
-from agents.evaluation import PROGRESS_CHARACTERS, evaluate_text
+from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_text
 from agents.grpo.learner import GRPOConfig, GRPOLearner
+from agents.training.config import preset
 from avatarl_env import GPT, CharTokenizer, GPTConfig, load_corpus
 from avatarl_env.text.ngram import NGramReference
 

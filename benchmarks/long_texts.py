@@ -37,10 +37,10 @@ import torch
 from gymnasium.vector import AutoresetMode
 from measure import SIZES, publish
 
-from agents.curriculum import ROLLOUT, Curriculum, CurriculumConfig, Phase
-from agents.evaluation import evaluate_text
+from agents.evaluation.language_model import evaluate_text
 from agents.grpo.learner import GRPOConfig, GRPOLearner
-from agents.surgeons import make_surgeon
+from agents.surgeons.registry import make_surgeon
+from agents.training.curriculum import ROLLOUT, Curriculum, CurriculumConfig, Phase
 from avatarl_env import GPT, AttentionSurgeryVectorEnv, CharTokenizer, GPTConfig, load_corpus
 from avatarl_env.patient import Patient
 from avatarl_env.scoring import interval, kl_ref
@@ -187,7 +187,7 @@ def write(patient: Patient, options: argparse.Namespace) -> tuple[Any, dict[str,
     held_out = evaluate_text(patient.model, patient.splits["validation"])
     figures = {name: evaluation.terms[name] for name in TERMS}
     figures |= {"heldout_loss": held_out.loss, "accuracy": held_out.accuracy}
-    return kl_ref(evaluation.writing, patient.reference), figures
+    return kl_ref(evaluation.generations, patient.reference), figures
 
 
 def main() -> None:

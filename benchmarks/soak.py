@@ -127,7 +127,7 @@ class Soak:
             assert fingerprint(self.patient) == self.weights, f"{move.__name__} changed weights"
 
     def step(self) -> None:
-        """Make an incision; begin anew where that is needed."""
+        """Make a step; begin anew where that is needed."""
         actions = self.rng.uniform(-1, 1, self.env.action_space.shape)
         try:
             ended = self.env.step(actions)[2]

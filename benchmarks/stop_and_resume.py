@@ -35,7 +35,7 @@ HOME = Path(__file__).resolve().parents[1]
 SHORT = shlex.split(
     "--threads 1 --checkpoint-seconds 0.5 --lm.width 32 --lm.n-layers 1 "
     "--curriculum.bootstrap-updates 150 --curriculum.surgery-rounds 2 --curriculum.joint-rounds 2 "
-    "--curriculum.updates-per-round 10 --curriculum.n-rows 4 --curriculum.judge-prompts 8 "
+    "--curriculum.updates-per-round 10 --curriculum.n-rows 4 --curriculum.paired-prompts 8 "
     "--curriculum.evaluate-every 20"
 )
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)

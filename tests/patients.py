@@ -110,24 +110,24 @@ def assert_same_reading(
         uniforms: (M, N) the dice of both.
         tolerance: of probabilities, terms and vitals.
     """
-    new, old = found.writing.new_tokens, expected.writing.new_tokens
+    new, old = found.generations.new_tokens, expected.generations.new_tokens
     n_differing = 0
     for row in range(len(uniforms)):
         differs = np.flatnonzero(new[row] != old[row])
         stop = int(differs[0]) if len(differs) else uniforms.shape[1]
         np.testing.assert_allclose(
-            np.exp(found.writing.distributions[row, :stop]),
-            np.exp(expected.writing.distributions[row, :stop]),
+            np.exp(found.generations.distributions[row, :stop]),
+            np.exp(expected.generations.distributions[row, :stop]),
             rtol=0,
             atol=tolerance,
         )
         if len(differs):
             n_differing += 1
             low, high = sorted((int(new[row, stop]), int(old[row, stop])))
-            slices = np.exp(expected.writing.distributions[row, stop]).cumsum()[low:high]
+            slices = np.exp(expected.generations.distributions[row, stop]).cumsum()[low:high]
             gap = np.abs(slices - uniforms[row, stop]).max()
             assert gap <= tolerance, f"text {row} differs at {stop}, {gap} off a boundary"
-    pairs = [(found.writing.prompt_loss, expected.writing.prompt_loss)]
+    pairs = [(found.generations.prompt_loss, expected.generations.prompt_loss)]
     pairs += zip(found.vitals, expected.vitals, strict=True)
     if not n_differing:
         pairs.append(([*found.terms.values()], [*expected.terms.values()]))

@@ -18,13 +18,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from agents.config import ModelConfig, TrainConfig
-from agents.curriculum import CurriculumConfig
+from agents.distributed import ALONE, Ranks
 from agents.grpo.learner import GRPOConfig, GRPOLearner
-from agents.ranks import ALONE, Ranks
-from agents.surgeons import OperationRecord, Surgeon
-from agents.surgeons.base import BoolArray, FloatArray, OperationRecorder
-from avatarl_env.episode import OperationConfig
+from agents.surgeons.base import BoolArray, EpisodeRecorder, FloatArray
+from agents.surgeons.registry import EpisodeRecord, Surgeon
+from agents.training.config import ModelConfig, TrainConfig
+from agents.training.curriculum import CurriculumConfig
+from avatarl_env.episode import EpisodeConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -83,8 +83,8 @@ def taught_patient() -> Patient:
 def small_env(
     patient: Patient | None = None, n_rows: int = 2, **keywords: Any
 ) -> AttentionSurgeryVectorEnv:
-    """Return an environment of two incisions on ``patient``, or on a new tiny one: fast."""
-    sizes = {"n_incisions": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 5}
+    """Return an environment of two steps on ``patient``, or on a new tiny one: fast."""
+    sizes = {"episode_length": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 5}
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}  # as surgeons practise
     return tiny_vector_env(n_rows, patient, **{**sizes, **mode, **keywords})
 
@@ -123,16 +123,16 @@ class ScriptedSurgeon:
     """Plays one and the same action for ever: a number, (A,) for every row, or (N, A)."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv, action: ArrayLike = 0.0) -> None:
-        self._env = OperationRecorder(env)
+        self._env = EpisodeRecorder(env)
         self._shape = env.single_action_space.shape or ()
-        self._n_incisions = env.config.n_incisions
+        self._episode_length = env.config.episode_length
         self._seed: int | None = 0
         self.action = np.asarray(action, np.float32)
 
-    def operate(self, n_operations: int) -> list[OperationRecord]:
+    def operate(self, n_operations: int) -> list[EpisodeRecord]:
         observations, _ = self._env.reset(seed=self._seed)
         self._seed = None
-        for _ in range(n_operations * self._n_incisions):
+        for _ in range(n_operations * self._episode_length):
             observations, *_ = self._env.step(self.act(observations, np.array([])))
         return self._env.collect()
 
@@ -201,7 +201,7 @@ class ToyOperations(SyncVectorEnv):
     def __init__(self, *rewards: float, n_rows: int = 1, truncates: bool = False) -> None:
         makers = [functools.partial(ToyOperation, *rewards, truncates=truncates)] * n_rows
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.config = SimpleNamespace(n_incisions=len(rewards))
+        self.config = SimpleNamespace(episode_length=len(rewards))
         self.operator = SimpleNamespace(labels=("left", "right"))
 
     def get_state(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def small_config(corpus: Path | str, out: Path | str | None = None, **changes: A
         "threads": 1,
         "lm": ModelConfig(context=32, n_layers=1, n_heads=2, width=16),
         "grpo": GRPOConfig(batch_size=4, group_size=4, warmup_updates=2),
-        "operation": OperationConfig(n_incisions=2, n_prompts=2, prompt_length=4, n_new=8),
+        "operation": EpisodeConfig(episode_length=2, n_prompts=2, prompt_length=4, n_new=8),
         "curriculum": CurriculumConfig(
             bootstrap_updates=6,
             surgery_rounds=2,
@@ -231,7 +231,7 @@ def small_config(corpus: Path | str, out: Path | str | None = None, **changes: A
             updates_per_round=2,
             n_rows=3,
             operations_per_round=2,
-            judge_prompts=4,
+            paired_prompts=4,
             evaluate_every=4,
         ),
     }

@@ -17,7 +17,7 @@ from agents.grpo.estimators import (
     check_estimator,
 )
 from agents.grpo.optimizer import MUON, OPTIMIZERS
-from avatarl_env.choices import check_choice, shown
+from avatarl_env.errors import check_choice, shown
 
 TEMPERATURES = (1e-6, 1e6)  # beyond them all is one character, or chance, in float32
 MOST_GROUP = 65_536

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from agents.grpo import advantages, objectives
 from agents.grpo.rewards import brier_reward, exact_match, within
-from avatarl_env.choices import check_choice
+from avatarl_env.errors import check_choice
 
 SAMPLED, ALL_ACTIONS = "sampled", "all_actions"
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.distributed import ALONE, Ranks, average_gradients
 from agents.grpo import objectives
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import (
@@ -32,10 +33,9 @@ from agents.grpo.regularizer import Regularizer
 from agents.grpo.rewards import within
 from agents.grpo.rollouts import prompt_length, roll_out
 from agents.grpo.stats import GRPOStats, Reading, packed, spread, unpacked
-from agents.ranks import ALONE, Ranks, average_gradients
+from avatarl_env.lm.cuda_graphs import GraphedGeneration
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.gpt import GPT
-from avatarl_env.lm.graphs import GraphedGeneration
 from avatarl_env.lm.storage import load_weights
 from avatarl_env.text.ngram import NGramReference
 
@@ -298,7 +298,7 @@ class GRPOLearner:
         Every process draws all: all generators stand where the one of a single process would.
         """
         starts = self._rng.integers(0, len(self._tokens) - length + 1, self.config.batch_size)
-        starts = self.ranks.mine(starts)
+        starts = self.ranks.shard(starts)
         windows = self._tokens[starts[:, None] + np.arange(length)]
         return torch.from_numpy(windows).to(self._device)
 
@@ -309,7 +309,7 @@ class GRPOLearner:
 
     def _uniforms(self, *shape: int) -> Tensor:
         """Draw uniforms for all processes; return this one's rows."""
-        uniforms = self.ranks.mine(self._rng.random(shape, dtype=np.float32))
+        uniforms = self.ranks.shard(self._rng.random(shape, dtype=np.float32))
         return torch.from_numpy(uniforms).to(self._device)
 
     def _sync(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.grpo.rewards import imitation_reward, matching_prefix
 from avatarl_env.lm.generation import Generation, generate
 from avatarl_env.lm.gpt import GPT
-from avatarl_env.lm.reading import eval_mode
+from avatarl_env.lm.head_reader import eval_mode
 from avatarl_env.text.ngram import NGramReference
 
 MOST_PROMPT = 32  # characters of real text before a rollout: enough for the speaker and the verse

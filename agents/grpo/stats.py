@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agents.distributed import Ranks
 from agents.grpo.estimators import Lesson
-from agents.ranks import Ranks
 
 
 class GRPOStats(NamedTuple):

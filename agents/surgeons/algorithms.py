@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 
 from agents.extras import import_extra
-from avatarl_env.choices import check_choice
+from avatarl_env.errors import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _OFF_POLICY = {
     # Old transitions tell of a language model that is no more.
     "buffer_size": 20_000,
     "learning_starts": 128,
-    # After each incision on every row.
+    # After each step on every row.
     "train_freq": (1, "step"),
     "gradient_steps": 16,
 }
@@ -130,7 +130,7 @@ def settings_of(
 
     Args:
         name: a key of :data:`ALGORITHMS`.
-        env: decides those that depend on its rows and incisions.
+        env: decides those that depend on its rows and steps.
         options: by the algorithm's own names. ``action_noise`` may be a number, the spread of a
             normal distribution, and ``train_freq`` a list, as JSON has no tuples.
 
@@ -143,8 +143,8 @@ def settings_of(
     for option in options:
         check_choice(f"{name} option", option, set(parameters) - FIXED)
     sizes = {
-        "n_steps": env.config.n_incisions,
-        "batch_size": env.num_envs * env.config.n_incisions,
+        "n_steps": env.config.episode_length,
+        "batch_size": env.num_envs * env.config.episode_length,
         "n_eval_episodes": env.num_envs,
     }
     # The libraries add to what they are given: copies, so that it stays as it is.
@@ -158,7 +158,7 @@ def settings_of(
         _check_value(f"{name} option {option}", settings[option], parameters[option])
     if "n_steps" in algorithm.rollout and settings["n_steps"] * env.num_envs < 2:
         raise ValueError(
-            f"{name} compares what it did with itself: rows times incisions must be at least 2, "
+            f"{name} compares what it did with itself: rows times steps must be at least 2, "
             f"got {settings['n_steps'] * env.num_envs}"
         )
     return settings

@@ -21,15 +21,15 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 
-class OperationRecord(NamedTuple):
+class EpisodeRecord(NamedTuple):
     """One finished operation."""
 
     total: float
     """Return: the improvement of the score, or minus the flatline penalty."""
     length: int
-    """Incisions made."""
+    """Steps made."""
     mean_abs_action: float
-    """Mean of |action| over incisions and coefficients, in [0, 1]."""
+    """Mean of |action| over steps and coefficients, in [0, 1]."""
     coefficients: NDArray[np.float64]
     """(A,) at the end."""
     flatline: str | None
@@ -45,7 +45,7 @@ class OperationRecord(NamedTuple):
 class Surgeon(Protocol):
     """A learner that operates on every row of a vector environment at once."""
 
-    def operate(self, n_operations: int) -> list[OperationRecord]:
+    def operate(self, n_operations: int) -> list[EpisodeRecord]:
         """Perform so many whole operations on every row, beginning afresh, and learn from them.
 
         Or more, where what is learned from them needs more. A row whose patient flatlines goes on
@@ -56,7 +56,7 @@ class Surgeon(Protocol):
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         """Return the deterministic actions (N, A) for observations (N, O).
 
-        Call it for every incision, and say for each row, (N,), whether its operation begins with
+        Call it for every step, and say for each row, (N,), whether its operation begins with
         this one: a surgeon may remember.
         """
 
@@ -79,13 +79,13 @@ class Surgeon(Protocol):
         """Go on exactly from there, after ``load``; tuples may have become lists."""
 
 
-class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
+class EpisodeRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     """Keeps a record of each operation that ends."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv) -> None:
         """Wrap a vector environment."""
         super().__init__(env)
-        self.records: list[OperationRecord] = []
+        self.records: list[EpisodeRecord] = []
         self._totals = np.zeros(env.num_envs)
         self._efforts: list[list[float]] = [[] for _ in range(env.num_envs)]
 
@@ -108,7 +108,7 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     def step(
         self, actions: FloatArray
     ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Make an incision on every row and take note."""
+        """Make a step on every row and take note."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._totals += rewards
         for row, effort in enumerate(np.abs(actions).mean(axis=1)):
@@ -118,13 +118,13 @@ class OperationRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
             self._forget(row)
         return observations, rewards, terminated, truncated, infos
 
-    def collect(self) -> list[OperationRecord]:
+    def collect(self) -> list[EpisodeRecord]:
         """Return the records since the last call."""
         records, self.records = self.records, []
         return records
 
-    def _record(self, row: int, info: dict[str, Any]) -> OperationRecord:
-        return OperationRecord(
+    def _record(self, row: int, info: dict[str, Any]) -> EpisodeRecord:
+        return EpisodeRecord(
             float(self._totals[row]),
             len(self._efforts[row]),
             float(np.mean(self._efforts[row])),

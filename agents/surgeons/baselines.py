@@ -10,9 +10,9 @@ import numpy as np
 
 from agents.surgeons.base import (
     BoolArray,
+    EpisodeRecord,
+    EpisodeRecorder,
     FloatArray,
-    OperationRecord,
-    OperationRecorder,
     prompt_seed,
 )
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -24,17 +24,17 @@ class ZeroSurgeon:
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
         """Take the environment; ``seed`` decides the prompts."""
         self._vector = env
-        self._env = OperationRecorder(env)
+        self._env = EpisodeRecorder(env)
         self._seed: int | None = prompt_seed(seed)
-        self._n_incisions = env.config.n_incisions
+        self._episode_length = env.config.episode_length
         self._n_coefficients = len(env.operator.labels)
 
-    def operate(self, n_operations: int) -> list[OperationRecord]:
+    def operate(self, n_operations: int) -> list[EpisodeRecord]:
         """Perform so many whole operations on every row."""
         observations, _ = self._env.reset(seed=self._seed)
         self._seed = None
         begins = np.ones(len(observations), dtype=np.bool_)
-        for _ in range(n_operations * self._n_incisions):
+        for _ in range(n_operations * self._episode_length):
             actions = self.act(observations, begins)
             observations, _, terminated, truncated, _ = self._env.step(actions)
             begins = terminated | truncated
@@ -56,12 +56,12 @@ class ZeroSurgeon:
 
     def get_state(self) -> dict[str, Any]:
         """Return where the prompts' dice stand."""
-        return {"seed": self._seed, "dice": self._vector.get_dice()}
+        return {"seed": self._seed, "rng_state": self._vector.get_rng_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._seed = state["seed"]
-        self._vector.set_dice(state["dice"])
+        self._vector.set_rng_state(state["rng_state"])
 
 
 class RandomSurgeon(ZeroSurgeon):

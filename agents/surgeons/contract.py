@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from agents.checkpoint import check_state
-from agents.surgeons.base import OperationRecord, Surgeon
+from agents.surgeons.base import EpisodeRecord, Surgeon
+from agents.training.checkpoint import check_state
 
 METHODS = {
     "operate": ("n_operations",),
@@ -50,8 +50,8 @@ def check_contract(surgeon: object, name: str) -> None:
 
 def check_records(records: Any) -> None:
     """Raise a TypeError unless these are what ``operate`` is to return."""
-    if not isinstance(records, list) or not all(isinstance(r, OperationRecord) for r in records):
-        raise TypeError(f"operate must return a list of OperationRecord, got {records!r:.100}")
+    if not isinstance(records, list) or not all(isinstance(r, EpisodeRecord) for r in records):
+        raise TypeError(f"operate must return a list of EpisodeRecord, got {records!r:.100}")
 
 
 def _has(surgeon: object, method: str) -> bool:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from agents.divergence import DivergedError
+from agents.errors import DivergedError
 from agents.surgeons.algorithms import ALGORITHMS, GAMMA, class_of, settings_of
 from agents.surgeons.base import (
     BoolArray,
+    EpisodeRecord,
+    EpisodeRecorder,
     FloatArray,
-    OperationRecord,
-    OperationRecorder,
     ask_for_same_step,
     prompt_seed,
 )
@@ -67,8 +67,8 @@ class SB3Surgeon:
         settings = settings_of(name, env, options)
         ask_for_same_step(env, "for Stable-Baselines3")
         self._vector = env
-        self._recorder = OperationRecorder(env)
-        self._steps_per_operation = env.num_envs * env.config.n_incisions
+        self._recorder = EpisodeRecorder(env)
+        self._steps_per_operation = env.num_envs * env.config.episode_length
         self._seed = seed
         self._states: Any = None  # of a recurrent policy, between calls of act()
         self._randomness = PrivateRandomness(seed)
@@ -87,7 +87,7 @@ class SB3Surgeon:
             self._env.seed(prompt_seed(seed))
         self._silence()
 
-    def operate(self, n_operations: int) -> list[OperationRecord]:
+    def operate(self, n_operations: int) -> list[EpisodeRecord]:
         """Perform so many whole operations on every row, beginning afresh, and learn from them.
 
         Raises:
@@ -200,7 +200,7 @@ class SB3Surgeon:
         return {
             "generators": self._randomness.get_state(),
             "actions": dict(self.model.action_space.np_random.bit_generator.state),
-            "rows": self._vector.get_dice(),
+            "rows": self._vector.get_rng_state(),
             "seeds": list(self._env.unwrapped._seeds),  # for the next reset, mostly none
             "learning_starts": getattr(self.model, "learning_starts", None),
             "buffer": None if buffer is None else filled(buffer),
@@ -210,7 +210,7 @@ class SB3Surgeon:
         """Go on from there."""
         self._randomness.set_state(state["generators"])
         self.model.action_space.np_random.bit_generator.state = state["actions"]
-        self._vector.set_dice(state["rows"])
+        self._vector.set_rng_state(state["rows"])
         self._env.unwrapped._seeds = list(state["seeds"])
         if self._buffer is not None:
             self.model.learning_starts = int(state["learning_starts"])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Surgeons that search for one operation: the same incisions whatever the model does.
+"""Surgeons that search for one operation: the same steps whatever the model does.
 
 They act open loop. What they find is the best constant answer, the bar that a surgeon has to clear
 to show that looking at the patient is worth anything.
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from agents.extras import import_extra
 from agents.surgeons.base import (
     BoolArray,
+    EpisodeRecord,
+    EpisodeRecorder,
     FloatArray,
-    OperationRecord,
-    OperationRecorder,
     check_positive,
     prompt_seed,
 )
-from avatarl_env.episode import incised
+from avatarl_env.episode import step_coefficients
 from avatarl_env.files import read_json, write_atomically
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -62,9 +62,9 @@ class SearchSurgeon(ABC):
         """
         for name, value in options.items():
             check_positive(name, value)
-        self._recorder = OperationRecorder(env)
+        self._recorder = EpisodeRecorder(env)
         self._step_size = env.config.step_size
-        self._n_incisions = env.config.n_incisions
+        self._episode_length = env.config.episode_length
         self._n_rows = env.num_envs
         self._n_coefficients = len(env.operator.labels)
         self._rounds = math.ceil(least / self._n_rows)
@@ -78,7 +78,7 @@ class SearchSurgeon(ABC):
             "seed": seed,
             **options,
         }
-        self._dice = np.random.default_rng(prompt_seed(seed))
+        self._rng = np.random.default_rng(prompt_seed(seed))
         self._generations: list[list[float]] = []
         self._reached: Array = np.zeros((0, self._n_coefficients))
 
@@ -98,7 +98,7 @@ class SearchSurgeon(ABC):
     def _best(self) -> Array:
         """Return what it would do, (A,) in [-1, 1]."""
 
-    def operate(self, n_operations: int) -> list[OperationRecord]:
+    def operate(self, n_operations: int) -> list[EpisodeRecord]:
         """Perform so many whole operations on every row, or as many as fill whole generations.
 
         The language model may learn between two calls: returns of before and after are not
@@ -106,7 +106,7 @@ class SearchSurgeon(ABC):
         """
         for _ in range(math.ceil(n_operations / self._rounds)):
             candidates = self._ask(self._population)
-            seed = int(self._dice.integers(2**31))  # of the generation's prompts
+            seed = int(self._rng.integers(2**31))  # of the generation's prompts
             parts = np.split(candidates, self._rounds)
             returns = [total for part in parts for total in self._perform(part, seed)]
             self._tell(candidates, np.array(returns))
@@ -114,12 +114,12 @@ class SearchSurgeon(ABC):
         return self._recorder.collect()
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return the next incisions (N, A) towards the best operation so far."""
+        """Return the next steps (N, A) towards the best operation so far."""
         if len(self._reached) != len(observations):
             self._reached = np.zeros((len(observations), self._n_coefficients))
         self._reached[begins] = 0.0
         actions = self._towards(np.broadcast_to(self._best(), self._reached.shape), self._reached)
-        self._reached = incised(self._reached, actions, self._step_size)
+        self._reached = step_coefficients(self._reached, actions, self._step_size)
         return actions
 
     def stats(self) -> Mapping[str, float]:
@@ -150,11 +150,11 @@ class SearchSurgeon(ABC):
                     f"got {value}"
                 )
         self._begin()
-        self._dice = np.random.default_rng(prompt_seed(self._seed))
+        self._rng = np.random.default_rng(prompt_seed(self._seed))
         self._generations = content["generations"]
         for returns in self._generations:
             self._tell(self._ask(self._population), np.array(returns))
-            self._dice.integers(2**31)
+            self._rng.integers(2**31)
         if not np.allclose(self._best(), content["best"], rtol=0.0, atol=1e-6):
             raise ValueError(
                 f"{folder / FILE} must lead where it led when it was saved: is a library of "
@@ -174,17 +174,17 @@ class SearchSurgeon(ABC):
         self._recorder.reset(seed=[seed] * self._n_rows)
         reached, totals = np.zeros_like(goals), np.zeros(len(goals))
         is_open = np.ones(len(goals), dtype=np.bool_)
-        for _ in range(self._n_incisions):
+        for _ in range(self._episode_length):
             # A row whose patient died has begun another operation: it does nothing there.
             actions = np.where(is_open[:, None], self._towards(goals, reached), np.float32(0))
-            reached = incised(reached, actions, self._step_size)
+            reached = step_coefficients(reached, actions, self._step_size)
             _, rewards, terminated, truncated, _ = self._recorder.step(actions)
             totals += np.where(is_open, rewards, 0.0)
             is_open &= ~(terminated | truncated)
         return [float(total) for total in totals]
 
     def _towards(self, goals: Array, reached: Array) -> FloatArray:
-        """Return the incisions that lead furthest towards the goals; exactly 0 once there."""
+        """Return the steps that lead furthest towards the goals; exactly 0 once there."""
         way = (goals - reached) / self._step_size
         way[np.abs(way) < 1e-6] = 0.0  # actions are float32
         return np.clip(way, -1.0, 1.0).astype(np.float32)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avatarl_env.choices import check_choice
+from avatarl_env.errors import check_choice
 from avatarl_env.files import read_json, write_atomically
 from avatarl_env.lm.gpt import GPT, GPTConfig, parameter_shapes
 from avatarl_env.lm.hub import HubLM, HubTokenizer
@@ -31,7 +31,7 @@ from avatarl_env.lm.hub_folder import (
     offline,
     stored_tensors,
 )
-from avatarl_env.lm.interface import Tokenizer
+from avatarl_env.lm.protocols import Tokenizer
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.memory import check_memory
 

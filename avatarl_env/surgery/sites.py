@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from avatarl_env.choices import closest
+from avatarl_env.errors import closest
 
 
 class HasParameters(Protocol):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from agents.surgeons.sb3 import ALGORITHMS
-from agents.training import RunSummary, train
+from agents.training.loop import RunSummary, train
 from avatarl_env.surgery import OPERATORS
-from tests.agents.broken_runs import config
+from tests.agents.training.broken_runs import config
 from tests.patients import InPlaceGain
 from tests.training_runs import QUICK_SAC, write_text
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-import agents.curriculum
-import agents.training
-from agents import cli
-from agents.divergence import DivergedError
+import agents.training.curriculum
+import agents.training.loop
+from agents.cli import main as cli
+from agents.distributed import Ranks, joined, share_edits, take_edits
+from agents.errors import DivergedError
+from agents.evaluation.paired import PairedResult
 from agents.grpo.learner import GRPOLearner, GRPOStats, RegularizerConfig
-from agents.judgement import Judgement
-from agents.ranks import Ranks, joined, share_edits, take_edits
 from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
 from tests.patients import tiny_patient
 from tests.training_runs import CE, everything, make_learner
@@ -184,9 +184,9 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], n_operated:
 
 def patch_run(plan: dict[str, str]) -> None:
     """Keep what is judged, if planned; give up soon; let the first be the last to be done."""
-    Judgement.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
-    agents.curriculum.MOST_BAD_UPDATES = 3
-    report = agents.training.write_report
+    PairedResult.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
+    agents.training.curriculum.MOST_BAD_UPDATES = 3
+    report = agents.training.loop.write_report
 
     def slowly(folder: Path) -> None:
         time.sleep(3)
@@ -199,9 +199,9 @@ def patch_run(plan: dict[str, str]) -> None:
     if "surgeon" in plan:
         patch.setattr("agents.surgeons.sb3.SB3Surgeon.operate", beside_itself)
     if "helps" in plan:
-        patch.setattr("agents.effect.Ending.total", 1.0)
+        patch.setattr("agents.evaluation.surgeon_effect.Ending.total", 1.0)
     if "slow" in plan:
-        agents.training.write_report = slowly  # type: ignore[assignment, attr-defined]
+        agents.training.loop.write_report = slowly  # type: ignore[assignment, attr-defined]
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ NO_INTEGERS = (*NOT_FINITE, *NO_NUMBERS, True, np.True_, 2.0, 1.5, Fraction(3, 2
 NO_NAMES = (1, 0.5, True, "", "nonsense", ["train"], {"a": 1}, b"cpu", math.nan, object())
 
 WRONG: dict[str, tuple[Any, ...]] = {
-    **{name: (*NO_INTEGERS, None, 0) for name in ("n_incisions", "n_prompts", "n_new")},
+    **{name: (*NO_INTEGERS, None, 0) for name in ("episode_length", "n_prompts", "n_new")},
     "prompt_length": (*NO_INTEGERS, None, 0, 1),
     "step_size": (*NOT_FINITE, *NO_NUMBERS, None, True, -1, 10**400, -0.1, 1e7),
     "flatline_penalty": (*NOT_FINITE, *NO_NUMBERS, None, False, -1, 1e308),
@@ -180,7 +180,7 @@ def test_a_keyword_that_there_is_not_is_refused(misspelt: str, folder: str) -> N
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n_incisions", np.int32(2)),
+        ("episode_length", np.int32(2)),
         ("n_prompts", np.uint8(4)),
         ("step_size", np.float32(0.5)),
         ("step_size", Fraction(1, 2)),
@@ -343,7 +343,10 @@ def test_anything_else_is_refused_and_changes_nothing(kind: str) -> None:
 
 def test_a_step_at_the_wrong_time_says_what_to_do() -> None:
     zeros = np.zeros(WIDTH)
-    env, envs = tiny_env(n_incisions=2), tiny_vector_env(n_incisions=2, autoreset_mode="Disabled")
+    env, envs = (
+        tiny_env(episode_length=2),
+        tiny_vector_env(episode_length=2, autoreset_mode="Disabled"),
+    )
     for each, action in ((env, zeros), (envs, np.zeros((3, WIDTH)))):
         with pytest.raises(RuntimeError, match=r"call reset\(\) first"):
             each.step(action)

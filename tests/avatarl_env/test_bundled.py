@@ -33,7 +33,7 @@ DIGITS = 6
 TOLERANCE = 1e-3
 """How much a number may differ between processors; the characters may not."""
 SEED = 0
-KEYWORDS = {"n_prompts": 4, "prompt_length": 16, "n_new": 24, "n_incisions": 3, "injury": 0.25}
+KEYWORDS = {"n_prompts": 4, "prompt_length": 16, "n_new": 24, "episode_length": 3, "injury": 0.25}
 ACTIONS = [
     [0.5, -0.5, 0.25, 0.0, -0.25, 0.5, 0.0, 0.125],
     [-1.0, 0.5, 0.0, 0.75, 0.25, 0.25, -0.5, 0.0],
@@ -55,7 +55,7 @@ def margin(env: AttentionSurgeryEnv) -> float:
     """Return how far the nearest uniform is from where it would have drawn another character."""
     episode = env._episode
     assert episode is not None
-    cdf = np.exp(episode.present.writing.distributions).cumsum(-1)
+    cdf = np.exp(episode.present.generations.distributions).cumsum(-1)
     return float(np.abs(cdf - episode.prompts.uniforms[..., None]).min())
 
 
@@ -74,7 +74,7 @@ def trajectory() -> tuple[list[dict[str, Any]], float]:
                     zip(info["score_terms"], rounded(info["score_terms"].values()), strict=True)
                 ),
                 "observation": rounded(observation),
-                "texts": [decode(row) for row in env._episode.present.writing.tokens],
+                "texts": [decode(row) for row in env._episode.present.generations.tokens],
             }
         )
         margins.append(margin(env))
@@ -214,7 +214,7 @@ def share_of_words(patient: Patient, evaluation: Evaluation) -> float:
     words = set(re.findall("[a-z]+", patient.corpus.text.lower()))
     found = [
         word
-        for row in evaluation.writing.new_tokens
+        for row in evaluation.generations.new_tokens
         for word in re.findall("[a-z]+", patient.tokenizer.decode(row).lower())[1:-1]
     ]
     assert len(found) > 100
@@ -239,7 +239,7 @@ def test_its_text_is_mostly_words_of_the_corpus(patient: Patient, written: Evalu
 
 
 def test_an_injury_costs_it_score_and_healing_regains_that(patient: Patient) -> None:
-    rules = {"injury": 0.5, "n_incisions": 1, "step_size": 1.0, "n_prompts": 16, "n_new": 12}
+    rules = {"injury": 0.5, "episode_length": 1, "step_size": 1.0, "n_prompts": 16, "n_new": 12}
     env = AttentionSurgeryEnv(patient, **rules)
     lost = []
     for seed in range(6):

@@ -16,12 +16,12 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from avatarl_env.env import AttentionSurgeryEnv
-from avatarl_env.rendering import RENDER_MODES
+from avatarl_env.rendering.ansi import RENDER_MODES
 from avatarl_env.surgery import OPERATORS
 from tests.patients import actions, store_tiny_patient, tiny_env
 
 ENV_ID = "avatarl_env:AttentionSurgery-v0"
-SIZES = {"n_prompts": 2, "prompt_length": 8, "n_new": 4, "n_incisions": 3}
+SIZES = {"n_prompts": 2, "prompt_length": 8, "n_new": 4, "episode_length": 3}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_actions_can_be_rescaled() -> None:
 
 
 def test_a_time_limit_truncates_and_does_not_terminate() -> None:
-    """Unless the last incision comes with it: then it is the end as well."""
+    """Unless the last step comes with it: then it is the end as well."""
     for limit, flags in ((1, (False, True)), (2, (False, True)), (3, (True, True))):
         env = wrappers.TimeLimit(small(), limit)
         env.reset(seed=0)

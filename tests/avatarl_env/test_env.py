@@ -68,13 +68,13 @@ def equal(left: object, right: object) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("n_incisions", "injury", "render_mode"),
+    ("episode_length", "injury", "render_mode"),
     [(1, 0.0, "ansi"), (1, 0.5, None), (4, 0.0, None), (4, 0.5, "ansi")],
 )
 def test_both_checkers_pass_without_a_warning(
-    n_incisions: int, injury: float, render_mode: str | None, folder: str
+    episode_length: int, injury: float, render_mode: str | None, folder: str
 ) -> None:
-    rules = {"n_incisions": n_incisions, "step_size": 1.0, "injury": injury}
+    rules = {"episode_length": episode_length, "step_size": 1.0, "injury": injury}
     check_env(make(folder, render_mode=render_mode, **rules))
     sb3_check_env(make(folder, render_mode=render_mode, **rules))
 
@@ -368,8 +368,8 @@ def test_actions_beyond_the_box_are_clipped() -> None:
     assert equal(wild.step(action + 40 * sign), tame.step(action + 0.5 * sign))
 
 
-def test_one_incision_makes_it_a_bandit() -> None:
-    env = tiny_env(n_incisions=1, step_size=1.0)
+def test_one_step_makes_it_a_bandit() -> None:
+    env = tiny_env(episode_length=1, step_size=1.0)
     env.reset(seed=0)
     observation, reward, terminated, truncated, info = env.step(0.5 * actions(1)[0])
     assert terminated is True
@@ -567,7 +567,7 @@ def test_lists_and_tensors_are_actions_too() -> None:
         ({"score": {"kl_reff": 1.0}}, "score must be .* did you mean 'kl_ref'?"),
         ({"split": "test"}, "split must be one of .* got 'test'"),
         ({"n_new": 57}, r"must fit the model's context of 64, got 8 \+ 57"),
-        ({"n_incisions": 1}, r"n_incisions \* step_size must be at least 1"),
+        ({"episode_length": 1}, r"episode_length \* step_size must be at least 1"),
         ({"injury": -1.0}, r"injury must be a half-width in \[0, 1\] or .*, got -1.0"),
         ({"injury": 1.5}, r"injury must be .* in \[-1, 1\], as far as coefficients reach, got 1.5"),
         (
@@ -708,7 +708,7 @@ def test_forward_tokens_count_every_evaluation() -> None:
 
 
 def test_an_injury_lowers_the_baseline_and_undoing_it_heals() -> None:
-    env, healthy = tiny_env(injury=0.5, n_incisions=1, step_size=1.0), tiny_env()
+    env, healthy = tiny_env(injury=0.5, episode_length=1, step_size=1.0), tiny_env()
     hidden = []
     for seed in range(3):
         _, start = env.reset(seed=seed)
@@ -757,7 +757,7 @@ GIVEN = [0.5, -0.25, 0.0, 0.75]
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array])
 def test_a_given_injury_is_that_of_every_operation(kind: Callable[[Any], Any]) -> None:
-    env, healthy = tiny_env(injury=kind(GIVEN), n_incisions=1, step_size=1.0), tiny_env()
+    env, healthy = tiny_env(injury=kind(GIVEN), episode_length=1, step_size=1.0), tiny_env()
     assert env.config.injury == tuple(GIVEN)
     for seed in range(2):
         _, start = env.reset(seed=seed)
@@ -840,19 +840,19 @@ def test_terms_are_those_there_were_when_the_environment_was_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else an operation under way, or its picture, could be of other terms than it began with."""
-    monkeypatch.setitem(TERMS, "mine", Term(lambda writing, reference: [1.0], 1.0))
+    monkeypatch.setitem(TERMS, "mine", Term(lambda generations, reference: [1.0], 1.0))
     weights = {"kl_ref": 1.0, "mine": 1.0}
     env, twin = (tiny_env(score=weights, render_mode="ansi") for _ in range(2))
     start = env.reset(seed=0)[1]
     expected = [twin.reset(seed=0), *operate(twin, 0.3 * actions(4))]
-    monkeypatch.setitem(TERMS, "kl_ref", Term(lambda writing, reference: [7.0], -1.0))
-    monkeypatch.setitem(TERMS, "later", Term(lambda writing, reference: [2.0], 1.0))
+    monkeypatch.setitem(TERMS, "kl_ref", Term(lambda generations, reference: [7.0], -1.0))
+    monkeypatch.setitem(TERMS, "later", Term(lambda generations, reference: [2.0], 1.0))
     monkeypatch.delitem(TERMS, "mine")
     assert equal([*operate(env, 0.3 * actions(4))], expected[1:])
     assert env._episode.present.terms.keys() == start["score_terms"].keys()
     assert "mine" in env.render()
     assert equal(env.reset(seed=0), expected[0])
-    assert env.validate(0.3 * actions(4), 0).agrees
+    assert env.verify(0.3 * actions(4), 0).agrees
     with pytest.raises(ValueError, match="got 'mine'"):
         tiny_env(score=weights)
 

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avatarl_env.episode import Episode, OperationConfig, Outcome
+from avatarl_env.episode import Episode, EpisodeConfig, Outcome
 from avatarl_env.observation import Vitals
 from avatarl_env.patient import Evaluation, Prompts
-from avatarl_env.scoring import BOUND, Score, Writing
+from avatarl_env.scoring import BOUND, Generations, Score
 
 SCORE = Score()
 NO_INJURY = np.zeros(2)
@@ -25,14 +25,14 @@ def reading(
     kl_ref: float = -1.0, entropy: float = 2.0, collision_l2: float = 3.0, finite: bool = True
 ) -> Evaluation:
     """Return an evaluation with these terms."""
-    writing = Writing(
+    generations = Generations(
         tokens=np.zeros((2, 6), dtype=np.int64),
         n_prompt=2,
         distributions=np.full((2, 4, 1), 0.0 if finite else math.nan),
         prompt_loss=np.zeros(2),
     )
     terms = {"kl_ref": kl_ref, "entropy": entropy, "collision_l2": collision_l2}
-    return Evaluation(writing, Vitals(*np.zeros((3, 1), dtype=np.float32)), terms)
+    return Evaluation(generations, Vitals(*np.zeros((3, 1), dtype=np.float32)), terms)
 
 
 def begin(
@@ -44,11 +44,11 @@ def begin(
     baseline = baseline or reading()
     prompts = Prompts(np.zeros((2, 2), dtype=np.int64), np.zeros((2, 4), dtype=np.float32))
     terms = (healthy or baseline).terms
-    return Episode.begin(OperationConfig(**rules), prompts, injury, baseline, terms, SCORE)
+    return Episode.begin(EpisodeConfig(**rules), prompts, injury, baseline, terms, SCORE)
 
 
-def incise(episode: Episode, action: object, evaluation: Evaluation) -> Outcome:
-    return episode.conclude(episode.incise(np.asarray(action)), evaluation, SCORE)
+def take_step(episode: Episode, action: object, evaluation: Evaluation) -> Outcome:
+    return episode.conclude(episode.next_coefficients(np.asarray(action)), evaluation, SCORE)
 
 
 # --- coefficients --------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_coefficients_by_hand() -> None:
     episode = begin()
     path = []
     for action in ([1.0, -0.5], [1.0, -1.0], [0.5, -1.0], [-0.25, 1.0]):
-        incise(episode, action, reading())
+        take_step(episode, action, reading())
         path.append(episode.coefficients.tolist())
     assert path == [[0.5, -0.25], [1.0, -0.75], [1.0, -1.0], [0.875, -0.5]]
     assert episode.coefficients.dtype == np.float64
@@ -67,13 +67,13 @@ def test_coefficients_by_hand() -> None:
 
 def test_actions_beyond_the_box_are_clipped() -> None:
     wild, tame = begin(), begin()
-    assert wild.incise(np.array([7.0, -3.0])).tolist() == tame.incise(np.array([1, -1])).tolist()
+    assert wild.step(np.array([7.0, -3.0])).tolist() == tame.step(np.array([1, -1])).tolist()
 
 
-def test_an_incision_is_made_when_it_is_concluded() -> None:
+def test_an_step_is_made_when_it_is_concluded() -> None:
     """Not before: an evaluation in between may fail."""
     episode = begin()
-    coefficients = episode.incise(np.array([1.0, 1.0]))
+    coefficients = episode.next_coefficients(np.array([1.0, 1.0]))
     assert episode.coefficients.tolist() == [0, 0]
     assert (episode.n_done, episode.time_left) == (0, 1.0)
     episode.conclude(coefficients, reading(), SCORE)
@@ -82,40 +82,40 @@ def test_an_incision_is_made_when_it_is_concluded() -> None:
 
 
 @given(
-    n_incisions=st.integers(1, 6),
+    episode_length=st.integers(1, 6),
     surplus=st.floats(1.0, 3.0),
     target=st.lists(st.floats(-1, 1), min_size=2, max_size=2),
 )
 def test_every_coefficient_can_be_reached(
-    n_incisions: int, surplus: float, target: list[float]
+    episode_length: int, surplus: float, target: list[float]
 ) -> None:
-    step_size = surplus / n_incisions
-    if n_incisions * step_size < 1:  # by rounding
+    step_size = surplus / episode_length
+    if episode_length * step_size < 1:  # by rounding
         step_size = math.nextafter(step_size, math.inf)
-    episode = begin(n_incisions=n_incisions, step_size=step_size)
-    for _ in range(n_incisions):
-        incise(episode, (np.array(target) - episode.coefficients) / step_size, reading())
+    episode = begin(episode_length=episode_length, step_size=step_size)
+    for _ in range(episode_length):
+        take_step(episode, (np.array(target) - episode.coefficients) / step_size, reading())
     assert episode.is_over
     assert episode.coefficients == pytest.approx(np.array(target), abs=1e-12)
 
 
 @pytest.mark.parametrize("lacking", ["kl_ref", "entropy"])
-def test_an_incision_that_cannot_be_paid_for_is_not_made(lacking: str) -> None:
+def test_an_step_that_cannot_be_paid_for_is_not_made(lacking: str) -> None:
     episode = begin()
-    incise(episode, [0.5, 0.5], reading())
+    take_step(episode, [0.5, 0.5], reading())
     before = dict(vars(episode))
     evaluation = reading(kl_ref=-0.5)
     del evaluation.terms[lacking]
     with pytest.raises(KeyError, match=lacking):
-        incise(episode, [1.0, 1.0], evaluation)
+        take_step(episode, [1.0, 1.0], evaluation)
     assert all(vars(episode)[name] is value for name, value in before.items())
 
 
 def test_time_left_falls_to_zero_in_equal_steps() -> None:
-    episode = begin(n_incisions=4)
+    episode = begin(episode_length=4)
     seen = [episode.time_left]
     for _ in range(4):
-        outcome = incise(episode, [0, 0], reading())
+        outcome = take_step(episode, [0, 0], reading())
         seen.append(episode.time_left)
     assert seen == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert outcome.terminated
@@ -126,7 +126,9 @@ def test_time_left_falls_to_zero_in_equal_steps() -> None:
 
 def test_rewards_are_the_scores_rises_and_add_up_to_the_improvement() -> None:
     episode = begin(reading(kl_ref=-1.0))
-    outcomes = [incise(episode, [0.5, 0.5], reading(kl_ref=k)) for k in (-0.75, -1.5, -0.25, -0.5)]
+    outcomes = [
+        take_step(episode, [0.5, 0.5], reading(kl_ref=k)) for k in (-0.75, -1.5, -0.25, -0.5)
+    ]
     assert [outcome.reward for outcome in outcomes] == [0.25, -0.75, 1.25, -0.25]
     assert [outcome.terminated for outcome in outcomes] == [False, False, False, True]
     assert [outcome.info["improvement"] for outcome in outcomes] == [0.25, -0.5, 0.75, 0.5]
@@ -136,15 +138,15 @@ def test_rewards_are_the_scores_rises_and_add_up_to_the_improvement() -> None:
 def test_rewards_telescope_without_rounding() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
-        episode = begin(reading(kl_ref=-rng.random()), n_incisions=9)
-        outcomes = [incise(episode, [0.1, 0], reading(kl_ref=-rng.random())) for _ in range(9)]
+        episode = begin(reading(kl_ref=-rng.random()), episode_length=9)
+        outcomes = [take_step(episode, [0.1, 0], reading(kl_ref=-rng.random())) for _ in range(9)]
         improvement = outcomes[-1].info["improvement"]
         assert sum(outcome.reward for outcome in outcomes) == improvement != 0
 
 
-def test_one_incision_makes_it_a_bandit() -> None:
-    episode = begin(n_incisions=1, step_size=1.0)
-    outcome = incise(episode, [1.0, -1.0], reading(kl_ref=-0.5))
+def test_one_step_makes_it_a_bandit() -> None:
+    episode = begin(episode_length=1, step_size=1.0)
+    outcome = take_step(episode, [1.0, -1.0], reading(kl_ref=-0.5))
     assert outcome.terminated is True
     assert outcome.reward == outcome.info["improvement"] == 0.5
     assert episode.coefficients.tolist() == [1.0, -1.0]
@@ -171,10 +173,10 @@ def test_flatlines_are_named_and_cost_exactly_the_penalty(
     for n_before, penalty in itertools.product(range(4), (1.0, 0.0, 2.5)):
         episode = begin(flatline_penalty=penalty)
         rewards = [
-            incise(episode, [0.1, 0.1], reading(kl_ref=-rng.random())).reward
+            take_step(episode, [0.1, 0.1], reading(kl_ref=-rng.random())).reward
             for _ in range(n_before)
         ]
-        outcome = incise(episode, [0.1, 0.1], evaluation)
+        outcome = take_step(episode, [0.1, 0.1], evaluation)
         assert outcome.terminated is True
         assert outcome.info["flatline"] == cause
         assert outcome.info["is_success"] is False
@@ -187,7 +189,7 @@ def test_flatlines_are_named_and_cost_exactly_the_penalty(
     [reading(entropy=1.0), reading(entropy=3.0), reading(collision_l2=8.0), reading(kl_ref=-900)],
 )
 def test_the_bounds_themselves_are_survived(evaluation: Evaluation) -> None:
-    outcome = incise(begin(), [0.1, 0.1], evaluation)
+    outcome = take_step(begin(), [0.1, 0.1], evaluation)
     assert outcome.info["flatline"] == ""
     assert not outcome.terminated
 
@@ -197,12 +199,12 @@ def test_the_bounds_themselves_are_survived(evaluation: Evaluation) -> None:
 )
 def test_zero_coefficients_never_flatline(evaluation: Evaluation) -> None:
     episode = begin()
-    assert incise(episode, [0, 0], evaluation).info["flatline"] == ""
-    incise(episode, [1, -1], reading())
-    outcome = incise(episode, [-1, 1], evaluation)  # back at zero
+    assert take_step(episode, [0, 0], evaluation).info["flatline"] == ""
+    take_step(episode, [1, -1], reading())
+    outcome = take_step(episode, [-1, 1], evaluation)  # back at zero
     assert episode.coefficients.tolist() == [0, 0]
     assert not outcome.terminated
-    assert incise(episode, [1, 0], evaluation).info["flatline"]
+    assert take_step(episode, [1, 0], evaluation).info["flatline"]
 
 
 @pytest.mark.parametrize(
@@ -225,14 +227,14 @@ def test_healing_an_injury_is_no_flatline(
     if swap:  # an injury may as well raise what a healthy model has less of
         injured, healthy = healthy, injured
     episode = begin(injured, healthy, np.array([0.1, 0.2]))
-    assert (incise(episode, [0.1, 0.1], evaluation).info["flatline"] == "") == survives
+    assert (take_step(episode, [0.1, 0.1], evaluation).info["flatline"] == "") == survives
 
 
 # --- info ----------------------------------------------------------------------------------------
 
 
 def test_info_by_hand() -> None:
-    episode = begin(reading(kl_ref=-1.0), reading(kl_ref=-0.25), n_incisions=2)
+    episode = begin(reading(kl_ref=-1.0), reading(kl_ref=-0.25), episode_length=2)
     assert episode.info(SCORE) == {
         "score": -1.0,
         "improvement": 0.0,
@@ -243,8 +245,8 @@ def test_info_by_hand() -> None:
         "is_success": False,
         "lost_score": 0.75,
     }
-    assert incise(episode, [1, 0], reading(kl_ref=-0.75)).info["is_success"] is False  # not yet
-    assert incise(episode, [0, 0], reading(kl_ref=-0.5)).info == {
+    assert take_step(episode, [1, 0], reading(kl_ref=-0.75)).info["is_success"] is False  # not yet
+    assert take_step(episode, [0, 0], reading(kl_ref=-0.5)).info == {
         "score": -0.5,
         "improvement": 0.5,
         "score_terms": {"kl_ref": -0.5, "entropy": 2.0, "collision_l2": 3.0},
@@ -258,8 +260,8 @@ def test_info_by_hand() -> None:
 
 @pytest.mark.parametrize(("kl_ref", "is_success"), [(-0.99, True), (-1.0, False), (-1.01, False)])
 def test_success_is_a_better_score(kl_ref: float, is_success: bool) -> None:
-    episode = begin(n_incisions=1, step_size=1.0)
-    assert incise(episode, [1, 0], reading(kl_ref=kl_ref)).info["is_success"] is is_success
+    episode = begin(episode_length=1, step_size=1.0)
+    assert take_step(episode, [1, 0], reading(kl_ref=kl_ref)).info["is_success"] is is_success
 
 
 def test_info_shares_nothing_with_the_episode() -> None:
@@ -278,15 +280,15 @@ def test_info_shares_nothing_with_the_episode() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"n_incisions": 0}, "n_incisions must be an integer of at least 1, got 0"),
-        ({"n_incisions": 2.5}, "n_incisions must be an integer of at least 1, got 2.5"),
+        ({"episode_length": 0}, "episode_length must be an integer of at least 1, got 0"),
+        ({"episode_length": 2.5}, "episode_length must be an integer of at least 1, got 2.5"),
         ({"n_prompts": 1}, "n_prompts must be an integer of at least 2, got 1"),
         ({"n_prompts": "many"}, "n_prompts must be an integer of at least 2, got 'many'"),
         ({"prompt_length": 1}, "prompt_length must be an integer of at least 2, got 1"),
         ({"n_new": 3}, "n_new must be an integer of at least 4, got 3"),
-        ({"step_size": 0.2}, r"n_incisions \* step_size must be at least 1, .* got 4 \* 0.2"),
-        ({"n_incisions": 1}, r"n_incisions \* step_size must be at least 1, .* got 1 \* 0.5"),
-        ({"step_size": 0.0}, r"n_incisions \* step_size must be at least 1"),
+        ({"step_size": 0.2}, r"episode_length \* step_size must be at least 1, .* got 4 \* 0.2"),
+        ({"episode_length": 1}, r"episode_length \* step_size must be at least 1, .* got 1 \* 0.5"),
+        ({"step_size": 0.0}, r"episode_length \* step_size must be at least 1"),
         ({"step_size": -1.0}, r"step_size must be in \[0, 1e\+06\], got -1.0"),
         ({"step_size": math.inf}, "step_size must be a finite number, got inf"),
         ({"step_size": math.nan}, "step_size must be a finite number, got nan"),
@@ -316,7 +318,7 @@ def test_info_shares_nothing_with_the_episode() -> None:
 )
 def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        OperationConfig(**rules)
+        EpisodeConfig(**rules)
 
 
 @pytest.mark.parametrize(
@@ -334,33 +336,33 @@ def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
     ],
 )
 def test_an_injury_is_a_half_width_or_is_given(injury: Any, kept: Any, injures: bool) -> None:
-    config = OperationConfig(injury=injury)
+    config = EpisodeConfig(injury=injury)
     assert config.injury == kept
     assert type(config.injury) is type(kept)
     assert config.injures is injures
-    assert hash(config) == hash(OperationConfig(injury=kept))
+    assert hash(config) == hash(EpisodeConfig(injury=kept))
 
 
-def test_scores_are_remembered_incision_by_incision() -> None:
+def test_scores_are_remembered_step_by_step() -> None:
     episode = begin(reading(kl_ref=-1.0))
     assert (episode.scores, episode.flatline) == ((-1.0,), "")
     before = episode.scores
-    incise(episode, [0.5, 0.5], reading(kl_ref=-0.75))
-    incise(episode, [0.5, 0.5], reading(kl_ref=-0.5, entropy=0.1))
+    take_step(episode, [0.5, 0.5], reading(kl_ref=-0.75))
+    take_step(episode, [0.5, 0.5], reading(kl_ref=-0.5, entropy=0.1))
     assert episode.scores == (-1.0, -0.75, -0.5)
     assert episode.flatline == "entropy 0.100 outside [1.000, 3.000] nats"
     assert before == (-1.0,)
 
 
 def test_least_rules_are_accepted() -> None:
-    config = OperationConfig(
-        n_incisions=1, step_size=1, n_prompts=2, prompt_length=2, n_new=4, flatline_penalty=0
+    config = EpisodeConfig(
+        episode_length=1, step_size=1, n_prompts=2, prompt_length=2, n_new=4, flatline_penalty=0
     )
-    assert config.n_incisions * config.step_size == 1
+    assert config.episode_length * config.step_size == 1
 
 
 def test_text_that_fills_the_context_fits_and_one_more_does_not() -> None:
-    config = OperationConfig(prompt_length=24, n_new=40)
+    config = EpisodeConfig(prompt_length=24, n_new=40)
     config.check_context(64)
     message = r"prompt_length \+ n_new must fit the model's context of 63, got 24 \+ 40"
     with pytest.raises(ValueError, match=message):

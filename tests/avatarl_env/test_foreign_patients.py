@@ -24,7 +24,7 @@ from tests.fakes import fingerprint
 from tests.foreign import TOKENIZERS, Homemade, Pairs, character_tokenizer, hub_model
 from tests.patients import actions, global_random_states, tiny_corpus, tiny_patient, tiny_text
 
-SIZES: dict[str, Any] = {"n_prompts": 6, "prompt_length": 8, "n_new": 6, "n_incisions": 2}
+SIZES: dict[str, Any] = {"n_prompts": 6, "prompt_length": 8, "n_new": 6, "episode_length": 2}
 KINDS = ("gpt2", "llama")
 
 
@@ -83,7 +83,7 @@ def test_vector_and_single_environments_agree(kind: str, name: str) -> None:
         expected, reward, *_ = single.step(moves[row])
         assert after[row] == pytest.approx(expected, abs=1e-3)
         assert rewards[row] == pytest.approx(reward, abs=1e-4)
-        texts = (env._episodes[row].present.writing, single._episode.present.writing)
+        texts = (env._episodes[row].present.generations, single._episode.present.generations)
         assert texts[0].tokens.tolist() == texts[1].tokens.tolist()
 
 
@@ -142,26 +142,26 @@ def test_homemade_model_and_tokenizer_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("most_whole", [256, 10])
 def test_nats_are_per_character(most_whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token of two characters: half of what they are per token, term for term."""
-    monkeypatch.setattr("avatarl_env.lm.reading.WHOLE_UP_TO", most_whole)
+    monkeypatch.setattr("avatarl_env.lm.head_reader.WHOLE_UP_TO", most_whole)
     monkeypatch.setattr("avatarl_env.patient.WHOLE_UP_TO", most_whole)
     tokenizer = Pairs()
     patient = Patient(Homemade(tokenizer.vocab_size), tokenizer, tiny_corpus())
     prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(0))
-    writing, _, terms = patient.evaluate(prompts)
+    generations, _, terms = patient.evaluate(prompts)
     with torch.no_grad():
-        logits = patient.model(torch.from_numpy(writing.tokens))
+        logits = patient.model(torch.from_numpy(generations.tokens))
     by_token = torch.log_softmax(logits, -1).double()
-    drawn = by_token[:, :-1].gather(2, torch.from_numpy(writing.tokens)[:, 1:, None])[..., 0]
+    drawn = by_token[:, :-1].gather(2, torch.from_numpy(generations.tokens)[:, 1:, None])[..., 0]
     assert terms["heldout_loss"] == pytest.approx(-float(drawn[:, :7].mean()) / 2, abs=1e-5)
     p = by_token[:, 7:-1]
     assert terms["entropy"] == pytest.approx(-float((p.exp() * p).sum(-1).mean()) / 2, abs=1e-5)
-    log_q = patient.reference.ngram.target_log_probs(writing.tokens, 8)
+    log_q = patient.reference.ngram.target_log_probs(generations.tokens, 8)
     assert terms["ref_loglik"] == pytest.approx(log_q.mean() / 2, abs=1e-6)
     if most_whole < tokenizer.vocab_size:
         expected = float((torch.from_numpy(log_q) - drawn[:, 7:]).mean()) / 2
-        assert writing.distributions is None
+        assert generations.distributions is None
     else:
-        q = torch.from_numpy(patient.reference.ngram.next_log_probs(writing.tokens, 8)).double()
+        q = torch.from_numpy(patient.reference.ngram.next_log_probs(generations.tokens, 8)).double()
         expected = float((p.exp() * (q - p)).sum(-1).mean()) / 2
     assert terms["kl_ref"] == pytest.approx(expected, abs=1e-5)
     windows = patient.windows("surgeon", 4, 9, np.random.default_rng(1)).reshape(2, 2, 9)
@@ -183,10 +183,10 @@ def test_an_operation_is_not_paid_for_the_length_of_its_tokens(name: str) -> Non
     found = []
     for seed in range(3):
         prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(seed))
-        writing, _, terms = patient.evaluate(prompts)
-        per_token = patient.reference.ngram.target_log_probs(writing.tokens, 8).mean()
+        generations, _, terms = patient.evaluate(prompts)
+        per_token = patient.reference.ngram.target_log_probs(generations.tokens, 8).mean()
         assert terms["ref_loglik"] == pytest.approx(per_token / ratio, abs=1e-6)
-        found.append(sum(len(patient.tokenizer.decode(row)) for row in writing.new_tokens))
+        found.append(sum(len(patient.tokenizer.decode(row)) for row in generations.new_tokens))
     assert len({*found}) > 1  # the texts do differ in length
 
 
@@ -197,15 +197,15 @@ def test_a_vocabulary_over_256_keeps_no_distributions() -> None:
     prompts = patient.prompts("surgeon", 6, 8, 12, np.random.default_rng(0))
     seen: list[tuple[int, ...]] = []
     patient.model.register_forward_hook(lambda module, args, made: seen.append(tuple(made.shape)))
-    writing, _, terms = patient.evaluate(prompts)
+    generations, _, terms = patient.evaluate(prompts)
     assert seen[0] == (6, 1, patient.tokenizer.vocab_size)  # not (6, 8, V)
-    assert writing.distributions is None
-    assert writing.log_probs.shape == writing.entropies.shape == (6, 12)
-    sizes = [value.size for value in vars(writing).values() if isinstance(value, np.ndarray)]
+    assert generations.distributions is None
+    assert generations.log_probs.shape == generations.entropies.shape == (6, 12)
+    sizes = [value.size for value in vars(generations).values() if isinstance(value, np.ndarray)]
     assert max(sizes) == 6 * 20
-    assert writing.has_no_nan
-    assert terms["kl_ref"] == pytest.approx(kl_ref(writing, patient.reference).mean())
-    assert measure_terms(writing, patient.reference) == terms
+    assert generations.has_no_nan
+    assert terms["kl_ref"] == pytest.approx(kl_ref(generations, patient.reference).mean())
+    assert measure_terms(generations, patient.reference) == terms
 
 
 def test_the_two_ways_of_reading_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,15 +217,15 @@ def test_the_two_ways_of_reading_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = 0.5 * actions(2, len(env.operator.labels))
     arguments = (env.operator, coefficients)
     whole = patient.evaluate_many(prompts, *arguments), patient.losses(windows, *arguments)
-    monkeypatch.setattr("avatarl_env.lm.reading.WHOLE_UP_TO", 10)
+    monkeypatch.setattr("avatarl_env.lm.head_reader.WHOLE_UP_TO", 10)
     monkeypatch.setattr("avatarl_env.patient.WHOLE_UP_TO", 10)
-    monkeypatch.setattr("avatarl_env.lm.reading._CELLS_AT_ONCE", 1000)  # two positions
+    monkeypatch.setattr("avatarl_env.lm.head_reader._CELLS_AT_ONCE", 1000)  # two positions
     monkeypatch.setattr("avatarl_env.patient.TOKENS_PER_FORWARD", 80)  # two windows of each
     frugal = patient.evaluate_many(prompts, *arguments), patient.losses(windows, *arguments)
     assert frugal[1] == pytest.approx(whole[1], abs=1e-5)
     for one, other in zip(frugal[0], whole[0], strict=True):
-        assert one.writing.tokens.tolist() == other.writing.tokens.tolist()
-        assert one.writing.distributions is None
+        assert one.generations.tokens.tolist() == other.generations.tokens.tolist()
+        assert one.generations.distributions is None
         for name in ("heldout_loss", "entropy", "ref_loglik", "distinct", "collision_l2"):
             assert one.terms[name] == pytest.approx(other.terms[name], abs=1e-5)
         for reading, expected in zip(one.vitals, other.vitals, strict=True):
@@ -241,13 +241,13 @@ def test_a_padded_vocabulary_is_cut_to_the_tokenizers() -> None:
     patient = Patient(HubLM(model, vocab_size=14), tokenizer, tiny_corpus())
     assert patient.model.vocab_size == 14
     prompts = patient.prompts("surgeon", 8, 8, 20, np.random.default_rng(0))
-    writing = patient.evaluate(prompts).writing
-    assert writing.tokens.max() < 14
+    generations = patient.evaluate(prompts).generations
+    assert generations.tokens.max() < 14
     with torch.no_grad():
-        logits = model(torch.from_numpy(writing.tokens)).logits[:, 7:-1, :14]
+        logits = model(torch.from_numpy(generations.tokens)).logits[:, 7:-1, :14]
     expected = torch.log_softmax(logits, -1).numpy()
-    assert writing.distributions == pytest.approx(expected, abs=1e-4)
-    assert np.exp(writing.distributions).sum(-1) == pytest.approx(np.ones((8, 20)), abs=1e-5)
+    assert generations.distributions == pytest.approx(expected, abs=1e-4)
+    assert np.exp(generations.distributions).sum(-1) == pytest.approx(np.ones((8, 20)), abs=1e-5)
 
 
 @pytest.mark.parametrize("n_logits", [13, 15, 128])

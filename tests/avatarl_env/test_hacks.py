@@ -17,8 +17,8 @@ from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.material import encode_corpus
 from avatarl_env.patient import Patient
-from avatarl_env.reference import Array, TextReference
-from avatarl_env.scoring import Score, Writing, measure_terms
+from avatarl_env.scoring import Generations, Score, measure_terms
+from avatarl_env.scoring.reference import Array, TextReference
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 
@@ -86,8 +86,8 @@ def terms_of(stage: Stage, writer: Writer) -> dict[str, float]:
     rows, losses = np.arange(N_ROWS), np.zeros(N_ROWS)
     for t in range(N_PROMPT // 2, N_PROMPT):
         losses -= writer(stage.prompts[:, :t])[rows, stage.prompts[:, t]] / (N_PROMPT // 2)
-    writing = Writing(texts, N_PROMPT, np.stack(distributions, axis=1), losses)
-    return measure_terms(writing, stage.reference)
+    generations = Generations(texts, N_PROMPT, np.stack(distributions, axis=1), losses)
+    return measure_terms(generations, stage.reference)
 
 
 @pytest.fixture(scope="module", params=["playwright", "tinyshakespeare"])

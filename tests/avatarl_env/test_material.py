@@ -8,7 +8,7 @@ import torch
 
 from avatarl_env.lm.generation import Generation
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.material import as_writing, encode_corpus, pooled_characters
+from avatarl_env.material import as_generations, encode_corpus, pooled_characters
 from avatarl_env.scoring import entropy
 from tests.foreign import Pairs
 from tests.patients import tiny_corpus
@@ -43,12 +43,12 @@ def test_a_writing_by_hand() -> None:
     log_probs = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]])
     entropies = torch.tensor([[1.0, 1.0], [0.5, 0.0]])
     generation = Generation(tokens, log_probs, None, entropies)
-    writing = as_writing(Words(), generation, torch.tensor([[3.0], [2.0]]), 2)
-    assert writing.n_prompt == 2
-    assert writing.prompt_loss.tolist() == [1.5, 0.5]
-    assert writing.prompt_characters.tolist() == [2.0, 4.0]
-    assert writing.distributions is None
-    first, second = writing.split(2)
+    generations = as_generations(Words(), generation, torch.tensor([[3.0], [2.0]]), 2)
+    assert generations.n_prompt == 2
+    assert generations.prompt_loss.tolist() == [1.5, 0.5]
+    assert generations.prompt_characters.tolist() == [2.0, 4.0]
+    assert generations.distributions is None
+    first, second = generations.split(2)
     assert first.new_tokens.tolist() == [[3, 1]]
     assert second.prompt_loss.tolist() == [0.5]
     assert second.prompt_characters.tolist() == [4.0]
@@ -60,9 +60,9 @@ def test_a_short_prompt_among_long_ones_does_not_blow_up() -> None:
     """Total nats over total characters: (4 + 4) / (1 + 15), whatever row they are in."""
     tokens = torch.tensor([[9, 0, 1, 9], [9, 9, 6, 9]])
     generation = Generation(tokens, torch.ones(2, 1), None, torch.ones(2, 1))
-    writing = as_writing(Words(), generation, torch.full((2, 2), 2.0))
-    assert writing.prompt_loss.tolist() == [0.5, 0.5]
-    assert writing.prompt_loss.mean() == 8 / 16
+    generations = as_generations(Words(), generation, torch.full((2, 2), 2.0))
+    assert generations.prompt_loss.tolist() == [0.5, 0.5]
+    assert generations.prompt_loss.mean() == 8 / 16
 
 
 def test_the_tokens_that_are_written_do_not_change_what_nats_are_divided_by() -> None:
@@ -80,8 +80,8 @@ def test_the_tokens_that_are_written_do_not_change_what_nats_are_divided_by() ->
     for token in (1, 9):
         tokens = torch.full((2, 4), token)
         generation = Generation(tokens, torch.full((2, 2), -2.0), None, torch.ones(2, 2))
-        writing = as_writing(words, generation, torch.ones(2, 1))
-        found.append(entropy(writing, reference).tolist())
+        generations = as_generations(words, generation, torch.ones(2, 1))
+        found.append(entropy(generations, reference).tolist())
     assert found == [[0.25, 0.25]] * 2
 
 

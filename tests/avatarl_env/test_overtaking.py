@@ -14,8 +14,8 @@ from avatarl_env import overtaking
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.overtaking import MIN_TEXTS, OvertakenWarning, Race
 from avatarl_env.patient import Patient
-from avatarl_env.reference import TextReference
 from avatarl_env.scoring import reference_prompt_loss
+from avatarl_env.scoring.reference import TextReference
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import tiny_patient
 
@@ -151,11 +151,11 @@ def test_a_score_that_does_not_pull_to_the_reference_is_no_reason_to_warn(beaten
 
 
 def test_neither_validation_nor_the_same_prompts_again_are_evidence(beaten: Patient) -> None:
-    env = AttentionSurgeryEnv(beaten, **{**SIZES, "n_prompts": 16, "n_incisions": 2})
+    env = AttentionSurgeryEnv(beaten, **{**SIZES, "n_prompts": 16, "episode_length": 2})
     for _ in range(3):
         env.reset(seed=0)
     for seed in range(1, 4):
-        env.validate(np.zeros((2, *env.action_space.shape)), seed)
+        env.verify(np.zeros((2, *env.action_space.shape)), seed)
     with pytest.warns(OvertakenWarning, match="on 32 prompts"):
         env.reset(seed=4)
 
@@ -171,8 +171,8 @@ def test_a_patient_behind_its_reference_does_not_warn(which: str) -> None:
 def test_the_references_loss_is_on_the_same_characters_as_the_models() -> None:
     patient = tiny_patient()
     prompts = patient.prompts("surgeon", 4, 8, 4, np.random.default_rng(0))
-    writing = patient.evaluate(prompts).writing
+    generations = patient.evaluate(prompts).generations
     log_q = patient.reference.ngram.next_log_probs(prompts.tokens)
     picked = np.take_along_axis(log_q, prompts.tokens[:, :, None], 2)[:, 1:, 0]
-    found = reference_prompt_loss(writing, patient.reference)
+    found = reference_prompt_loss(generations, patient.reference)
     assert found == pytest.approx(-picked.mean(1), abs=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import avatarl_env.patient
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
-from avatarl_env.scoring import Writing, measure_terms
+from avatarl_env.scoring import Generations, measure_terms
 from avatarl_env.surgery import HeadGain, Operator, SurgicalTheater, make_operator
 from avatarl_env.text.corpus import Corpus
 from tests.fakes import bits, fingerprint, tiny_gpt
@@ -50,7 +50,7 @@ def some_prompts(patient: Patient, seed: int = 0, n_new: int = 12) -> Prompts:
 def same(left: Evaluation, right: Evaluation) -> bool:
     """Whether two evaluations are equal to the last bit."""
     pairs = [
-        *zip(vars(left.writing).values(), vars(right.writing).values(), strict=True),
+        *zip(vars(left.generations).values(), vars(right.generations).values(), strict=True),
         *zip(left.vitals, right.vitals, strict=True),
     ]
     return left.terms == right.terms and all(np.array_equal(a, b) for a, b in pairs)
@@ -152,17 +152,17 @@ def test_tokenizer_of_another_size_is_refused() -> None:
 
 def test_evaluation_has_the_promised_shapes_and_types(patient: Patient) -> None:
     prompts = some_prompts(patient)
-    writing, vitals, terms = patient.evaluate(prompts)
+    generations, vitals, terms = patient.evaluate(prompts)
     n_words = patient.tokenizer.vocab_size
-    assert writing.tokens.shape == (4, 20)
-    assert writing.tokens.dtype == np.int64
-    assert writing.tokens[:, :8].tolist() == prompts.tokens.tolist()
-    assert writing.new_tokens.tolist() == writing.tokens[:, 8:].tolist()
-    assert writing.distributions.shape == (4, 12, n_words)
-    assert writing.prompt_loss.shape == (4,)
-    for array in (writing.distributions, writing.prompt_loss):
+    assert generations.tokens.shape == (4, 20)
+    assert generations.tokens.dtype == np.int64
+    assert generations.tokens[:, :8].tolist() == prompts.tokens.tolist()
+    assert generations.new_tokens.tolist() == generations.tokens[:, 8:].tolist()
+    assert generations.distributions.shape == (4, 12, n_words)
+    assert generations.prompt_loss.shape == (4,)
+    for array in (generations.distributions, generations.prompt_loss):
         assert array.dtype == np.float64
-    assert np.exp(writing.distributions).sum(-1) == pytest.approx(np.ones((4, 12)), abs=1e-5)
+    assert np.exp(generations.distributions).sum(-1) == pytest.approx(np.ones((4, 12)), abs=1e-5)
     assert vitals.hidden.shape == (32,)
     assert all(math.isfinite(value) for value in terms.values())
 
@@ -179,18 +179,18 @@ def naive_loss(model: nn.Module, row: Tensor) -> float:
 def test_prompt_loss_equals_a_naive_teacher_forced_loss(patient: Patient) -> None:
     prompts = some_prompts(patient)
     expected = [naive_loss(patient.model, torch.from_numpy(row)) for row in prompts.tokens]
-    assert patient.evaluate(prompts).writing.prompt_loss == pytest.approx(expected, abs=1e-5)
+    assert patient.evaluate(prompts).generations.prompt_loss == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 0.01
 
 
 def test_new_tokens_are_the_slices_that_the_uniforms_fall_into(patient: Patient) -> None:
     prompts = some_prompts(patient)
-    writing = patient.evaluate(prompts).writing
-    cdf = np.exp(writing.distributions).cumsum(-1)
+    generations = patient.evaluate(prompts).generations
+    cdf = np.exp(generations.distributions).cumsum(-1)
     expected = (cdf <= prompts.uniforms[..., None]).sum(-1)
     gaps = np.abs(cdf - prompts.uniforms[..., None]).min(-1)
     assert gaps.min() > 1e-6  # no uniform on a boundary
-    assert writing.new_tokens.tolist() == expected.tolist()
+    assert generations.new_tokens.tolist() == expected.tolist()
 
 
 def test_evaluation_is_repeatable_and_leaves_everything_as_it_was(patient: Patient) -> None:
@@ -371,10 +371,13 @@ def test_terms_are_to_the_last_bit_those_of_each_operation_alone(
     """Terms of many operations are measured together; one by one is what they have to equal."""
     monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
     for evaluation in patient.evaluate_many(*many(patient, "head_gain")):
-        writing = evaluation.writing
-        assert evaluation.terms == measure_terms(writing, patient.reference)
-        plain = Writing(
-            writing.tokens, writing.n_prompt, writing.distributions, writing.prompt_loss
+        generations = evaluation.generations
+        assert evaluation.terms == measure_terms(generations, patient.reference)
+        plain = Generations(
+            generations.tokens,
+            generations.n_prompt,
+            generations.distributions,
+            generations.prompt_loss,
         )
         assert evaluation.terms == measure_terms(plain, patient.reference)  # one character each
 
@@ -399,7 +402,7 @@ def test_an_operation_that_kills_does_not_touch_its_neighbours(patient: Patient)
     coefficients[1] = [0, 0, 1, 1]
     healthy = patient.evaluate_many(prompts)
     found = patient.evaluate_many(prompts, operator, coefficients)
-    assert not found[1].writing.has_no_nan
+    assert not found[1].generations.has_no_nan
     assert same(found[0], healthy[0])
     assert same(found[2], healthy[2])
 
@@ -409,7 +412,7 @@ def test_a_uniform_on_a_boundary_may_fall_on_either_side(patient: Patient) -> No
     prompts, operator, coefficients = many(patient, "head_gain")
     readings = one_by_one(patient, prompts, operator, coefficients)
     for p, reading in zip(prompts, readings, strict=True):
-        cdf = np.exp(reading.writing.distributions).cumsum(-1)  # (4, 6, V)
+        cdf = np.exp(reading.generations.distributions).cumsum(-1)  # (4, 6, V)
         p.uniforms[:, -1] = cdf[:, -1, 3].clip(max=1 - 2**-24)
     expected = one_by_one(patient, prompts, operator, coefficients)
     found = patient.evaluate_many(prompts, operator, coefficients)
@@ -570,7 +573,7 @@ def test_losses_of_prompts_are_those_of_an_evaluation(patient: Patient) -> None:
     for row, reading in zip(
         losses, patient.evaluate_many(prompts, operator, coefficients), strict=True
     ):
-        assert row == pytest.approx(reading.writing.prompt_loss, abs=1e-5)
+        assert row == pytest.approx(reading.generations.prompt_loss, abs=1e-5)
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -598,9 +601,9 @@ def test_half_precision_reads_about_the_same(dtype: str, folder: str) -> None:
     patient = Patient.load(folder, dtype=dtype)
     assert {p.dtype for p in patient.model.parameters()} == {getattr(torch, dtype)}
     prompts = some_prompts(patient)
-    writing, vitals, terms = patient.evaluate(prompts)
+    generations, vitals, terms = patient.evaluate(prompts)
     exact = tiny_patient().evaluate(prompts)
-    assert writing.prompt_loss == pytest.approx(exact.writing.prompt_loss, abs=0.05)
+    assert generations.prompt_loss == pytest.approx(exact.generations.prompt_loss, abs=0.05)
     assert vitals.query_log_rms == pytest.approx(exact.vitals.query_log_rms, abs=0.05)
     assert all(math.isfinite(value) for value in terms.values())
 

@@ -14,7 +14,7 @@ from gymnasium.wrappers import RecordVideo
 from gymnasium.wrappers.vector import RecordVideo as RecordVectorVideo
 
 from avatarl_env.env import AttentionSurgeryEnv
-from avatarl_env.picture import Panel, draw, lay_out
+from avatarl_env.rendering.rgb_array import Panel, draw, lay_out
 from avatarl_env.surgery import OPERATORS
 from tests.fakes import fingerprint
 from tests.patients import actions, global_random_states, tiny_env, tiny_vector_env

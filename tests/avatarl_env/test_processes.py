@@ -23,7 +23,7 @@ PRELUDE = """
     import avatarl_env
 
     torch.set_num_threads(2)
-    WORDS = {"lm": sys.argv[1], "n_prompts": 2, "prompt_length": 8, "n_new": 4, "n_incisions": 2}
+    WORDS = {"lm": sys.argv[1], "n_prompts": 2, "prompt_length": 8, "n_new": 4, "episode_length": 2}
     make = functools.partial(gymnasium.make, "avatarl_env:AttentionSurgery-v0", **WORDS)
 
     def use():

@@ -33,7 +33,7 @@ def test_texts_before_and_after_are_shown_with_their_prompts(env: AttentionSurge
     text = rendered(env)
     episode, decode = env._episode, env.patient.tokenizer.decode
     assert episode is not None
-    before, after = episode.baseline.writing, episode.present.writing
+    before, after = episode.baseline.generations, episode.present.generations
     assert before.tokens.tolist() != after.tokens.tolist()
     for row, title in enumerate(["prompt 1", "prompt 2", "prompt 3"]):
         shown = text.split(f"--- {title}\n")[1]
@@ -43,10 +43,10 @@ def test_texts_before_and_after_are_shown_with_their_prompts(env: AttentionSurge
     assert "prompt 4" not in text
 
 
-def test_nothing_differs_before_the_first_incision(env: AttentionSurgeryEnv) -> None:
+def test_nothing_differs_before_the_first_step(env: AttentionSurgeryEnv) -> None:
     env.reset(seed=1)
     text = rendered(env)
-    assert text.startswith("incision 0 of 4\n")
+    assert text.startswith("step 0 of 4\n")
     assert section(text, "before", "after") == section(text, "after", "prompt 2")
     pairs = re.findall(r"(-?[\d.]+) -> +(-?[\d.]+)", text)
     assert len(pairs) == 6
@@ -54,12 +54,12 @@ def test_nothing_differs_before_the_first_incision(env: AttentionSurgeryEnv) -> 
     assert "return so far +0.0000" in text
 
 
-def test_incisions_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) -> None:
+def test_steps_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) -> None:
     env.reset(seed=1)
     env.step(np.array([1.0, -0.5, 0.0, 0.2], dtype=np.float32))
     *_, info = env.step(np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32))
     text = rendered(env)
-    assert text.startswith("incision 2 of 4\n")
+    assert text.startswith("step 2 of 4\n")
     assert f"return so far {info['improvement']:+.4f}" in text
     for name, value in info["score_terms"].items():
         before = info["baseline_terms"][name]
@@ -78,13 +78,11 @@ def test_incisions_terms_and_coefficients_are_shown(env: AttentionSurgeryEnv) ->
 def test_scores_and_the_cause_of_death_are_shown() -> None:
     env = tiny_env(render_mode="ansi", operator_options={"scale": 300.0})
     _, start = env.reset(seed=1)
-    assert f"--- score: baseline, then after each incision\n{start['score']:9.4f}\n" in rendered(
-        env
-    )
+    assert f"--- score: baseline, then after each step\n{start['score']:9.4f}\n" in rendered(env)
     assert "flatline" not in rendered(env)
     *_, info = env.step(np.array([0.0, 0.0, 1.0, 1.0], dtype=np.float32))
     assert f"{start['score']:9.4f} {info['score']:9.4f}\n" in rendered(env)
-    assert rendered(env).startswith(f"incision 1 of 4\nflatline: {info['flatline']}\n")
+    assert rendered(env).startswith(f"step 1 of 4\nflatline: {info['flatline']}\n")
 
 
 def test_two_prompts_are_enough() -> None:

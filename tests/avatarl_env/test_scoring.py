@@ -14,13 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from avatarl_env.episode import COLLISION_MARGIN
-from avatarl_env.reference import LARGEST_VOCABULARY, Array, TextReference
 from avatarl_env.scoring import (
     BOUND,
     TERMS,
+    Generations,
     Score,
     Term,
-    Writing,
     collision_l2,
     distinct,
     entropy,
@@ -31,6 +30,7 @@ from avatarl_env.scoring import (
     measure_terms,
     ref_loglik,
 )
+from avatarl_env.scoring.reference import LARGEST_VOCABULARY, Array, TextReference
 from tests.patients import tiny_patient
 
 HALF = math.log(0.5)
@@ -57,13 +57,13 @@ def writing(
     distributions: object = None,
     prompt_loss: object = None,
     vocab_size: int = 2,
-) -> Writing:
+) -> Generations:
     """Return a writing after prompts of two tokens, uniform where nothing else is said."""
     new = np.asarray(new_tokens, dtype=np.int64)
     shape = (*new.shape, vocab_size)
     log_p = np.full(shape, -math.log(vocab_size)) if distributions is None else distributions
     log_p = np.broadcast_to(np.asarray(log_p, dtype=np.float64), shape)
-    return Writing(
+    return Generations(
         tokens=np.concatenate([np.zeros((len(new), 2), dtype=np.int64), new], axis=1),
         n_prompt=2,
         distributions=log_p,
@@ -235,7 +235,7 @@ def test_trigram_distance_explodes_on_loops(tongue: TextReference) -> None:
 
 def write_like_the_reference(
     reference: TextReference, change: Callable[[Array], Array], n_rows: int = 32, n_new: int = 24
-) -> Writing:
+) -> Generations:
     """Let a writer go on whose every distribution is the changed reference's."""
     rng = np.random.default_rng(5)
     prompts = tiny_patient().windows("validation", n_rows, 4, rng)
@@ -248,7 +248,7 @@ def write_like_the_reference(
         tokens[:, 4 + j] = (p.cumsum(-1) < rng.random((n_rows, 1))).sum(-1).clip(max=p.shape[1] - 1)
         with np.errstate(divide="ignore"):
             distributions[:, j] = np.log(p)
-    return Writing(tokens, 4, distributions, np.ones(n_rows))
+    return Generations(tokens, 4, distributions, np.ones(n_rows))
 
 
 def loop_of_three(q: Array) -> Array:
@@ -330,7 +330,7 @@ def test_certainty_needs_no_warning(coin: TextReference) -> None:
 
 
 def test_a_term_of_ones_own(coin: TextReference, monkeypatch: pytest.MonkeyPatch) -> None:
-    def zeros(text: Writing, reference: TextReference) -> Array:
+    def zeros(text: Generations, reference: TextReference) -> Array:
         return (text.new_tokens == 0).mean(axis=1)
 
     monkeypatch.setitem(TERMS, "zeros", Term(zeros, -1.0))
@@ -345,7 +345,7 @@ def test_terms_of_many_operations_at_once_are_those_of_each_to_the_last_bit(
     """What third parties measure is given the texts of one operation."""
     seen: list[int] = []
 
-    def count(text: Writing, reference: TextReference) -> Array:
+    def count(text: Generations, reference: TextReference) -> Array:
         seen.append(len(text.tokens))
         return np.array([float(text.tokens.sum())])
 
@@ -368,7 +368,7 @@ def test_a_measure_by_row_is_given_all_rows_at_once(
 ) -> None:
     seen: list[int] = []
 
-    def zeros(text: Writing, reference: TextReference) -> Array:
+    def zeros(text: Generations, reference: TextReference) -> Array:
         seen.append(len(text.tokens))
         return (text.new_tokens == 0).mean(axis=1)
 
@@ -422,7 +422,7 @@ def test_what_a_measure_of_a_batch_returns_is_checked(
 # --- large vocabularies --------------------------------------------------------------------------
 
 
-def frugal(new: object, log_probs: object, entropies: object) -> Writing:
+def frugal(new: object, log_probs: object, entropies: object) -> Generations:
     """Return a writing without distributions."""
     return dataclasses.replace(
         writing(new),
@@ -448,7 +448,7 @@ def test_the_sampled_log_ratio_is_the_divergence_on_average(tongue: TextReferenc
     p = rng.dirichlet(np.full(n_words, 0.5))
     new = np.arange(n_words)[:, None]
     prompts = np.zeros((n_words, 2), dtype=np.int64)
-    text = Writing(
+    text = Generations(
         np.concatenate([prompts, new], axis=1), 2, None, np.ones(n_words), np.log(p)[:, None]
     )
     whole = writing([[0]], np.log(p), vocab_size=n_words)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import avatarl_env.patient
-from avatarl_env.episode import Episode, OperationConfig
+from avatarl_env.episode import Episode, EpisodeConfig
 from avatarl_env.patient import Patient
 from avatarl_env.surgery import Overlay, SurgicalTheater
 from avatarl_env.task import Draw, SurgeryTask
@@ -25,7 +25,7 @@ def patient() -> Patient:
 
 
 def task_on(patient: Patient, injury: float = 0.0, **keywords: Any) -> SurgeryTask:
-    return SurgeryTask(patient, OperationConfig(**RULES, injury=injury), **keywords)
+    return SurgeryTask(patient, EpisodeConfig(**RULES, injury=injury), **keywords)
 
 
 def begin(task: SurgeryTask, *seeds: int) -> list[Episode]:
@@ -118,11 +118,11 @@ def test_no_operations_are_no_error(patient: Patient) -> None:
     for injury in (0.0, 0.5):
         task = task_on(patient, injury)
         assert task.begin([]) == []
-        assert task.incise([], np.zeros((0, 4))) == []
+        assert task.step([], np.zeros((0, 4))) == []
     assert patient.forward_tokens == 0
 
 
-# --- incisions -----------------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------
 
 
 def test_one_operation_is_performed_in_place_and_several_side_by_side(
@@ -132,8 +132,8 @@ def test_one_operation_is_performed_in_place_and_several_side_by_side(
     for n, way in ((1, "SurgicalTheater"), (2, "Overlay"), (3, "Overlay")):
         ways.clear()
         episodes = begin(task, *range(n))
-        task.incise(episodes, moves(n))
-        assert ways == [way] * 2  # baselines go the way of incisions
+        task.step(episodes, moves(n))
+        assert ways == [way] * 2  # baselines go the way of steps
 
 
 @pytest.mark.parametrize("injury", [0.0, 0.5])
@@ -146,11 +146,11 @@ def test_side_by_side_is_one_by_one(name: str, injury: float, patient: Patient) 
     alone = [episode for seed in range(3) for episode in begin(task, seed)]
     for step in range(4):
         acts = 0.3 * actions(3, n_coefficients, seed=step)
-        found = task.incise(together, acts)
+        found = task.step(together, acts)
         expected = [
             outcome
             for episode, action in zip(alone, acts, strict=True)
-            for outcome in task.incise([episode], action[None])
+            for outcome in task.step([episode], action[None])
         ]
         for one, other, outcome, twin in zip(together, alone, found, expected, strict=True):
             assert_same_reading(one.present, other.present, other.prompts.uniforms)
@@ -176,7 +176,7 @@ def test_what_is_evaluated_is_injury_plus_coefficients(
 
     monkeypatch.setattr(Patient, "evaluate_many", noted)
     acts = np.array([[1.0, 0, 0, 0], [0, -0.5, 0, 0]])
-    task.incise(episodes, acts)
+    task.step(episodes, acts)
     expected = [e.injury + 0.5 * act for e, act in zip(episodes, acts, strict=True)]
     assert seen[0].tolist() == np.array(expected).tolist()
 
@@ -198,7 +198,7 @@ def test_bad_actions_touch_no_operation(bad: np.ndarray, patient: Patient) -> No
     episodes = begin(task, 0, 1)
     spent = patient.forward_tokens
     with pytest.raises(ValueError, match=r"action must be \(4,\) finite numbers|zip\(\) argument"):
-        task.incise(episodes, bad)
+        task.step(episodes, bad)
     assert patient.forward_tokens == spent
     assert all(episode.n_done == 0 and not episode.coefficients.any() for episode in episodes)
 
@@ -214,7 +214,7 @@ def test_an_evaluation_that_fails_touches_no_operation(
     episodes = begin(task, *range(n))
     monkeypatch.setattr(avatarl_env.patient, "generate", fail)
     with pytest.raises(RuntimeError, match="stop"):
-        task.incise(episodes, moves(n))
+        task.step(episodes, moves(n))
     assert all(episode.n_done == 0 and not episode.coefficients.any() for episode in episodes)
 
 
@@ -269,7 +269,7 @@ def test_all_layers_unless_some_are_named(layers: Any, n: int, patient: Patient)
 def test_only_the_chosen_layers_are_operated_on(patient: Patient) -> None:
     task = task_on(patient, layers=[1])
     (episode,) = begin(task, 0)
-    task.incise([episode], moves(1))
+    task.step([episode], moves(1))
     rise = episode.present.vitals.query_log_rms - episode.baseline.vitals.query_log_rms
     assert rise[:2].tolist() == [0, 0]
     assert rise[2:] == pytest.approx(episode.coefficients[:2], abs=1e-5)
@@ -300,7 +300,7 @@ def test_what_is_not_there_is_refused_in_one_line(
 
 
 def test_text_that_does_not_fit_is_refused(patient: Patient) -> None:
-    config = OperationConfig(prompt_length=60, n_new=5)
+    config = EpisodeConfig(prompt_length=60, n_new=5)
     with pytest.raises(ValueError, match="must fit the model's context of 64, got 60"):
         SurgeryTask(patient, config)
     patient.splits = {**patient.splits, "surgeon": patient.splits["surgeon"][:7]}
@@ -308,9 +308,9 @@ def test_text_that_does_not_fit_is_refused(patient: Patient) -> None:
         task_on(patient)
 
 
-def test_an_incision_that_moves_nothing_is_not_evaluated_and_pays_nothing() -> None:
+def test_an_step_that_moves_nothing_is_not_evaluated_and_pays_nothing() -> None:
     """Also where the other rows are back at zero, so that one row alone is left."""
-    env = AttentionSurgeryVectorEnv(3, tiny_patient(), **SIZES, n_incisions=3)
+    env = AttentionSurgeryVectorEnv(3, tiny_patient(), **SIZES, episode_length=3)
     env.reset(seed=0)
     there = np.full((3, 4), 0.2, np.float32)
     env.step(there)

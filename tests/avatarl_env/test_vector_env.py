@@ -42,7 +42,7 @@ SAME_STEP, NEXT_STEP, DISABLED = (
     AutoresetMode.NEXT_STEP,
     AutoresetMode.DISABLED,
 )
-BRIEF = {**SIZES, "n_prompts": 6, "n_incisions": 2}
+BRIEF = {**SIZES, "n_prompts": 6, "episode_length": 2}
 KILL, SPARE = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 BRUTAL: dict[str, Any] = {"operator_options": {"scale": 300.0}, "step_size": 1.0}
 """With these, ``KILL`` makes heads e^300 times louder, which leaves float32."""
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def vector(
     n: int = 3, mode: AutoresetMode = SAME_STEP, patient: Patient | None = None, **keywords: Any
 ) -> AttentionSurgeryVectorEnv:
-    """Return N operations of two incisions side by side, unless keywords say otherwise."""
+    """Return N operations of two steps side by side, unless keywords say otherwise."""
     return tiny_vector_env(n, patient, autoreset_mode=mode, **{**BRIEF, **keywords})
 
 
@@ -159,7 +159,7 @@ def test_make_vec_makes_it(name: str, mode: str | None, folder: str) -> None:
         name, num_envs=2, vectorization_mode=mode, lm=folder, injury=0.5, layers=[1], **BRIEF
     )
     assert type(env) is AttentionSurgeryVectorEnv
-    assert (env.num_envs, env.config.n_incisions, env.config.injury) == (2, 2, 0.5)
+    assert (env.num_envs, env.config.episode_length, env.config.injury) == (2, 2, 0.5)
     assert [target.layer for target in env.operator.targets] == [1]
     observations, _ = env.reset(seed=0)
     assert observations in env.observation_space
@@ -267,7 +267,7 @@ def test_closing_twice_is_no_error() -> None:
     [
         ({}, None),
         ({"injury": [0.5, -0.5, 0.25, 0.0]}, None),
-        ({"injury": 0.5, "n_incisions": 5, "n_prompts": 3}, 3),
+        ({"injury": 0.5, "episode_length": 5, "n_prompts": 3}, 3),
         ({"operator": "spectral_bands", "operator_options": {"n_bands": 2}}, None),
     ],
 )
@@ -302,7 +302,7 @@ def test_rows_that_flatline_end_early_while_others_go_on(
 ) -> None:
     """Survivable are here only changes of a few percent of the entropy."""
     monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (0.97, 1.03))
-    rules = {"n_incisions": 4, "injury": injury}
+    rules = {"episode_length": 4, "injury": injury}
     env, other = vector(4, mode, **rules), separate(4, mode, **rules)
     assert_agree(env.reset(seed=1), other.reset(seed=1), 1e-4)
     n_ended, causes = [], set()
@@ -397,7 +397,7 @@ def test_zero_actions_give_exactly_nothing(
 
 
 def test_a_row_at_zero_earns_exactly_nothing_beside_others() -> None:
-    env = vector(3, n_prompts=3, n_new=12, n_incisions=4)
+    env = vector(3, n_prompts=3, n_new=12, episode_length=4)
     env.reset(seed=0)
     moves = choices(4)
     moves[:, 1] = 0
@@ -563,8 +563,8 @@ def test_rows_that_have_never_begun_cannot_be_stepped() -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_limit_truncates_as_a_wrapper_would(limit: int) -> None:
-    """At the last incision it does both, as gymnasium's does."""
-    env = vector(2, max_episode_steps=limit, n_incisions=2)
+    """At the last step it does both, as gymnasium's does."""
+    env = vector(2, max_episode_steps=limit, episode_length=2)
     env.reset(seed=0)
     steps = operate(env, np.zeros((limit, 2, 4), dtype=np.float32))[:2]
     flags = [(bool(t.all()), bool(u.all())) for _, _, t, u, _ in steps]
@@ -893,7 +893,7 @@ class Failing:
 def test_a_step_or_reset_that_fails_never_happened(
     name: str, error: type[BaseException], mode: AutoresetMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it fails: at an incision, or where rows begin anew after theirs."""
+    """Wherever it fails: at a step, or where rows begin anew after theirs."""
     generate = Failing(error)
     monkeypatch.setitem(OPERATORS, "in_place", InPlaceGain)
     monkeypatch.setattr(avatarl_env.patient, "generate", generate)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.surgeons import make_surgeon
+from agents.surgeons.registry import make_surgeon
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from benchmarks import bench_surgeons
 from benchmarks.bench_surgeons import Task
 from tests.patients import store_tiny_patient, tiny_env, tiny_patient
 from tests.training_runs import ScriptedSurgeon
 
-SIZES: dict[str, Any] = {"injury": 0.5, "n_incisions": 2, "n_prompts": 4, "n_new": 8}
+SIZES: dict[str, Any] = {"injury": 0.5, "episode_length": 2, "n_prompts": 4, "n_new": 8}
 
 
 def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:

@@ -58,7 +58,7 @@ def test_every_episode_is_whole_and_ends_with_its_own_observation(
 ) -> None:
     monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (0.0, 100.0))  # none ends early
     monkeypatch.setattr("avatarl_env.episode.COLLISION_MARGIN", 1e9)
-    rules = {**keywords, "n_incisions": N_STEPS}
+    rules = {**keywords, "episode_length": N_STEPS}
     envs = gymnasium.make_vec(ENV_ID, num_envs=N_ROWS, **rules)
     assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     episodes = sample(envs, N_EPISODES, np.random.default_rng(0))

@@ -49,7 +49,7 @@ def test_it_trains(algorithm: Any, route: str, keywords: dict[str, Any]) -> None
     before = copy.deepcopy(model.policy.state_dict())
     model.learn(total_timesteps=16)
     assert model.num_timesteps == 16
-    assert len(model.ep_info_buffer) >= 8  # operations of at most two incisions
+    assert len(model.ep_info_buffer) >= 8  # operations of at most two steps
     losses = ("critic_loss", "actor_loss") if algorithm is SAC else ("loss", "value_loss")
     assert_it_learned(model, before, *losses)
     mean, _ = evaluate_policy(model, env, n_eval_episodes=2)
@@ -82,11 +82,11 @@ def test_it_runs_in_processes_of_its_own(method: str, keywords: dict[str, Any]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", [True, False])
 def test_the_critic_of_a_bandit_learns_the_mean_reward(dies: bool) -> None:
-    """With one incision nothing follows: also at gamma 0.99 the critic is the reward's mean.
+    """With one step nothing follows: also at gamma 0.99 the critic is the reward's mean.
 
     Where every operation kills the patient the reward is one constant, minus the penalty.
     """
-    rules: dict[str, Any] = {"n_incisions": 1, "step_size": 1.0, "n_prompts": 4}
+    rules: dict[str, Any] = {"episode_length": 1, "step_size": 1.0, "n_prompts": 4}
     if dies:
         rules |= {"operator": "low_rank_seed", "operator_options": {"scale": 1e300}}
     model = SAC(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from avatarl_env.choices import check_choice
+from avatarl_env.errors import check_choice
 from avatarl_env.surgery.operators.base import (
     Operator,
     as_coefficient_rows,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from avatarl_env.choices import check_choice
+from avatarl_env.errors import check_choice
 from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, add_low_rank
 from avatarl_env.surgery.projections import AttentionTarget, Projection

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from avatarl_env.choices import closest
+from avatarl_env.errors import closest
 from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, scale_made
 from avatarl_env.surgery.projections import check_weight

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.distributed import ALONE, Ranks
 from agents.grpo import learner as learner_module
 from agents.grpo import objectives
 from agents.grpo.advantages import centred
@@ -16,7 +17,6 @@ from agents.grpo.estimators import ESTIMATORS, Estimator, Lesson, Question, Samp
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.grpo.rewards import exact_match
 from agents.grpo.stats import Reading, packed, spread, unpacked
-from agents.ranks import ALONE, Ranks
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.text.ngram import NGramReference
 from tests.patients import global_random_states

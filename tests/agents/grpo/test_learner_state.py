@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import checkpoint
 from agents.grpo.config import RegularizerConfig
 from agents.grpo.learner import GRPOLearner, GRPOStats
+from agents.training import checkpoint
 from tests.training_runs import CE, everything, fresh_model, make_learner, same
 
 NOISE = np.random.default_rng(7).integers(0, 16, 400)

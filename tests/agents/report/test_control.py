@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from agents.cli import avatarl, main
-from agents.curriculum import CurriculumConfig
+from agents.cli.main import avatarl, main
+from agents.training.curriculum import CurriculumConfig
 from tests.agents.report.browser import find_browser, opened
 from tests.agents.report.pages import Page
 from tests.training_runs import flags, small_config, write_text
@@ -35,7 +35,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
         joint_rounds=1,
         updates_per_round=2,
         n_rows=3,
-        judge_prompts=4,
+        paired_prompts=4,
         evaluate_every=10,
     )
     for name, more in (("paid", ()), ("shown", CONTROL)):

@@ -10,8 +10,10 @@ from agents.surgeons.sb3 import SB3Surgeon
 from tests.training_runs import QUICK_SAC, ToyOperations
 
 
-def settings(name: str, *, n_rows: int = 3, n_incisions: int = 2, **options: Any) -> dict[str, Any]:
-    env: Any = ToyOperations(*[0.1] * n_incisions, n_rows=n_rows)
+def settings(
+    name: str, *, n_rows: int = 3, episode_length: int = 2, **options: Any
+) -> dict[str, Any]:
+    env: Any = ToyOperations(*[0.1] * episode_length, n_rows=n_rows)
     return settings_of(name, env, options)
 
 
@@ -101,9 +103,9 @@ def test_noise_may_be_none_or_a_number_or_of_the_library() -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "trpo", "a2c", "recurrent_ppo"])
-def test_one_incision_cannot_be_compared_with_others(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} .*: rows times incisions must be at least 2"):
-        settings(name, n_rows=1, n_incisions=1)
-    assert settings(name, n_rows=2, n_incisions=1)["n_steps"] == 1
+def test_one_step_cannot_be_compared_with_others(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} .*: rows times steps must be at least 2"):
+        settings(name, n_rows=1, episode_length=1)
+    assert settings(name, n_rows=2, episode_length=1)["n_steps"] == 1
     more = {"n_steps": 4} if name == "a2c" else {"n_steps": 4, "batch_size": 4}
-    assert settings(name, n_rows=1, n_incisions=1, **more)["n_steps"] == 4
+    assert settings(name, n_rows=1, episode_length=1, **more)["n_steps"] == 4

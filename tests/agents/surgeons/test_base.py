@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
-from agents.surgeons.base import OperationRecord, OperationRecorder, row_info
+from agents.surgeons.base import EpisodeRecord, EpisodeRecorder, row_info
 from tests.training_runs import ToyOperations, small_env, small_exam
 
 ACTION = np.array([0.5, -1.0], np.float32)
 
 
-def record(env: VectorEnv[Any, Any, Any]) -> OperationRecorder:
-    return OperationRecorder(env)  # type: ignore[arg-type] # toys will do
+def record(env: VectorEnv[Any, Any, Any]) -> EpisodeRecorder:
+    return EpisodeRecorder(env)  # type: ignore[arg-type] # toys will do
 
 
-def perform(recorder: OperationRecorder, n_steps: int, scale: float = 1.0) -> None:
+def perform(recorder: EpisodeRecorder, n_steps: int, scale: float = 1.0) -> None:
     recorder.reset()
     for _ in range(n_steps):
         recorder.step(np.tile(scale * ACTION, (recorder.num_envs, 1)))
@@ -27,7 +27,7 @@ def test_an_operation_that_ends_leaves_one_record() -> None:
     perform(recorder, 3)
     (found,) = recorder.collect()
     assert found.coefficients.tolist() == [0.3, 0.3]
-    assert found._replace(coefficients=None) == OperationRecord(  # type: ignore[arg-type]
+    assert found._replace(coefficients=None) == EpisodeRecord(  # type: ignore[arg-type]
         total=1.25,
         length=3,
         mean_abs_action=0.75,  # (|0.5| + |-1|) / 2
@@ -88,7 +88,7 @@ def test_operations_that_were_broken_off_leave_nothing() -> None:
 
 
 def test_operations_that_a_time_limit_ends_are_recorded() -> None:
-    recorder = record(small_env(n_incisions=4, max_episode_steps=3))
+    recorder = record(small_env(episode_length=4, max_episode_steps=3))
     recorder.reset(seed=0)
     for _ in range(3):
         recorder.step(np.zeros((2, 4), np.float32))
@@ -178,11 +178,11 @@ def test_what_has_no_mask_is_everybodys() -> None:
 def test_an_environment_that_is_practised_on_goes_on_in_the_same_step() -> None:
     env = small_exam()
     assert env.autoreset_mode != AutoresetMode.SAME_STEP
-    OperationRecorder(env).reset(seed=0)
+    EpisodeRecorder(env).reset(seed=0)
     assert env.autoreset_mode == AutoresetMode.SAME_STEP
 
 
 def test_an_environment_that_cannot_be_switched_is_refused() -> None:
-    recorder = OperationRecorder(VectorWrapper(small_exam()))
+    recorder = EpisodeRecorder(VectorWrapper(small_exam()))
     with pytest.raises(ValueError, match=r"^autoreset_mode must be SAME_STEP to practise, got "):
         recorder.reset(seed=0)

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from agents import checkpoint
-from agents.config import TrainConfig
-from agents.surgeons import (
+from agents.surgeons.algorithms import ALGORITHMS
+from agents.surgeons.baselines import ZeroSurgeon
+from agents.surgeons.contract import METHODS, check_records
+from agents.surgeons.registry import (
     NONE,
     SURGEONS,
-    OperationRecord,
+    EpisodeRecord,
     Surgeon,
     check_surgeon,
     load_surgeon,
     make_surgeon,
     save_surgeon,
 )
-from agents.surgeons.algorithms import ALGORITHMS
-from agents.surgeons.baselines import ZeroSurgeon
-from agents.surgeons.contract import METHODS, check_records
+from agents.training import checkpoint
+from agents.training.config import TrainConfig
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import global_random_states
 from tests.training_runs import (
@@ -74,7 +74,7 @@ def test_these_are_the_surgeons() -> None:
     assert set(SURGEONS) == libraries | contrib | SEARCHES | LEARN_NOTHING
 
 
-def check(record: OperationRecord) -> None:
+def check(record: EpisodeRecord) -> None:
     """Check that a record hangs together."""
     assert 1 <= record.length <= 2
     assert record.length == 2 or record.flatline is not None
@@ -115,7 +115,7 @@ def test_where_patients_die_the_surgeon_goes_on_with_the_next(
     surgeon = make(name, small_env(n_rows=3, operator_options={"scale": 50.0}))
     records = surgeon.operate(4)
     lengths = [record.length for record in records]
-    assert 1 in lengths  # some did not even see the second incision
+    assert 1 in lengths  # some did not even see the second step
     # What is missing of all 4 * 2 steps of the 3 rows was unfinished: at most one step each.
     assert 3 * 4 * 2 - 3 <= sum(lengths) <= 3 * 4 * 2
     for record in records + surgeon.operate(1):
@@ -392,7 +392,7 @@ def test_a_surgeon_of_ones_own_that_cannot_be_asked_or_kept_is_refused_when_it_i
 
 @pytest.mark.parametrize("records", [None, (), [1.0]], ids=["none", "a tuple", "numbers"])
 def test_what_is_no_record_of_operations_is_named(records: object) -> None:
-    with pytest.raises(TypeError, match=r"^operate must return a list of OperationRecord, got "):
+    with pytest.raises(TypeError, match=r"^operate must return a list of EpisodeRecord, got "):
         check_records(records)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.surgeons import load_surgeon, make_surgeon, save_surgeon
-from agents.surgeons.replay import ReplaySurgeon
+from agents.surgeons.episodes import ReplaySurgeon
+from agents.surgeons.registry import load_surgeon, make_surgeon, save_surgeon
 from tests.training_runs import ScriptedSurgeon, ToyOperations, first_actions, small_env
 
 
 class Counting(ScriptedSurgeon):
-    """No two of its actions are the same: incision, row and operation can be read off."""
+    """No two of its actions are the same: step, row and operation can be read off."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -23,7 +23,7 @@ class Counting(ScriptedSurgeon):
     def act(self, observations: np.ndarray, begins: np.ndarray) -> np.ndarray:
         self.begins.append(begins.tolist())
         self.n += 1
-        # An incision sees the number of those before it.
+        # a step sees the number of those before it.
         values = observations[:, 0] / 10 + self.n / 1000 + np.arange(len(observations)) / 10_000
         return np.stack([values, -values], axis=1).astype(np.float32)
 
@@ -51,7 +51,7 @@ def rows(actions: np.ndarray) -> list[tuple[float, ...]]:
     return [tuple(row) for row in actions.tolist()]
 
 
-def test_every_incision_is_dealt_once_among_the_rows_and_keeps_its_place() -> None:
+def test_every_step_is_dealt_once_among_the_rows_and_keeps_its_place() -> None:
     surgeon, source, env = replay()
     assert len(surgeon.operate(1)) == 4
     assert source.begins == [[True] * 4, [False] * 4]
@@ -61,7 +61,7 @@ def test_every_incision_is_dealt_once_among_the_rows_and_keeps_its_place() -> No
         assert len(set(rows(seen))) == 4
         assert sorted(rows(done)) == sorted(rows(seen))
         orders.append([rows(seen).index(row) for row in rows(done)])
-    assert orders[0] != orders[1]  # the incisions of an operation come from different ones
+    assert orders[0] != orders[1]  # the steps of an operation come from different ones
 
 
 def test_an_operation_in_a_fixed_order_is_replayed_as_it_is() -> None:
@@ -119,16 +119,16 @@ def test_who_only_acts_watches_once_and_leaves_no_trace() -> None:
     assert [r.baseline_terms for r in left] == [r.baseline_terms for r in right]
 
 
-def test_where_a_patient_died_its_row_begins_at_the_first_incision() -> None:
+def test_where_a_patient_died_its_row_begins_at_the_first_step() -> None:
     surgeon, _, env = replay(1, 0, 0.1, 0.2, 0.3)
-    env.envs[1].rewards = (-1.0, 0.2)  # its operations have two incisions
+    env.envs[1].rewards = (-1.0, 0.2)  # its operations have two steps
     surgeon.operate(1)
     numbers = [[round(row[0], 1) for row in rows(actions)] for actions in env.taken]
     assert [seen.shape[0] for seen in surgeon._seen] == [5, 4, 3]
     assert numbers == [[0.0] * 4, [0.1] * 4, [0.2, 0.0, 0.2, 0.2]] * 2
 
 
-def test_later_incisions_than_were_seen_are_the_last_that_were() -> None:
+def test_later_steps_than_were_seen_are_the_last_that_were() -> None:
     surgeon, _, env = replay()
     for toy in env.envs:
         toy.rewards = (-1.0,)  # nobody lives to see the second

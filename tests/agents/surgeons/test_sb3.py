@@ -46,7 +46,7 @@ def test_learning_begins_after_the_warm_up_and_changes_the_networks() -> None:
     assert surgeon.stats() == {"surgeon/replay_buffer_size": 4.0}
     assert equal(actor(surgeon), before)
     surgeon.operate(1)
-    assert n_updates(surgeon) == 6  # three after each incision on all rows
+    assert n_updates(surgeon) == 6  # three after each step on all rows
     changed = [not torch.equal(a, b) for a, b in zip(before, actor(surgeon), strict=True)]
     assert all(changed)
     stats = surgeon.stats()
@@ -96,7 +96,7 @@ def improve(env: AttentionSurgeryVectorEnv) -> None:
         learner.update()
 
 
-HAIR = 1e-6  # an incision so small that what it does is not seen, but evaluated all the same
+HAIR = 1e-6  # a step so small that what it does is not seen, but evaluated all the same
 
 
 def still(surgeon: SB3Surgeon, monkeypatch: pytest.MonkeyPatch, effort: float = 0.0) -> None:
@@ -268,7 +268,7 @@ def test_what_was_saved_acts_like_the_surgeon(tmp_path: Path) -> None:
     loaded = SAC.load(tmp_path / "surgeon.zip", device="cpu")
     scales = json.loads((tmp_path / "surgeon_normalisation.json").read_text(encoding="utf-8"))
     assert scales.keys() >= {"mean", "var", "count", "return_var"}
-    n_observed = (1 + 2 * 2) * 2  # the first and one after each incision, of two rows
+    n_observed = (1 + 2 * 2) * 2  # the first and one after each step, of two rows
     assert scales["count"] == pytest.approx(n_observed, abs=1e-3)
     observations, _ = env.reset(seed=9)
     normalised = (observations - scales["mean"]) / np.sqrt(np.array(scales["var"]) + 1e-8)

@@ -20,8 +20,8 @@ BEST = np.array([0.6, -0.3])
 class Valley(ToyOperations):
     """Ends with a score that is higher the nearer the coefficients are to BEST."""
 
-    def __init__(self, n_rows: int, n_incisions: int = 2) -> None:
-        super().__init__(*[0.0] * n_incisions, n_rows=n_rows)
+    def __init__(self, n_rows: int, episode_length: int = 2) -> None:
+        super().__init__(*[0.0] * episode_length, n_rows=n_rows)
         self.config.step_size = 0.5
         self.reached = np.zeros((n_rows, 2))
         self.paid = np.zeros(n_rows)
@@ -51,10 +51,10 @@ SLOW: dict[Any, dict[str, float]] = {EvolutionStrategySurgeon: {"learning_rate":
 """Options with which a search comes to rest."""
 
 
-def ending(surgeon: SearchSurgeon, n_incisions: int = 2) -> np.ndarray:
+def ending(surgeon: SearchSurgeon, episode_length: int = 2) -> np.ndarray:
     """Return where the surgeon's own operation ends."""
     reached, observations = np.zeros((1, 2)), np.zeros((1, 3), np.float32)
-    for step in range(n_incisions):
+    for step in range(episode_length):
         actions = surgeon.act(observations, np.array([step == 0]))
         reached = np.clip(reached + 0.5 * actions, -1, 1)
     return reached[0]
@@ -87,7 +87,7 @@ def test_a_generation_is_tried_on_the_same_prompts(kind: type[SearchSurgeon]) ->
 
 
 def test_the_way_to_a_goal_is_the_shortest_and_then_it_holds_still() -> None:
-    surgeon = make(EvolutionStrategySurgeon, Valley(1, n_incisions=4))
+    surgeon = make(EvolutionStrategySurgeon, Valley(1, episode_length=4))
     surgeon._centre = np.array([0.7, -0.2])
     observations = np.zeros((1, 3), np.float32)
     taken = [surgeon.act(observations, np.array([step == 0])) for step in range(4)]

@@ -162,21 +162,21 @@ def test_what_a_patient_died_of_is_told_by_its_row_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "n_incisions", "expected"),
+    ("limit", "episode_length", "expected"),
     [(None, 2, False), (3, 4, True), (2, 2, False)],
     ids=["the end", "time is up", "both at once"],
 )
 @pytest.mark.usefixtures("immortal")
 def test_only_time_that_was_up_before_the_end_is_a_truncation(
-    limit: int | None, n_incisions: int, expected: bool
+    limit: int | None, episode_length: int, expected: bool
 ) -> None:
-    env = small_env(n_incisions=n_incisions, max_episode_steps=limit)
+    env = small_env(episode_length=episode_length, max_episode_steps=limit)
     adapter = adapt(env)
     adapter.seed(0)
     adapter.reset()
-    for step, action in enumerate(chosen(limit or n_incisions, 2), start=1):
+    for step, action in enumerate(chosen(limit or episode_length, 2), start=1):
         _, _, dones, infos = adapter.step(action)
-        assert dones.tolist() == [step == (limit or n_incisions)] * 2
+        assert dones.tolist() == [step == (limit or episode_length)] * 2
     assert [info["TimeLimit.truncated"] for info in infos] == [expected] * 2
 
 
@@ -255,7 +255,7 @@ def test_its_video_shows_the_pictures_of_all_rows(tmp_path: Path) -> None:
     pictures: Any = env.render()
     assert not np.array_equal(*pictures)
     assert np.array_equal(adapter.get_images(), pictures)
-    assert len(video.recorded_frames) == 2  # of the beginning, and after the incision
+    assert len(video.recorded_frames) == 2  # of the beginning, and after the step
     assert np.array_equal(video.recorded_frames[-1], tile_images(pictures))
     video.close()
     assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from avatarl_env.text.grammar import Grammar, Pattern, Voice, read_rules, with_article
+from avatarl_env.text.playwright.grammar import Grammar, Pattern, Voice, read_rules, with_article
 
 TWENTY = " ".join(chr(ord("a") + i) * 2 for i in range(20))
 

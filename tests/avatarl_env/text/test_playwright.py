@@ -13,9 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.text import lexicon
 from avatarl_env.text.ngram import NGramReference
-from avatarl_env.text.playwright import SHA256, Play, write_play
+from avatarl_env.text.playwright import SHA256, Play, lexicon, write_play
 
 CAST = {row[0]: row for row in (entry.split("/") for entry in lexicon.CAST.split())}
 TITLES = "|".join(sorted({row[1] for row in CAST.values() if row[1] != "-"}))

@@ -1,0 +1,52 @@
+"""`avatarl export`: a stored model as a folder of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.cli.parsing import Refusal, read_words, refusing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Turn a stored model into a folder of transformers, which needs no code of ours to load."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """Run folder, model folder, or: bundled."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """Where to: a new or empty folder."""
+
+
+def main(words: Sequence[str], prog: str) -> str:
+    """Export; return how to load it.
+
+    Raises:
+        Refusal: if there is no such model, or the folder holds anything.
+    """
+    request = read_words(Export, words, prog)
+    if request is None:
+        return ""
+    from transformers.utils import logging
+
+    from avatarl_env.lm.export import export_model
+    from avatarl_env.lm.gpt import GPT
+    from avatarl_env.lm.storage import load_model
+    from avatarl_env.lm.tokenizer import CharTokenizer
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of a single file
+    with refusing(ValueError, lm="run"):
+        stored = load_model(request.run)
+        model, tokenizer = stored.model, stored.tokenizer
+        if not isinstance(model, GPT) or not isinstance(tokenizer, CharTokenizer):
+            raise Refusal(f"run must be a model of ours, {request.run!r} is one of transformers")
+        corpus = Path(str(stored.about.get("corpus", ""))).name
+        export_model(request.out, model, tokenizer, corpus or None)
+    return (
+        f"exported to {request.out}: AutoModelForCausalLM.from_pretrained({request.out!r}), "
+        f"AutoTokenizer.from_pretrained({request.out!r})"
+    )

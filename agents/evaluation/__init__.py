@@ -1,0 +1,1 @@
+"""How well the language model predicts, and what operations are worth."""

@@ -1,0 +1,1 @@
+"""What a run writes down: its folder, and who else is told."""

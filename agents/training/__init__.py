@@ -1,0 +1,1 @@
+"""Runs: their configuration, the loop over the phases, checkpoints and the summary."""

@@ -1,0 +1,184 @@
+"""How well a model predicts a text, read off at its output head during its first forward.
+
+A large vocabulary makes the logits of a whole text the largest thing in memory by far. So above
+``WHOLE_UP_TO`` tokens the head is asked for a few positions at a time, and makes logits for the
+last position alone: memory stays in proportion to rows times vocabulary.
+
+Shapes: B rows, T tokens, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+WHOLE_UP_TO = 256
+"""Vocabulary up to which the logits of all positions are made and kept."""
+
+_CELLS_AT_ONCE = 2**24  # logits asked for together (64 MiB), at least one position's
+_RULE = (
+    "model must return what its output head makes, also where that is the last position alone, as "
+    "it is for large vocabularies"
+)
+
+
+class HeadReader:
+    """Context manager that reads the first forward inside its body off at the model's output head.
+
+    Forward hooks, so it is the model as it stands that is read, under an overlay too. In the frugal
+    way of large vocabularies what the model returns are the logits of the last position, (B, 1, V).
+    """
+
+    def __init__(self, model: nn.Module, targets: Tensor | None = None) -> None:
+        """Choose the model; the hooks are set on entry and removed on exit.
+
+        Args:
+            model: a :class:`~avatarl_env.lm.protocols.CausalLM`.
+            targets: (B, K) the tokens after its first K positions, for :meth:`losses`; K <= T.
+        """
+        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+        self._targets = targets
+        self._vocab_size = int(model.vocab_size)  # type: ignore[arg-type]
+        self._handles: list[RemovableHandle] = []
+        self._hidden: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._losses: Tensor | None = None
+        self._is_asking = False
+
+    def __enter__(self) -> Self:
+        """Set the hooks."""
+        self._handles.append(self._head.register_forward_hook(self._read))
+        if self._targets is not None and self._vocab_size > WHOLE_UP_TO:
+            # Before an overlay's, which is to act once on each position and not first on all.
+            self._handles.append(self._head.register_forward_pre_hook(self._ask, prepend=True))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def hidden(self) -> Tensor:
+        """(B, C) final hidden state at the last position."""
+        assert self._hidden is not None, "the model's output head was never called"
+        return self._hidden
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, V) logits, of the last position alone in the frugal way."""
+        assert self._logits is not None, "the model's output head was never called"
+        return self._logits
+
+    def losses(self) -> Tensor:
+        """Return the loss of every target, (B, K), nats."""
+        assert self._targets is not None, "the targets were not given"
+        if self._losses is None:
+            n_targets = self._targets.size(1)
+            log_probs = torch.log_softmax(self.logits[:, :n_targets].float(), dim=-1)
+            self._losses = -log_probs.gather(2, self._targets[:, :, None])[:, :, 0]
+        return self._losses
+
+    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
+        if self._logits is None and not self._is_asking:
+            self._hidden = inputs[0].detach()[:, -1]
+            self._logits = made.detach()[..., : self._vocab_size]
+
+    def _ask(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        """Take the losses with a few positions' logits at a time; let the last position go on."""
+        if self._losses is not None or self._is_asking:
+            return None
+        assert self._targets is not None
+        hidden, targets = inputs[0].detach(), self._targets
+        n_rows, n_targets = targets.shape
+        step = max(1, _CELLS_AT_ONCE // (n_rows * self._vocab_size))
+        losses = targets.new_empty(n_rows, n_targets, dtype=torch.float32)
+        self._is_asking = True
+        try:
+            with torch.no_grad():
+                for start in range(0, n_targets, step):
+                    part = slice(start, min(start + step, n_targets))
+                    logits = module(hidden[:, part])[..., : self._vocab_size].float()
+                    losses[:, part] = F.cross_entropy(logits.mT, targets[:, part], reduction="none")
+        finally:
+            self._is_asking = False
+        self._losses = losses
+        return (inputs[0][:, -1:], *inputs[1:])
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch every module to eval mode, and each back to what it was."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.inference_mode()
+def hidden_width(model: Any) -> int:
+    """Return the width of a model's final hidden state, C, found by letting it read a little.
+
+    Raises:
+        ValueError: if its logits are not those of its output head alone, which is where its losses
+            are read, or if it has another use for them than to return them.
+    """
+    device = next(model.parameters()).device
+    spread = torch.linspace(0, model.vocab_size - 1, 8, device=device).long()
+    tokens = torch.stack([spread, spread.flip(0)], dim=1)  # (8, 2)
+    _check_logits(model, tokens)
+    with eval_mode(model), HeadReader(model, tokens[:, 1:]) as head:
+        try:
+            n_returned = model(tokens).size(1)
+        except (IndexError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{_RULE}, {type(model).__name__} raised: {reason}") from error
+    if n_returned != head.logits.size(1):
+        raise ValueError(f"{_RULE}, {type(model).__name__} returned {n_returned} positions")
+    return head.hidden.size(-1)
+
+
+def _check_logits(model: Any, tokens: Tensor) -> None:
+    """Put marks in the place of what the output head makes; they must be what the model returns.
+
+    Its own logits would not do: a cap or a scale leaves zeros as they are, which a head that is not
+    trained yet makes of everything.
+    """
+    marks: list[Tensor] = []
+
+    def mark(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor:
+        values = torch.linspace(-40, 40, made.numel(), device=made.device)
+        marks.append(values.view(made.shape).to(made.dtype))
+        return marks[-1].clone()
+
+    handle = model.get_output_embeddings().register_forward_hook(mark)
+    try:
+        with eval_mode(model):
+            logits = model(tokens)
+    finally:
+        handle.remove()
+    expected = (*tokens.shape, model.vocab_size)
+    has_shape = len(marks) == 1 and logits.shape == expected
+    if has_shape and torch.equal(logits.float(), marks[0][..., : model.vocab_size].float()):
+        return
+    found = "changed ones" if has_shape else tuple(logits.shape)
+    raise ValueError(
+        f"model must return what its output head makes, {expected} logits of eight texts of two "
+        f"tokens, got {found} of {type(model).__name__}"
+    )

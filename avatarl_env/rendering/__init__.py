@@ -1,0 +1,1 @@
+"""An operation as text and as a picture."""

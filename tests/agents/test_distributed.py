@@ -1,0 +1,392 @@
+"""Several processes train as one does; one of them does all the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from agents.distributed import ALONE, DriftError, Ranks, joined, require_same
+from agents.launch import own_device, place, started_by
+from agents.training import checkpoint
+from agents.training.config import BadInput, TrainConfig
+from agents.training.loop import train
+from agents.training.resume import Stopped
+from tests.agents.ranks_child import RECIPES, learn
+from tests.agents.training.broken_runs import assert_same_run, config
+from tests.agents.training.test_resume import BrokenOff, break_off, edit_manifest, snapshot
+from tests.fakes import tiny_gpt
+from tests.training_runs import everything, flags, make_learner, same, write_text
+
+ROOT = Path(__file__).parents[2]
+CHILD = ROOT / "tests" / "agents" / "ranks_child.py"
+TIMEOUT = 240
+
+
+class Ended(NamedTuple):
+    """What became of processes that torchrun started."""
+
+    code: int
+    out: str
+    errors: str
+    found: list[dict[str, Any]]
+    """What each left, by rank."""
+
+
+def launch(folder: Path, job: str, *words: str, n_processes: int = 2) -> Ended:
+    """Let torchrun start a job of ranks_child.py, wait for it, and never for ever."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(n_processes), str(CHILD), job, str(folder), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as run:
+        try:
+            out, errors = run.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            run.terminate()  # which ends what it started, unlike kill
+            out, errors = run.communicate(timeout=60)
+            pytest.fail(f"still running after {TIMEOUT} s: {out}\n{errors}")
+    kept = [folder / f"{rank}.pt" for rank in range(n_processes)]
+    found = [torch.load(path, weights_only=False) for path in kept if path.exists()]
+    return Ended(run.returncode, out, errors, found)
+
+
+def complaints(ended: Ended) -> list[str]:
+    """Return the lines in which the program says why it ended."""
+    return [line for line in ended.errors.splitlines() if line.startswith("train.py: ")]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes found who learned together."""
+    ended = launch(tmp_path_factory.mktemp("curves"), "curves")
+    assert ended.code == 0, ended.errors
+    assert len(ended.found) == 2
+    return ended.found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_learn_as_one_does(recipe: str, learned: list[dict[str, Any]]) -> None:
+    first, second = (found[recipe] for found in learned)
+    assert first["stats"] == second["stats"]
+    assert same(first["after"], second["after"])
+    learner, stats = learn(recipe, ALONE)
+    assert first["counts"] == second["counts"]
+    assert first["counts"][0] == learner.forward_tokens
+    np.testing.assert_allclose(first["counts"][1], learner.regularizer.kl_coefficient, rtol=1e-5)
+    assert any(one != other for one, other in zip(first["stats"], stats, strict=True))
+    ours, theirs = np.array(first["stats"]), np.array(stats)
+    if recipe == "muon":  # computes in bfloat16, where the last bit of a sum counts for more
+        np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=0, atol=5e-3)
+        return
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    for together, alone in zip(first["after"], everything(learner), strict=True):
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_a_loss_that_is_no_number_in_one_process_is_skipped_in_all(
+    learned: list[dict[str, Any]],
+) -> None:
+    for found in learned:
+        stats, n_bad = found["skipped"]
+        assert n_bad == 1
+        assert np.isnan([stats.loss, stats.grad_norm]).all()
+        assert same(found["after the skip"], found["ce"]["after"])
+
+
+def test_a_committed_operation_reaches_the_others_bit_for_bit(
+    learned: list[dict[str, Any]],
+) -> None:
+    first, second = learned
+    assert first["operated"] == second["operated"] == [False, True]
+    assert same(first["after the operation"], second["after the operation"])
+    n_weights = len(list(tiny_gpt(0).parameters()))
+    moments = [found["after the operation"][n_weights:] for found in learned]
+    assert all(same(left, learned[0]["ce"]["after"][n_weights:]) for left in moments)
+
+
+def test_a_refusal_of_one_process_is_one_of_all(learned: list[dict[str, Any]]) -> None:
+    first, second = (found["refusals"] for found in learned)
+    own = ["ImportError: 0 refuses", "ImportError: 1 refuses"]
+    assert first == ["", own[0], "ValueError: 1 refuses", own[0]]
+    assert second == ["", "ValueError: 0 refuses", own[1], own[1]]
+    assert [found["sum"] for found in learned] == [3, 3]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_no_thread_of_a_group_outlives_it(learned: list[dict[str, Any]]) -> None:
+    """One that lets go of a tensor while Python shuts down would end the process with SIGABRT."""
+    for found in learned:
+        assert found["threads inside"]
+        assert found["threads"] == []
+
+
+def test_the_shares_of_a_batch_are_equal_and_make_up_all_of_it() -> None:
+    rows = np.arange(24).reshape(12, 2)
+    for count in (1, 2, 3, 4):
+        shares = [Ranks(rank, count).shard(rows) for rank in range(count)]
+        assert {len(share) for share in shares} == {12 // count}
+        assert np.array_equal(np.concatenate(shares), rows)
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
+    message = r"^batch_size must be a multiple of the number of processes, 3, got 4$"
+    with pytest.raises(ValueError, match=message):
+        make_learner(tiny_gpt(0), np.zeros(200, np.int64), ranks=Ranks(0, 3))
+
+
+def test_generators_stand_where_a_single_process_has_them() -> None:
+    states = []
+    for ranks in (ALONE, Ranks(0, 2), Ranks(1, 2)):
+        learner = make_learner(tiny_gpt(0), np.zeros(200, np.int64), ranks=ranks)
+        inputs, _ = learner._batch()
+        learner._sample(torch.zeros(inputs.numel(), 8).log_softmax(1))
+        states.append(learner.get_state()["rng"])
+    assert states[0] == states[1] == states[2]
+
+
+def test_one_process_needs_no_others() -> None:
+    value = torch.ones(3)
+    with joined() as ranks, ranks.together(ValueError), ranks.agreeing(ValueError):
+        assert ranks == ALONE == Ranks()
+        ranks.average([value])
+        assert ranks.broadcast(value) is value
+        assert ranks.gather(1) == [1]
+        require_same(ranks, torch.nn.Linear(2, 2))
+    assert torch.equal(value, torch.ones(3))
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_with_other_weights_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(_: Ranks, mine: bytes) -> list[bytes]:
+        return [mine, mine[::-1]]
+
+    monkeypatch.setattr(Ranks, "gather", theirs)
+    with pytest.raises(DriftError, match=r"^weights must be the same in every process"):
+        require_same(Ranks(0, 2), torch.nn.Linear(2, 2))
+
+
+def test_the_launchers_environment_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr("sys.orig_argv", ["python", "train.py"])
+    assert place() == (0, 1)
+    assert started_by("train.py") == ("python", "train.py")
+    assert own_device("cuda:1") == "cuda:1"
+    assert str(Stopped(15, Path("run"))) == "stopped; go on with: python train.py --resume run"
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    assert place() == (5, 8)
+    command = "torchrun --nnodes 2 --nproc-per-node 4 train.py"
+    assert " ".join(started_by("train.py")) == command
+    assert str(Stopped(15, Path("run"))) == f"stopped; go on with: {command} --resume run"
+    assert [own_device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    message = r"^device must have no number where each process takes its own, got 'cuda:0'$"
+    with pytest.raises(ValueError, match=message):
+        own_device("cuda:0")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.mark.parametrize("place_of_the_number", ["config.json", "manifest"])
+def test_another_number_of_processes_cannot_go_on(
+    place_of_the_number: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        break_off(patch, 1)
+        with pytest.raises(BrokenOff):
+            train(config(text, folder), quiet=True)
+    if place_of_the_number == "manifest":
+        edit_manifest(folder, lambda manifest: manifest["about"].update(processes=2))
+    else:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert settings["processes"] == 1
+        content = json.dumps({**settings, "processes": 2})
+        (folder / "config.json").write_text(content, encoding="utf-8")
+    before = snapshot(folder)
+    message = r"^processes must be as many as when the run began, 2, got 1 for .*$"
+    with pytest.raises(BadInput, match=message):
+        train(TrainConfig(resume=str(folder)), quiet=True)
+    assert snapshot(folder) == before
+
+
+class Pair(NamedTuple):
+    """A run of two processes, with every operation committed."""
+
+    folder: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="module")
+def pair(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    asked = flags(config(text, folder / "run"))
+    return Pair(folder / "run", launch(folder / "found", "cli", "keep@1", *asked))
+
+
+def rows(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.slow
+def test_a_whole_run_ends_with_the_same_model_in_every_process(pair: Pair) -> None:
+    assert pair.ended.code == 0, pair.ended.errors
+    first, second = pair.ended.found
+    assert same(first["end"], second["end"])
+    summary = json.loads((pair.folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["commits"]["kept"] == summary["commits"]["tried"] == 2
+    assert summary["environment"]["processes"] == 2
+    settings = json.loads((pair.folder / "config.json").read_text(encoding="utf-8"))
+    assert settings["processes"] == 2
+    assert summary["command"].startswith("torchrun --nproc-per-node 2 train.py --preset smoke")
+    assert pair.ended.out.count("validation: accuracy") == 1
+    assert pair.ended.out.count("going on") == 0
+
+
+@pytest.mark.slow
+def test_a_run_is_written_down_once_and_counts_whole_batches(
+    pair: Pair, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.evaluation.paired.PairedResult.is_improvement", True)
+    alone = train(config(text, tmp_path / "run"), quiet=True)
+    clocks = ("kind", "phase", "update", "operation", "forward_tokens")
+    both = [
+        [[json.loads(row)[name] for name in clocks] for row in rows(folder)]
+        for folder in (pair.folder, alone.folder)
+    ]
+    assert both[0] == both[1]
+    assert len(rows(pair.folder)) == len(set(rows(pair.folder)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", ["term@3", "self@7"])
+def test_a_signal_ends_all_processes_and_they_go_on_to_the_very_same_end(
+    event: str, pair: Pair, text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    asked = flags(config(text, folder, checkpoint_seconds=1e9))
+    ended = launch(tmp_path / "stopped", "cli", f"keep@1,{event}", *asked)
+    assert [found["code"] for found in ended.found] == [143, 143], ended.errors
+    command = f"torchrun --nproc-per-node 2 train.py --resume {folder}"
+    assert complaints(ended) == [f"train.py: stopped; go on with: {command}"]
+    assert len(checkpoint.checkpoints(folder / "checkpoints")) == 1
+    again = launch(tmp_path / "again", "cli", "keep@1", "--resume", str(folder))
+    assert again.code == 0, again.errors
+    assert same(again.found[0]["end"], again.found[1]["end"])
+    assert same(again.found[0]["end"], pair.ended.found[0]["end"])
+    assert_same_run(folder, pair.folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_goes_back_once_in_all_processes(
+    pair: Pair, text: Path, tmp_path: Path
+) -> None:
+    asked = flags(config(text, tmp_path / "run"))
+    ended = launch(tmp_path / "found", "cli", "keep@1,once@3", *asked)
+    assert ended.code == 0, ended.errors
+    assert [found["n"] for found in ended.found] == [2, 2]
+    assert ended.out.count("going back to the last checkpoint, once") == 1
+    assert same(ended.found[0]["end"], ended.found[1]["end"])
+    assert_same_run(tmp_path / "run", pair.folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_again_ends_all_processes(text: Path, tmp_path: Path) -> None:
+    ended = launch(
+        tmp_path / "found", "cli", "nan@3,slow@1", *flags(config(text, tmp_path / "run"))
+    )
+    assert [found["code"] for found in ended.found] == [1, 1], ended.errors
+    assert (tmp_path / "run" / "report.html").is_file()
+    (line,) = complaints(ended)
+    assert re.match(r"train.py: error: 3 updates in a row had a loss or gradient", line)
+
+
+@pytest.mark.slow
+def test_the_others_sample_under_the_operation_that_the_first_chose(
+    text: Path, tmp_path: Path
+) -> None:
+    asked = flags(config(text, tmp_path / "run"))
+    asked += ["--curriculum.commit", "rollout", "--grpo.estimator", "grpo"]
+    asked += ["--curriculum.joint-rounds", "3"]
+    ended = launch(tmp_path / "found", "cli", "helps@1", *asked)
+    assert ended.code == 0, ended.errors
+    assert same(ended.found[0]["end"], ended.found[1]["end"])
+    assert [found["operated"] for found in ended.found] == [4, 4]
+
+
+@pytest.mark.slow
+def test_a_surgeon_that_diverges_ends_all_processes(text: Path, tmp_path: Path) -> None:
+    asked = flags(config(text, tmp_path / "run"))
+    ended = launch(tmp_path / "found", "cli", "surgeon@1", *asked)
+    assert [found["code"] for found in ended.found] == [1, 1], ended.errors
+    assert ended.out.count("going back to the last checkpoint, once") == 1
+    assert complaints(ended) == ["train.py: error: the surgeon is beside itself"]
+
+
+@pytest.mark.slow
+def test_what_a_lost_process_leaves_can_be_gone_on_with(
+    pair: Pair, text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    ended = launch(tmp_path / "lost", "cli", "keep@1,die@7", *flags(config(text, folder)))
+    assert ended.code != 0
+    assert not (folder / "summary.json").exists()
+    again = launch(tmp_path / "again", "cli", "keep@1", "--resume", str(folder))
+    assert again.code == 0, again.errors
+    assert_same_run(folder, pair.folder)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_ends_the_others(text: Path, tmp_path: Path) -> None:
+    ended = launch(tmp_path / "found", "cli", "boom@3", *flags(config(text, tmp_path / "run")))
+    assert ended.code != 0
+    assert ended.errors.count("RuntimeError: boom") == 1
+    assert [found["code"] for found in ended.found] == [1]  # the second's, which is silent
+    assert complaints(ended) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--grpo.batch-size", "5"], r"batch_size must be a multiple of the number of processes"),
+        (["--seed", "x"], r"--seed: must be a whole number"),
+        (["--corpus", "/nowhere"], r"corpus"),
+        (["--device", "cuda:0"], r"device must have no number where each process takes its own"),
+    ],
+    ids=["batch", "word", "corpus", "device"],
+)
+def test_bad_input_is_refused_in_one_line_by_all(
+    more: list[str], message: str, text: Path, tmp_path: Path
+) -> None:
+    ended = launch(tmp_path / "found", "cli", "", *flags(config(text, tmp_path / "run")), *more)
+    assert [found["code"] for found in ended.found] == [2, 2], ended.errors
+    (line,) = complaints(ended)
+    assert re.match(f"train.py: error: .*{message}", line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_used_folder_is_refused_by_all_and_help_is_given_once(
+    pair: Pair, text: Path, tmp_path: Path
+) -> None:
+    ended = launch(tmp_path / "used", "cli", "", *flags(config(text, pair.folder)))
+    assert [found["code"] for found in ended.found] == [2, 2], ended.errors
+    assert len(complaints(ended)) == 1
+    helped = launch(tmp_path / "help", "cli", "", "--help")
+    assert helped.code == 0
+    assert helped.out.count("usage: train.py") == 1
