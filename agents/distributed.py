@@ -237,11 +237,11 @@ def on_cpu(state: Any) -> Any:
 
 
 def _import_before_a_group_exists() -> None:
-    """Import ``torch.distributed.nn.functional`` before the default process group exists.
+    """Import `torch.distributed.nn.functional` before the default process group exists.
 
     Its functions have the default group as a default argument, so importing it later keeps a
     reference to the group until the process ends. Compiled optimizers import it. A group that is
-    still referenced outlives ``destroy_process_group`` with its threads; if one of them frees a
+    still referenced outlives `destroy_process_group` with its threads; if one of them frees a
     tensor while Python shuts down, the process ends with SIGABRT.
     """
     import torch.distributed.nn.functional  # noqa: F401

@@ -25,7 +25,7 @@ class _Quit:
 
 
 def begin(prog: str) -> None:
-    """Let Ctrl-C end this process at once, with one line, until it :func:`has_begun`.
+    """Let Ctrl-C end this process at once, with one line, until it `has_begun`.
 
     Libraries that are being imported make another error of KeyboardInterrupt, or nothing at all.
     """
@@ -62,7 +62,7 @@ def started_by(program: str, python: str = "python") -> tuple[str, ...]:
 def resume_command(folder: os.PathLike[str]) -> str:
     """Return what to type in a shell to go on with a run: the program that was started, quoted.
 
-    A program that is neither ``train.py`` nor ``avatarl`` used the package: that has ``avatarl``.
+    A program that is neither `train.py` nor `avatarl` used the package: that has `avatarl`.
     """
     import shlex
     import shutil
@@ -93,7 +93,7 @@ def leave_closed_terminal() -> None:
 
 
 def own_device(name: str) -> str:
-    """Return the device that this process is to take where ``name`` is asked for.
+    """Return the device that this process is to take where `name` is asked for.
 
     Processes on one machine cannot share a GPU: each takes the one of its number.
 

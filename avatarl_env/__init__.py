@@ -1,6 +1,6 @@
 """avatarl_env: a language model on the operating table, as a Gymnasium environment.
 
-Importing this package registers ``AttentionSurgery-v0``; everything else loads when it is used.
+Importing this package registers `AttentionSurgery-v0`; everything else loads when it is used.
 It changes no setting of this process. Processes forked from it start with one torch thread.
 """
 

@@ -184,7 +184,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         """Put a live model on the table; it is shared with the caller, not copied.
 
         Args:
-            model: the patient, any that :class:`Patient` takes; it stays on its device.
+            model: the patient, any that `Patient` takes; it stays on its device.
             tokenizer: its own.
             corpus: the text it is held against; a corpus, its name or a path.
             **keywords: as for the constructor.
@@ -298,7 +298,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             actions: (n, A) of one whole operation.
             seed: what `reset` was given.
             total: the return that is claimed; None to learn it.
-            tolerance: as for :func:`avatarl_env.verification.verify`.
+            tolerance: as for `avatarl_env.verification.verify`.
 
         Raises:
             ValueError: if the actions are not those of one whole operation, or there is no seed.

@@ -99,7 +99,7 @@ def _as_injury(value: Any) -> float | tuple[float, ...]:
 def step_coefficients(
     coefficients: NDArray[np.float64], action: NDArray[np.floating], step_size: float
 ) -> NDArray[np.float64]:
-    """Return where a step leads: ``clip(c + step_size * clip(action, -1, 1), -1, 1)``."""
+    """Return where a step leads: `clip(c + step_size * clip(action, -1, 1), -1, 1)`."""
     step = step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
     return np.clip(coefficients + step, -1.0, 1.0)
 
@@ -129,7 +129,7 @@ class Episode:
     present: Evaluation
     """Of the model as operated now."""
     score: float
-    """Of ``present``."""
+    """Of `present`."""
     total_reward: float = 0.0
     n_done: int = 0
     """Steps made."""
@@ -180,13 +180,13 @@ class Episode:
     def conclude(
         self, coefficients: NDArray[np.float64], evaluation: Evaluation, score: Score
     ) -> Outcome:
-        """Make the step that led to ``coefficients``, and pay for it.
+        """Make the step that led to `coefficients`, and pay for it.
 
         The reward is the score's rise, so an episode's rewards add up to its improvement; a
         flatline's makes them add up to minus the penalty.
 
         Args:
-            coefficients: (A,), from :meth:`next_coefficients`.
+            coefficients: (A,), from `next_coefficients`.
             evaluation: of the model at injury plus coefficients.
             score: the environment's.
         """

@@ -28,7 +28,7 @@ _NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
-    """Raise a ValueError unless ``value`` is one of ``choices``; it names the closest."""
+    """Raise a ValueError unless `value` is one of `choices`; it names the closest."""
     known = sorted(choices)
     if not isinstance(value, str) or value not in known:
         hint = closest(str(value)[:100], known)
@@ -36,7 +36,7 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
 
 
 def closest(value: str, choices: Iterable[str]) -> str:
-    """Return ", did you mean 'x'?" with the choice that is like ``value``, or nothing."""
+    """Return ", did you mean 'x'?" with the choice that is like `value`, or nothing."""
     close = difflib.get_close_matches(value, list(choices), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -50,19 +50,19 @@ class UnknownKeyword(ValueError, TypeError):
 
 
 def keywords_of(maker: Callable[..., object]) -> list[str]:
-    """Return the names that a function or a class takes as keywords, ``**more`` left out."""
+    """Return the names that a function or a class takes as keywords, `**more` left out."""
     parameters = inspect.signature(maker).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind in _NAMED]
 
 
 def takes_any_keyword(maker: Callable[..., object]) -> bool:
-    """Whether a function or a class takes ``**more``."""
+    """Whether a function or a class takes `**more`."""
     parameters = inspect.signature(maker).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def check_keywords(argument: str, given: Iterable[str], *makers: Callable[..., object]) -> None:
-    """Raise an :class:`UnknownKeyword` unless one of ``makers`` takes each keyword.
+    """Raise an `UnknownKeyword` unless one of `makers` takes each keyword.
 
     Args:
         argument: what the keywords are called in the message.
@@ -84,7 +84,7 @@ def shown(value: object) -> str:
 
 
 def check_integer(argument: str, value: Any, least: int = 0, most: int = INTEGER_LIMIT) -> int:
-    """Return ``value`` as an int, or raise a ValueError; a bool is no integer here."""
+    """Return `value` as an int, or raise a ValueError; a bool is no integer here."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_integer or value < least:
         raise ValueError(f"{argument} must be an integer of at least {least}, got {shown(value)}")
@@ -96,7 +96,7 @@ def check_integer(argument: str, value: Any, least: int = 0, most: int = INTEGER
 def check_number(
     argument: str, value: Any, least: float = -NUMBER_LIMIT, most: float = NUMBER_LIMIT
 ) -> float:
-    """Return ``value`` as a float, or raise a ValueError; a bool is no number here."""
+    """Return `value` as a float, or raise a ValueError; a bool is no number here."""
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(_float(value)):
         raise ValueError(f"{argument} must be a finite number, got {shown(value)}")
     if not least <= float(value) <= most:
@@ -105,7 +105,7 @@ def check_number(
 
 
 def check_bool(argument: str, value: Any) -> bool:
-    """Return ``value`` as a bool, or raise a ValueError."""
+    """Return `value` as a bool, or raise a ValueError."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{argument} must be True or False, got {shown(value)}")
     return bool(value)
@@ -138,7 +138,7 @@ def check_seed(argument: str, value: Any) -> int | None:
 
 
 def check_seeds(argument: str, value: Any, n: int) -> list[int | None]:
-    """Return n rows' seeds: those given, or ``value + row``; or raise a ValueError."""
+    """Return n rows' seeds: those given, or `value + row`; or raise a ValueError."""
     if not isinstance(value, list | tuple | np.ndarray):
         first = check_seed(argument, value)
         return [None if first is None else first + row for row in range(n)]
@@ -163,7 +163,7 @@ def check_mask(argument: str, value: Any, n: int) -> NDArray[np.bool_]:
 
 
 def check_options(options: Any, known: Collection[str]) -> dict[str, Any]:
-    """Return the options of a ``reset``, {} for None; raise a ValueError for unknown keys."""
+    """Return the options of a `reset`, {} for None; raise a ValueError for unknown keys."""
     if options is None:
         return {}
     given = check_mapping("options", options)

@@ -71,7 +71,7 @@ def dump_json(value: object, indent: int | None = None) -> str:
     """Write strict JSON that UTF-8 can hold, with letters of all languages as they are.
 
     A path may hold bytes that are not text. Python keeps them as lone surrogates, which are escaped
-    here; :func:`parse_json` gives them back.
+    here; `parse_json` gives them back.
     """
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -81,7 +81,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """Read a regular file, in bounded time and memory.
 
     Pipes and devices are refused before they are opened, which may already take for ever. No more
-    is read than the size that the file system says, which is nothing for the files of ``/proc``.
+    is read than the size that the file system says, which is nothing for the files of `/proc`.
 
     Args:
         path: the file.
@@ -89,7 +89,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is not a regular file, or longer than ``most``.
+        ValueError: if it is not a regular file, or longer than `most`.
     """
     _check_regular(os.stat(path), most)
     with open(path, "rb", opener=_open_at_once) as file:

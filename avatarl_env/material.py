@@ -24,9 +24,9 @@ Splits = dict[str, NDArray[np.int64]]
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextReference]:
-    """Return a corpus' splits as tokens, and the reference counted on ``train``.
+    """Return a corpus' splits as tokens, and the reference counted on `train`.
 
-    The reference knows how many characters a token of ``train`` stands for.
+    The reference knows how many characters a token of `train` stands for.
 
     For our own tokenizer that is done once per process: nobody may write into the splits.
 

@@ -24,7 +24,7 @@ def check_memory(argument: str, needed: int, limit: int | None = None) -> None:
     Args:
         argument: what asks for it, for the message.
         needed: bytes, at least.
-        limit: bytes that there are; default :func:`memory_limit`.
+        limit: bytes that there are; default `memory_limit`.
 
     Raises:
         ValueError: says how much is needed and how much there is.

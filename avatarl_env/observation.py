@@ -56,7 +56,7 @@ class VitalSigns:
         """Choose the model; its hooks are set on entry and removed on exit.
 
         Args:
-            model: a :class:`~avatarl_env.lm.protocols.CausalLM`.
+            model: a `CausalLM`.
             targets: the layers to read.
             n_operations: N, which the batch holds one after the other, with as many rows each.
             prompts: (B, P) what it is going to read, if its losses on that are wanted.
@@ -99,7 +99,7 @@ class VitalSigns:
 
     @property
     def prompt_logits(self) -> Tensor:
-        """(B, P, V) logits of the first forward; see :class:`HeadReader` on large vocabularies."""
+        """(B, P, V) logits of the first forward; see `HeadReader` on large vocabularies."""
         return self._head.logits
 
     def prompt_losses(self) -> Tensor:

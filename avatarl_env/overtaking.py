@@ -1,6 +1,6 @@
 """A warning when a model has overtaken the reference that its texts are held against.
 
-``kl_ref`` is highest for a model that equals its reference. One that predicts real text better is
+`kl_ref` is highest for a model that equals its reference. One that predicts real text better is
 pulled back by it, so it should be scored by its held-out loss then.
 """
 
@@ -52,8 +52,8 @@ class Race:
     ) -> None:
         """Take note of losses on the same texts; warn, once, if the model is surely ahead.
 
-        The mean lead must be above :data:`N_ERRORS` of its standard errors, over at least
-        :data:`MIN_TEXTS` texts.
+        The mean lead must be above `N_ERRORS` of its standard errors, over at least
+        `MIN_TEXTS` texts.
 
         Args:
             tokens: (B, T) the texts.
@@ -99,7 +99,7 @@ class Race:
 def _caller() -> int:
     """Return the stacklevel, for a warning by who calls this, of the first line that is not ours.
 
-    (Python 3.12 has ``skip_file_prefixes`` for that.)
+    (Python 3.12 has `skip_file_prefixes` for that.)
     """
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None:

@@ -1,6 +1,6 @@
 """The patient: a language model on the table, with the text it is held against.
 
-Losses and scores are in nats per character, see :mod:`avatarl_env.scoring`.
+Losses and scores are in nats per character, see `avatarl_env.scoring`.
 
 Shapes: N operations of M prompts each, B = N * M, P prompt tokens, T tokens, V vocabulary,
 A coefficients.
@@ -60,19 +60,19 @@ class Evaluation(NamedTuple):
 
 
 class Patient:
-    """A model, its tokenizer, the splits of its corpus and the reference counted on ``train``."""
+    """A model, its tokenizer, the splits of its corpus and the reference counted on `train`."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, corpus: Corpus) -> None:
         """Put a live model on the table; it is shared, not copied.
 
         Args:
-            model: a :class:`~avatarl_env.lm.gpt.GPT`; a causal language model of transformers,
+            model: a `GPT`; a causal language model of transformers,
                 GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3 or Phi-3 (another after one line in
-                :data:`~avatarl_env.surgery.targets.LAYOUTS`); or any module with such attention
-                that is a :class:`~avatarl_env.lm.protocols.CausalLM`. What is no ``CausalLM``
-                itself is wrapped: ``self.model`` is the wrapper then.
-            tokenizer: its own: a ``CharTokenizer``, one of transformers, or anything that is a
-                :class:`~avatarl_env.lm.protocols.Tokenizer`.
+                `LAYOUTS`); or any module with such attention
+                that is a `CausalLM`. What is no `CausalLM`
+                itself is wrapped: `self.model` is the wrapper then.
+            tokenizer: its own: a `CharTokenizer`, one of transformers, or anything that is a
+                `Tokenizer`.
             corpus: the text it is held against, from here on in its own tokens.
 
         Raises:
@@ -102,11 +102,11 @@ class Patient:
         """Load a stored model.
 
         Args:
-            lm: ``"bundled"``, a run folder, a model folder of ours or one of transformers, with its
+            lm: `"bundled"`, a run folder, a model folder of ours or one of transformers, with its
                 tokenizer.
             corpus: a corpus name or path; default the one the model learned.
-            device: ``"cpu"``, ``"cuda"``, ...
-            dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            device: `"cpu"`, `"cuda"`, ...
+            dtype: `"float32"`, `"bfloat16"` or `"float16"`.
 
         Raises:
             ValueError: if there is no such model, corpus or dtype, or the device is not there.
@@ -133,7 +133,7 @@ class Patient:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leave evaluations in the body out of ``forward_tokens`` and :meth:`compare`.
+        """Leave evaluations in the body out of `forward_tokens` and `compare`.
 
         They are for a reader.
         """
@@ -171,7 +171,7 @@ class Patient:
 
         Args:
             prompts: what it continues.
-            terms: what is measured, by name; default :data:`~avatarl_env.scoring.TERMS`.
+            terms: what is measured, by name; default `TERMS`.
         """
         return self._evaluate([prompts], terms)[0]
 
@@ -196,7 +196,7 @@ class Patient:
             operator: None to leave the model as it stands. One that cannot act on the rows of a
                 batch operates N times, one after the other.
             coefficients: (N, A), one operation for each of the prompts.
-            terms: as for :meth:`evaluate`.
+            terms: as for `evaluate`.
 
         Raises:
             ValueError: if the prompts differ in number or length, or the coefficients are not N.
@@ -246,7 +246,7 @@ class Patient:
         operator: Operator | None,
         coefficients: ArrayLike,
     ) -> list[T]:
-        """Run ``body`` on n operations of so many rows each, as many at once as is fast."""
+        """Run `body` on n operations of so many rows each, as many at once as is fast."""
         rows = np.asarray(coefficients, dtype=np.float64)
         if operator is not None and len(rows) != n:
             raise ValueError(f"coefficients must be {n} rows of them, got shape {rows.shape}")
@@ -323,7 +323,7 @@ class Patient:
     def compare(self, evaluations: Iterable[Evaluation]) -> None:
         """Take readings of the model as it stands: has it overtaken its reference?
 
-        Warns, once, with an :class:`~avatarl_env.overtaking.OvertakenWarning`.
+        Warns, once, with an `OvertakenWarning`.
         """
         for generations in (evaluation.generations for evaluation in evaluations):
             if self._is_counting and not self._race.has_warned:

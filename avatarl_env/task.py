@@ -41,7 +41,7 @@ from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make
 MOST_COEFFICIENTS = 4096
 """Of an operator's counts (directions, bands, ranks), which take time and memory each."""
 MOST_LAYERS = 10_000
-"""Entries that ``layers`` may have."""
+"""Entries that `layers` may have."""
 
 
 class Draw(NamedTuple):
@@ -76,7 +76,7 @@ class SurgeryTask:
             config: the rules.
             operator: name of the operator.
             operator_options: its keyword arguments.
-            layers: attention layers to operate on, as for ``find_targets``; default all.
+            layers: attention layers to operate on, as for `find_targets`; default all.
             score: weights by term name.
 
         Raises:
@@ -175,7 +175,7 @@ class SurgeryTask:
 
         Args:
             episodes: N operations under way.
-            actions: N, each (A,) numbers of any kind that :func:`as_numbers` takes.
+            actions: N, each (A,) numbers of any kind that `as_numbers` takes.
 
         Raises:
             ValueError: if the actions have another shape or are not finite. No operation is touched
@@ -240,7 +240,7 @@ def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | 
 
 
 def _as_layers(layers: Any) -> list[int | str]:
-    """Return what ``find_targets`` takes, checked by type."""
+    """Return what `find_targets` takes, checked by type."""
     if isinstance(layers, np.ndarray):
         layers = layers.tolist()  # one number, where it has no dimension
     entries = [layers] if isinstance(layers, int | str) else layers

@@ -46,17 +46,17 @@ Step = tuple[
 class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], Any]):
     """N operations on one model, each with its own prompts, dice and injury.
 
-    Row i is what :class:`AttentionSurgeryEnv` is with the seed of that row, up to the rounding of
+    Row i is what `AttentionSurgeryEnv` is with the seed of that row, up to the rounding of
     a larger batch: no weight is written, the operator's edits act on the rows of the batch instead.
     (An operator that cannot do that operates row after row.)
 
     The default autoreset mode is NEXT_STEP, Gymnasium's own, which RLlib assumes: the step after a
     row's last ignores the row's action, begins its next operation, and pays 0. Do not learn from
-    that transition. SAME_STEP, which Stable-Baselines3 needs (:class:`SB3VecEnv` asks for it
+    that transition. SAME_STEP, which Stable-Baselines3 needs (`SB3VecEnv` asks for it
     itself), begins it at once: the observation returned is the first of the next operation, the
-    last one is in ``infos["final_obs"]`` and its info in ``infos["final_info"]``: how it ended is
-    told there only, all else in ``infos`` is of the next. DISABLED leaves it to
-    ``reset(options={"reset_mask": ...})``, which is what TorchRL does by itself.
+    last one is in `infos["final_obs"]` and its info in `infos["final_info"]`: how it ended is
+    told there only, all else in `infos` is of the next. DISABLED leaves it to
+    `reset(options={"reset_mask": ...})`, which is what TorchRL does by itself.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium's own way
@@ -79,11 +79,11 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
         Args:
             num_envs: N, at least 1.
-            lm: as for :class:`AttentionSurgeryEnv`.
-            autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, or the enumeration's.
+            lm: as for `AttentionSurgeryEnv`.
+            autoreset_mode: `"NextStep"`, `"SameStep"` or `"Disabled"`, or the enumeration's.
             max_episode_steps: truncate operations there; default never.
-            render_mode: None, ``"ansi"`` or ``"rgb_array"``.
-            **keywords: as for :class:`AttentionSurgeryEnv`.
+            render_mode: None, `"ansi"` or `"rgb_array"`.
+            **keywords: as for `AttentionSurgeryEnv`.
 
         Raises:
             ValueError: if an argument is unknown or out of range.
@@ -124,7 +124,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         """Put a live model on N tables; it is shared with the caller, not copied.
 
         Args:
-            model: the patient, any that :class:`Patient` takes; it stays on its device.
+            model: the patient, any that `Patient` takes; it stays on its device.
             tokenizer: its own.
             corpus: the text it is held against; a corpus, its name or a path.
             num_envs: N.
@@ -135,7 +135,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
     @property
     def autoreset_mode(self) -> AutoresetMode:
-        """When a row whose operation has ended begins the next; set it before a ``reset``."""
+        """When a row whose operation has ended begins the next; set it before a `reset`."""
         mode: AutoresetMode = self.metadata["autoreset_mode"]
         return mode
 
@@ -155,9 +155,9 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         """Begin operations on the model as it stands.
 
         Args:
-            seed: of row 0, row i's is ``seed + i``; or one for each row; None goes on with the
+            seed: of row 0, row i's is `seed + i`; or one for each row; None goes on with the
                 generators as they are.
-            options: ``{"reset_mask": (N,) bool}`` to begin anew only where it is True.
+            options: `{"reset_mask": (N,) bool}` to begin anew only where it is True.
 
         Raises:
             RuntimeError: if the environment is closed.
@@ -186,8 +186,8 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
                 and device.
 
         Raises:
-            RuntimeError: if a row has no operation under way (before ``reset``, or after its end in
-                mode DISABLED), the model changed since its ``reset``, or the environment is closed.
+            RuntimeError: if a row has no operation under way (before `reset`, or after its end in
+                mode DISABLED), the model changed since its `reset`, or the environment is closed.
             ValueError: if the actions have another shape or are not finite.
         """
         self._check_open()
@@ -210,7 +210,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         In mode SAME_STEP a row that has ended shows the operation that has just begun.
 
         Raises:
-            RuntimeError: before the first ``reset``.
+            RuntimeError: before the first `reset`.
         """
         if self.render_mode is None:
             gymnasium.logger.warn("render() does nothing without a render_mode, such as 'ansi'")
@@ -226,15 +226,15 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         self.patient.n_changes += 1
 
     def commit(self, row: int) -> None:
-        """Keep a row's present operation in the weights; ``reset`` is then required.
+        """Keep a row's present operation in the weights; `reset` is then required.
 
         In mode SAME_STEP an operation that has ended is not present any more. Keep it with
-        ``env.patient.commit(env.operator, coefficients)``, whose coefficients are in its
-        ``final_info``.
+        `env.patient.commit(env.operator, coefficients)`, whose coefficients are in its
+        `final_info`.
 
         Raises:
             ValueError: if there is no such row.
-            RuntimeError: if no step has been made, or the model changed since ``reset``.
+            RuntimeError: if no step has been made, or the model changed since `reset`.
         """
         if row not in range(self.num_envs) or isinstance(row, bool):
             raise ValueError(f"row must be one of 0 to {self.num_envs - 1}, got {row}")
@@ -252,7 +252,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         return copy.deepcopy(state | {"n_changes": changes})
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what ``get_state`` returned; what follows is replayed exactly."""
+        """Go back to what `get_state` returned; what follows is replayed exactly."""
         state = copy.deepcopy(state)
         self._rngs, self._episodes = state["rngs"], state["episodes"]
         self._is_done, self._n_changes = state["is_done"], state["n_changes"]

@@ -67,13 +67,13 @@ def verify(
     Args:
         task: with the patient as it was when the claim was made; its model is left as it is.
         actions: (n, A) of one whole operation.
-        seed: what ``reset`` was given.
+        seed: what `reset` was given.
         total: the return that is claimed; None to learn it.
         tolerance: most that returns may differ, >= 0.
 
     Raises:
         ValueError: if the actions are not those of one whole operation, the seed is none that
-            ``reset`` takes, the claim is not a number, or the tolerance is negative.
+            `reset` takes, the claim is not a number, or the tolerance is negative.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
@@ -114,7 +114,7 @@ def _as_moves(given: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
 
 
 def _perform(task: SurgeryTask, moves: NDArray[np.float64], seed: int) -> Episode:
-    """Do what an environment does on ``reset(seed=seed)`` and one ``step`` after the other."""
+    """Do what an environment does on `reset(seed=seed)` and one `step` after the other."""
     rng, _ = seeding.np_random(seed)
     (episode,) = task.begin([task.draw(rng)])
     for n_done, move in enumerate(moves):

@@ -111,7 +111,7 @@ def measure_child(size: str, kind: str, options: argparse.Namespace) -> None:
 def resident(field: str) -> int:
     """Return a line of this process's status, in bytes: VmRSS is now, VmHWM its own peak.
 
-    Not ``ru_maxrss``: that begins at the peak of whoever started the process.
+    Not `ru_maxrss`: that begins at the peak of whoever started the process.
     """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):

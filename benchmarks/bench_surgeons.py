@@ -97,7 +97,7 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def run_all(tasks: list[Task], n_jobs: int) -> Iterator[dict[str, Any]]:
-    """Yield what :func:`run` returns for each task, in order."""
+    """Yield what `run` returns for each task, in order."""
     if n_jobs == 1:
         yield from map(run, tasks)
         return
@@ -121,7 +121,7 @@ def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
     The unit of the paired intervals is a test (injury and prompts; of searches prompts), averaged
     over the seeds: they hold for these trainings, and for a search's injuries. How trainings differ
-    is to be seen in ``shares``.
+    is to be seen in `shares`.
     """
     tests = {arm: np.array([run["tests"][arm] for run in runs]) for arm in runs[0]["tests"]}
     regained = {arm: rows[:, :, 0].mean(axis=0) for arm, rows in tests.items()}

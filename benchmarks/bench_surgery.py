@@ -134,7 +134,7 @@ class Bench:
 
 
 def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats: int) -> Row:
-    """Time one operator with N operations; ``loops`` times the two loops too."""
+    """Time one operator with N operations; `loops` times the two loops too."""
     bench = Bench(model, operator, n)
     with torch.inference_mode():
         row: Row = {"operator": operator, "n": n, "rows": n * N_PROMPTS}

@@ -3,7 +3,7 @@
 Estimators, from the same random weights, on the same windows of tinyshakespeare in the same order,
 for the same number of tokens, beside the supervised control (cross-entropy) and models that count
 n-grams. All with the default recipe unless their name says otherwise; it was chosen, for RL and for
-the control alike, on the ``surgeon`` split with seed 0. Reported is the whole validation text.
+the control alike, on the `surgeon` split with seed 0. Reported is the whole validation text.
 
     python benchmarks/learning_curves.py --jobs 2 --out benchmarks/results/learning_curves.json
 

@@ -11,10 +11,10 @@ times its length, a real window three times, the surgeon's operations what they 
   evolution strategy) finds best at the time, which the model itself never keeps.
 
 All three have the same learning rates, a tenth of the default peak, and a schedule that ends with
-the compute. ``kl_ref`` is what horizon H is rewarded with, so the loss on real text has to be read
+the compute. `kl_ref` is what horizon H is rewarded with, so the loss on real text has to be read
 beside it. What they write on prompts of
-validation text is then compared in pairs, on the same dice: ``kl_ref`` (larger is better),
-``collision_l2`` (distance of trigram frequencies to real text's, smaller is better), the loss on
+validation text is then compared in pairs, on the same dice: `kl_ref` (larger is better),
+`collision_l2` (distance of trigram frequencies to real text's, smaller is better), the loss on
 real text, and entropy.
 
     python benchmarks/long_texts.py --out benchmarks/results/long_texts.json
@@ -180,7 +180,7 @@ class Course:
 
 
 def write(patient: Patient, options: argparse.Namespace) -> tuple[Any, dict[str, float]]:
-    """Let a model write on fresh prompts of validation text; return its ``kl_ref`` by text."""
+    """Let a model write on fresh prompts of validation text; return its `kl_ref` by text."""
     rng = np.random.default_rng([options.seed, 1])
     prompts = patient.prompts("validation", options.prompts, 32, options.length, rng)
     evaluation = patient.evaluate(prompts)

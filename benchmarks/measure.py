@@ -65,7 +65,7 @@ def interleaved(
 
 
 def memcpy_bandwidth(n_bytes: int, device: str = "cpu") -> float:
-    """Return bytes per second of copying ``n_bytes`` into another place, counted once."""
+    """Return bytes per second of copying `n_bytes` into another place, counted once."""
     source = torch.ones(n_bytes, dtype=torch.uint8, device=device)
     goal = torch.empty_like(source)
     repeats = max(5, min(200, 2**28 // n_bytes))
@@ -101,11 +101,11 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def publish(result: dict[str, Any], options: argparse.Namespace, device: str = "cpu") -> None:
-    """Print the result as one line of JSON, with its settings and :func:`environment`.
+    """Print the result as one line of JSON, with its settings and `environment`.
 
     Args:
         result: what was measured, JSON-able.
-        options: the command line; its ``out`` is None or where to write the JSON too.
+        options: the command line; its `out` is None or where to write the JSON too.
         device: that it was measured on.
     """
     settings = {**vars(options), "out": options.out and str(options.out)}

@@ -12,7 +12,7 @@ from avatarl_env.lm.gpt import GPT, GPTConfig
 def tiny_gpt(seed: int = 0, *, gain: float = 8.0, **sizes: int) -> GPT:
     """Build a GPT of two layers, four heads, width 32 and 16 tokens.
 
-    ``gain`` multiplies the initial matrices: as they come they are so small that the model hardly
+    `gain` multiplies the initial matrices: as they come they are so small that the model hardly
     looks at its input, and a test on it could not fail.
     """
     config = GPTConfig(
@@ -47,7 +47,7 @@ class UniformLM:
 
 
 def bits(tensor: Tensor) -> list[int]:
-    """Return the bytes of ``tensor``: unlike ``==`` they tell -0.0 from 0.0 and NaN from NaN."""
+    """Return the bytes of `tensor`: unlike `==` they tell -0.0 from 0.0 and NaN from NaN."""
     flat = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).tolist()
 
@@ -63,8 +63,8 @@ def reference_logits(
 ) -> Tensor:
     """Compute a GPT's logits (B, T, V) a second way: float64, one head and one query at a time.
 
-    Rotary positions are complex numbers here. ``sharpness`` (L, H) multiplies the attention
-    logits of a head, ``loudness`` (L, H) what the head reads.
+    Rotary positions are complex numbers here. `sharpness` (L, H) multiplies the attention
+    logits of a head, `loudness` (L, H) what the head reads.
     """
     config = model.config
     weights = {name: x.detach().double() for name, x in model.state_dict().items()}

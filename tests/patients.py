@@ -50,19 +50,19 @@ def tiny_patient(seed: int = 0, corpus: Corpus | None = None) -> Patient:
 
 
 def tiny_env(patient: Patient | None = None, **keywords: Any) -> AttentionSurgeryEnv:
-    """Return an environment on ``patient``, or on a new tiny one."""
+    """Return an environment on `patient`, or on a new tiny one."""
     return AttentionSurgeryEnv(patient or tiny_patient(), **{**SIZES, **keywords})
 
 
 def tiny_vector_env(
     num_envs: int = 3, patient: Patient | None = None, **keywords: Any
 ) -> AttentionSurgeryVectorEnv:
-    """Return a vector environment on ``patient``, or on a new tiny one."""
+    """Return a vector environment on `patient`, or on a new tiny one."""
     return AttentionSurgeryVectorEnv(num_envs, patient or tiny_patient(), **{**SIZES, **keywords})
 
 
 def store_tiny_patient(folder: Path) -> str:
-    """Write the tiny patient and its text into ``folder``; return what ``lm`` has to be."""
+    """Write the tiny patient and its text into `folder`; return what `lm` has to be."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(tiny_text(), encoding="utf-8")
     patient = tiny_patient()
@@ -78,7 +78,7 @@ def actions(n_steps: int, n_coefficients: int = 4, seed: int = 0) -> np.ndarray:
 
 
 class InPlaceGain:
-    """HeadGain without ``row_edits``: it cannot operate on the rows of a batch."""
+    """HeadGain without `row_edits`: it cannot operate on the rows of a batch."""
 
     def __init__(self, targets: Targets, **options: Any) -> None:
         self._gain = HeadGain(targets, **options)
@@ -101,7 +101,7 @@ def assert_same_reading(
 ) -> int:
     """Check that two evaluations differ by rounding alone; return how many texts do differ.
 
-    A text may differ from where a uniform lies within ``tolerance`` of the boundary between the
+    A text may differ from where a uniform lies within `tolerance` of the boundary between the
     slices of the two tokens; the terms, which are of all texts together, say nothing then.
 
     Args:
@@ -137,6 +137,6 @@ def assert_same_reading(
 
 
 def global_random_states() -> tuple[object, ...]:
-    """Return the states of the generators that everybody shares, comparable with ``==``."""
+    """Return the states of the generators that everybody shares, comparable with `==`."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - read, not drawn from
     return random.getstate(), name, keys.tolist(), rest, torch.get_rng_state().tolist()

@@ -83,13 +83,13 @@ def taught_patient() -> Patient:
 def small_env(
     patient: Patient | None = None, n_rows: int = 2, **keywords: Any
 ) -> AttentionSurgeryVectorEnv:
-    """Return an environment of two steps on ``patient``, or on a new tiny one: fast."""
+    """Return an environment of two steps on `patient`, or on a new tiny one: fast."""
     sizes = {"episode_length": 2, "n_prompts": 4, "prompt_length": 8, "n_new": 5}
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}  # as surgeons practise
     return tiny_vector_env(n_rows, patient, **{**sizes, **mode, **keywords})
 
 
-def small_exam(
+def small_eval_env(
     patient: Patient | None = None, n_rows: int = 2, **keywords: Any
 ) -> AttentionSurgeryVectorEnv:
     """Return such an environment for one operation on every row and no more."""
@@ -156,9 +156,9 @@ class ScriptedSurgeon:
 
 
 class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
-    """Looks like an operation: pays ``rewards`` one after the other, whatever is done, and ends.
+    """Looks like an operation: pays `rewards` one after the other, whatever is done, and ends.
 
-    ``truncates`` ends it the wrong way: as if time had run out of a task that goes on.
+    `truncates` ends it the wrong way: as if time had run out of a task that goes on.
     """
 
     def __init__(self, *rewards: float, truncates: bool = False) -> None:
@@ -194,7 +194,7 @@ class ToyOperation(gymnasium.Env[FloatArray, FloatArray]):
 
 
 class ToyOperations(SyncVectorEnv):
-    """Toy operations side by side: row i is ``envs[i]``, whose rewards may be set apart."""
+    """Toy operations side by side: row i is `envs[i]`, whose rewards may be set apart."""
 
     envs: list[ToyOperation]  # type: ignore[assignment]
 

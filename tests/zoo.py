@@ -70,7 +70,7 @@ def assert_same_writing(
     """Check that two runs on the same dice differ by no more than rounding; return rows that do.
 
     Until a row's first difference the log-probabilities agree; there, every boundary between the
-    slices of the two tokens lies within ``tolerance`` of the uniform. What follows in that row was
+    slices of the two tokens lies within `tolerance` of the uniform. What follows in that row was
     written to another text and says nothing.
 
     Args:

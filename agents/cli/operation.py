@@ -59,9 +59,9 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
     """Read an operation from a file.
 
     Args:
-        path: a JSON object with ``coefficients`` and, if need be, ``operator``,
-            ``operator_options`` and ``layers``; or a run's ``summary.json``, for the operation that
-            was last judged; or its ``metrics.jsonl``, for the last one.
+        path: a JSON object with `coefficients` and, if need be, `operator`,
+            `operator_options` and `layers`; or a run's `summary.json`, for the operation that
+            was last judged; or its `metrics.jsonl`, for the last one.
         operator: name of the operator, where the file has none; default that of the run that the
             file lies in.
 

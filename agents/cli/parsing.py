@@ -36,7 +36,7 @@ class Failure(Refusal):
 
 @contextlib.contextmanager
 def refusing(*kinds: type[Exception], lm: str = "lm") -> Iterator[None]:
-    """Turn errors of these kinds in the body into a :class:`Refusal` with the same message.
+    """Turn errors of these kinds in the body into a `Refusal` with the same message.
 
     Args:
         kinds: of errors.
@@ -65,7 +65,7 @@ def read_words(
         kind: a dataclass; its fields are the arguments, their docstrings the help.
         words: the command line.
         prog: what the command is called in the help.
-        default: of all fields; if None, those that ``kind`` has.
+        default: of all fields; if None, those that `kind` has.
         markers: tyro's, how fields become flags.
 
     Returns:
@@ -113,7 +113,7 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
     """Return what the run was configured with that a folder is of, or is the checkpoint of.
 
     Returns:
-        Its ``config.json``, or None if it is no run's.
+        Its `config.json`, or None if it is no run's.
     """
     for place in (folder, *folder.absolute().parents[:2]):
         config = place / "config.json"

@@ -23,7 +23,7 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
     """Train; return what came out, in words.
 
     Args:
-        words: the command line; ``--help`` prints and returns nothing more to print.
+        words: the command line; `--help` prints and returns nothing more to print.
         prog: what the command is called in the help.
         started: the command itself, for the run's record.
 
@@ -64,7 +64,7 @@ def _train(config: TrainConfig, command: str) -> RunSummary:
 
 
 def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | None:
-    """Read the command line; ``resumes``: also the run that it goes on with, if it does."""
+    """Read the command line; `resumes`: also the run that it goes on with, if it does."""
     import tyro
 
     from agents.training.config import TrainConfig, preset

@@ -35,7 +35,7 @@ class TextMetrics(NamedTuple):
     """Of the predictions, nats per character."""
     calibration_error: float
     """Expected calibration error (ECE) of the most probable character, in [0, 1]:
-    ``sum_m n_m / n abs(accuracy_m - confidence_m)`` over 15 bins of equal width, bin m of the
+    `sum_m n_m / n abs(accuracy_m - confidence_m)` over 15 bins of equal width, bin m of the
     positions whose largest probability is in ((m - 1) / 15, m / 15] (Guo et al.,
     arXiv 1706.04599)."""
 
@@ -105,7 +105,7 @@ def evaluate_references(patient: Patient) -> list[dict[str, Any]]:
     """Score n-gram tables on the validation text, which were counted on the training text.
 
     Returns:
-        One row each of name, loss, bits_per_char, accuracy and entropy, as :class:`TextMetrics`.
+        One row each of name, loss, bits_per_char, accuracy and entropy, as `TextMetrics`.
     """
     rows = []
     for order, name in enumerate(REFERENCE_NAMES, start=2):

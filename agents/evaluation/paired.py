@@ -1,6 +1,6 @@
 """What operations are worth on text they have never seen, measured in pairs.
 
-Two quantities, because one can be fooled: sharpening raises ``kl_ref`` and worsens the held-out
+Two quantities, because one can be fooled: sharpening raises `kl_ref` and worsens the held-out
 loss. Both are positive when the operation is good.
 
 Shapes: N operations, M prompts and as many windows for each, A coefficients.
@@ -25,7 +25,7 @@ class Gains(NamedTuple):
     """Paired differences, operated minus unoperated, one number per prompt or window."""
 
     kl_ref_gain: Array
-    """(N, M) rise of ``kl_ref`` on the model's own texts, nats per character."""
+    """(N, M) rise of `kl_ref` on the model's own texts, nats per character."""
     heldout_loss_fall: Array
     """(N, M) fall of the teacher-forced loss on real windows, nats per character."""
     score_gain: Array
@@ -67,7 +67,7 @@ class PairedEvaluation:
             n_operations: N.
             n_each: M, prompts and as many windows.
             rng: draws them.
-            score: what the surgeon is paid for; default ``kl_ref``.
+            score: what the surgeon is paid for; default `kl_ref`.
         """
         self._patient = patient
         self._score = score or Score()
@@ -95,7 +95,7 @@ class PairedEvaluation:
     def _write(
         self, operator: Operator | None, coefficients: Array | tuple[()]
     ) -> tuple[Array, Array]:
-        """Return ``kl_ref`` of every text, (N, M), and the score of each operation, (N,)."""
+        """Return `kl_ref` of every text, (N, M), and the score of each operation, (N,)."""
         evaluations = self._patient.evaluate_many(self._prompts, operator, coefficients)
         kl = np.stack([kl_ref(e.generations, self._patient.reference) for e in evaluations])
         return kl, np.array([self._score(e.terms) for e in evaluations])
@@ -110,7 +110,7 @@ def compare_pairs(
     n_prompts: int,
     rng: np.random.Generator,
 ) -> PairedResult:
-    """Judge one operation on fresh prompts of the ``surgeon`` split.
+    """Judge one operation on fresh prompts of the `surgeon` split.
 
     Args:
         patient: the model as it stands.

@@ -49,11 +49,11 @@ class Effect(NamedTuple):
     score: str = KL_REF
     """What the surgeon was paid for, in words."""
     score_gain: dict[str, Interval] | None = None
-    """Rise of that, where it is not ``kl_ref`` alone."""
+    """Rise of that, where it is not `kl_ref` alone."""
 
     @property
     def kl_ref_name(self) -> str:
-        """What ``kl_ref`` is called where the score is, or is not, that."""
+        """What `kl_ref` is called where the score is, or is not, that."""
         return KL_REF if self.score_gain is not None else "its score"
 
     def as_summary(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def final_operations(surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int
     Args:
         surgeon: learns nothing here.
         env: its autoreset mode must be NEXT_STEP, which begins none when the last has ended.
-        seed: of row 0's prompts, row i's is ``seed + i``.
+        seed: of row 0's prompts, row i's is `seed + i`.
 
     Raises:
         ValueError: if the autoreset mode is another.
@@ -276,7 +276,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _phrase(gain: Interval, what: str, *, higher_is_better: bool, unit: str = UNIT) -> str:
-    """Put one interval in words; ``gain`` is positive where the operation did good."""
+    """Put one interval in words; `gain` is positive where the operation did good."""
     sign = 1 if higher_is_better else -1
     mean, low, high = (sign * x for x in (gain.mean, *(gain.low, gain.high)[::sign]))
     if not _is_known(gain):
@@ -298,6 +298,6 @@ def _number(value: float, sign: str = "") -> str:
 
 
 def _rounded_up(value: float) -> str:
-    """Write a positive bound as :func:`_number` would, but never below what it is."""
+    """Write a positive bound as `_number` would, but never below what it is."""
     step = 1e-4 if value >= 0.001 else 10.0 ** (math.floor(math.log10(value)) - 1)
     return _number(math.ceil(value / step - 1e-6) * step)

@@ -13,7 +13,7 @@ STD_EPSILON = 1e-4  # as in TRL; keeps a group of equal rewards at exactly zero 
 def leave_one_out(rewards: Tensor) -> Tensor:
     """Return each reward minus the mean of the others'.
 
-    ``A_i = r_i - mean_{j != i} r_j = K / (K - 1) (r_i - mean r)`` (RLOO, arXiv 2402.14740).
+    `A_i = r_i - mean_{j != i} r_j = K / (K - 1) (r_i - mean r)` (RLOO, arXiv 2402.14740).
 
     Args:
         rewards: (N, K), K >= 2.
@@ -28,7 +28,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 def group_normalised(rewards: Tensor, least_std: float = 0.0) -> Tensor:
     """Return rewards centred and divided by their group's standard deviation.
 
-    ``A_i = (r_i - mean r) / (std r + 1e-4)``, std with K - 1 degrees of freedom (GRPO,
+    `A_i = (r_i - mean r) / (std r + 1e-4)`, std with K - 1 degrees of freedom (GRPO,
     arXiv 2402.03300).
 
     Args:
@@ -46,10 +46,10 @@ def group_normalised(rewards: Tensor, least_std: float = 0.0) -> Tensor:
 def share_of_success(rewards: Tensor) -> Tensor:
     """Return each reward divided by its group's mean.
 
-    ``A_i = r_i / mean r``, zero where nobody succeeded (the estimator of MaxRL, arXiv 2602.02710,
+    `A_i = r_i / mean r`, zero where nobody succeeded (the estimator of MaxRL, arXiv 2602.02710,
     without its control variate). Its expected gradient at rewards of 0 and 1 is that of the
-    log-likelihood of success, truncated after K terms: ``w(p) = (1 - (1 - p)^K) / p`` times that
-    of ``p``.
+    log-likelihood of success, truncated after K terms: `w(p) = (1 - (1 - p)^K) / p` times that
+    of `p`.
 
     Args:
         rewards: (N, K), none negative.
@@ -64,9 +64,9 @@ def share_of_success(rewards: Tensor) -> Tensor:
 def mean_normalised(rewards: Tensor) -> Tensor:
     """Return rewards centred and divided by their group's mean.
 
-    ``A_i = (r_i - mean r) / mean r``, zero where nobody succeeded (MaxRL, arXiv 2602.02710).
+    `A_i = (r_i - mean r) / mean r`, zero where nobody succeeded (MaxRL, arXiv 2602.02710).
     The baseline does not count in groups without success, which costs one term: the expected
-    gradient at rewards of 0 and 1 is that of :func:`share_of_success` with K - 1 actions.
+    gradient at rewards of 0 and 1 is that of `share_of_success` with K - 1 actions.
 
     Args:
         rewards: (N, K), none negative.

@@ -147,7 +147,7 @@ class GRPOConfig:
         self._check_combination()
 
     def check_off_policy(self, rule: str, value: object) -> None:
-        """Raise a ValueError, of a rule that ``value`` breaks, unless somebody else may sample."""
+        """Raise a ValueError, of a rule that `value` breaks, unless somebody else may sample."""
         if not ESTIMATORS[self.estimator].is_off_policy:
             raise ValueError(
                 f"{rule} for {self.estimator}, whose policy samples itself, got {value}"

@@ -5,27 +5,27 @@ At horizon 1 every position of a real text window is an episode, and K actions a
 forward. What differs from GRPO as published (arXiv 2402.03300), and why:
 
 1. Old policy: by default the policy itself, so ratios are 1 and nothing is clipped, since each
-   batch is used once; ``sync_every`` keeps an older one.
+   batch is used once; `sync_every` keeps an older one.
 2. No KL to a reference model by default: training starts from random weights, there is none to
    stay close to.
 3. No length normalisation: all episodes are equally long.
 
 What can be had of rewards of 0 and 1 where one action alone is right: the gradient of MaxRL is, at
 a position where one of the K samples was right, that of cross-entropy, and elsewhere nothing. What
-``proper_maxrl`` adds is a sum over all actions of the policy's own probabilities, which asks the
+`proper_maxrl` adds is a sum over all actions of the policy's own probabilities, which asks the
 text nothing.
 
-``seed_sampled`` and ``seed_exhaustive`` are the two recipes for this task that came before, kept
+`seed_sampled` and `seed_exhaustive` are the two recipes for this task that came before, kept
 to show where they end. What had to be made differently:
 
 1. Every position of a window is an episode, not its last one alone.
 2. The partial credit is the bigram's probability of the character, which is never negative; the
    sources also had a log-probability in its place.
-3. ``seed_sampled`` adapts its KL coefficient by PPO's rule; the sources have several schedules.
-4. ``seed_exhaustive`` scales advantages by ``min((V p)^0.7, 2)``: confidence relative to chance,
+3. `seed_sampled` adapts its KL coefficient by PPO's rule; the sources have several schedules.
+4. `seed_exhaustive` scales advantages by `min((V p)^0.7, 2)`: confidence relative to chance,
    to the power and with the bound that the source names; how it combines them is not known to us.
-   Both are options, ``confidence_power`` and ``confidence_clip``.
-5. The entropy floor is a penalty of ``max(0, floor - entropy)``.
+   Both are options, `confidence_power` and `confidence_clip`.
+5. The entropy floor is a penalty of `max(0, floor - entropy)`.
 
 Shapes: N positions, K actions at each, V vocabulary.
 """
@@ -68,7 +68,7 @@ class Question(NamedTuple):
     reward_clip: float = 0.0
     """Largest absolute reward, credit included; 0: no bound."""
     confidence_power: float = CONFIDENCE_POWER
-    """Of the confidence that ``seed_exhaustive`` weighs advantages by."""
+    """Of the confidence that `seed_exhaustive` weighs advantages by."""
     confidence_clip: float = MOST_CONFIDENCE
     """Largest such weight."""
 
@@ -109,7 +109,7 @@ class Estimator(NamedTuple):
     takes_credit: bool = False
     """Whether partial credit makes sense: where the optimum is not a distribution anyway."""
     most_order: int | None = None
-    """Largest K of ``all_actions``, where that depends on K."""
+    """Largest K of `all_actions`, where that depends on K."""
     is_control: bool = False
     """Whether this is a supervised control."""
     weighs_confidence: bool = False
@@ -148,10 +148,10 @@ def _proper_truncated(question: Question) -> Tensor:
 
 
 def seed_exhaustive(question: Question) -> Lesson:
-    """Return the older recipe's loss over all actions, ``-mean_a(s_a A_a log p_a)``.
+    """Return the older recipe's loss over all actions, `-mean_a(s_a A_a log p_a)`.
 
-    ``A_a = r_a - mean r`` with r exact match plus credit, and ``s_a = min((V p_a)^w, c)``, w the
-    ``confidence_power`` and c the ``confidence_clip``. No weight p_a: without s the loss is linear
+    `A_a = r_a - mean r` with r exact match plus credit, and `s_a = min((V p_a)^w, c)`, w the
+    `confidence_power` and c the `confidence_clip`. No weight p_a: without s the loss is linear
     in the logits and its gradient never vanishes, so that nothing but an entropy floor keeps it
     from diverging.
     """

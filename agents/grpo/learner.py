@@ -180,7 +180,7 @@ class GRPOLearner:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly from what ``get_state`` returned."""
+        """Go on exactly from what `get_state` returned."""
         self.n_done, self.n_skipped = state["n_done"], state["n_skipped"]
         self.n_bad_in_a_row = state["n_bad_in_a_row"]
         self.forward_tokens = state["forward_tokens"]

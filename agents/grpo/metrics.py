@@ -13,7 +13,7 @@ class Metric(NamedTuple):
 
     names: tuple[str, ...]
     kind: str
-    """Of the rows that have it: a key of ``agents.tracking.schema.AXES``, or :data:`CLOCK`."""
+    """Of the rows that have it: a key of `agents.tracking.schema.AXES`, or `CLOCK`."""
     unit: str
     formula: str
     surgeons: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from torch import Tensor
 def reinforce(
     log_probs: Tensor, behavior_log_probs: Tensor, advantages: Tensor, clip: float, clip_high: float
 ) -> Tensor:
-    """Return the REINFORCE loss ``-mean(A log p(a))``, for what the policy itself sampled.
+    """Return the REINFORCE loss `-mean(A log p(a))`, for what the policy itself sampled.
 
     Args:
         log_probs: (N, K, H) of what was sampled; the gradient flows through them.
@@ -35,7 +35,7 @@ def clipped(
 ) -> Tensor:
     """Return PPO's clipped surrogate, ratios taken character by character.
 
-    ``-mean(min(r A, clip(r, 1 - clip, 1 + clip_high) A))``, ``r = p(a) / b(a)`` (PPO,
+    `-mean(min(r A, clip(r, 1 - clip, 1 + clip_high) A))`, `r = p(a) / b(a)` (PPO,
     arXiv 1707.06347; two bounds, "clip-higher", DAPO, arXiv 2503.14476). Where the policy itself
     sampled, r is exactly 1 and the gradient is REINFORCE's. All texts being H long, the mean over
     characters is also that over texts (GRPO) and that over a constant length (Dr. GRPO).
@@ -54,9 +54,9 @@ def clipped(
 def clipped_by_text(
     log_probs: Tensor, behavior_log_probs: Tensor, advantages: Tensor, clip: float, clip_high: float
 ) -> Tensor:
-    """Return GSPO's surrogate: one ratio for a whole text, ``r = (p(text) / b(text))^(1 / H)``.
+    """Return GSPO's surrogate: one ratio for a whole text, `r = (p(text) / b(text))^(1 / H)`.
 
-    ``-mean(min(r A, clip(r, 1 - clip, 1 + clip_high) A))`` (GSPO, arXiv 2507.18071). Such ratios
+    `-mean(min(r A, clip(r, 1 - clip, 1 + clip_high) A))` (GSPO, arXiv 2507.18071). Such ratios
     stay far closer to 1 than those of single characters, and so must the bounds.
 
     Args:
@@ -75,7 +75,7 @@ def clipped_importance(
 ) -> Tensor:
     """Return CISPO's objective: REINFORCE, weighted by a ratio that is clipped and held constant.
 
-    ``-mean(min(r, 1 + clip_high) A log p(a))``, no gradient through r (CISPO, arXiv 2506.13585):
+    `-mean(min(r, 1 + clip_high) A log p(a))`, no gradient through r (CISPO, arXiv 2506.13585):
     unlike PPO's surrogate it drops no character.
 
     Args:
@@ -94,11 +94,11 @@ def _pessimistic(ratio: Tensor, advantages: Tensor, clip: float, clip_high: floa
 
 
 def rarity_bonus(log_probs: Tensor, order: int) -> Tensor:
-    """Return what keeps rare actions possible: ``mean(-sum_a (1 - p_a)^(N + 1) / (N + 1))``.
+    """Return what keeps rare actions possible: `mean(-sum_a (1 - p_a)^(N + 1) / (N + 1))`.
 
     It depends on the policy alone. With it, the log-likelihood truncated after N terms,
-    ``f(p) = -sum_{k <= N} (1 - p)^k / k`` with ``f'(p) = (1 - (1 - p)^N) / p``, becomes a strictly
-    proper scoring rule: ``q f'(p) + (1 - p)^N`` is the same for all actions where ``p = q``, and
+    `f(p) = -sum_{k <= N} (1 - p)^k / k` with `f'(p) = (1 - (1 - p)^N) / p`, becomes a strictly
+    proper scoring rule: `q f'(p) + (1 - p)^N` is the same for all actions where `p = q`, and
     nowhere else (Gneiting and Raftery 2007). Order 1 is the Brier score, infinity the log score.
 
     Args:
@@ -109,7 +109,7 @@ def rarity_bonus(log_probs: Tensor, order: int) -> Tensor:
 
 
 def truncated_log_likelihood(log_probs: Tensor, targets: Tensor, order: int) -> Tensor:
-    """Return the mean of ``f(p_y) = -sum_{k <= N} (1 - p_y)^k / k``, ``log p_y`` cut after N terms.
+    """Return the mean of `f(p_y) = -sum_{k <= N} (1 - p_y)^k / k`, `log p_y` cut after N terms.
 
     The objective whose gradient MaxRL estimates (arXiv 2602.02710), from groups of N without its
     baseline and of N + 1 with it. Plain: its optimum is sharper than the data.
@@ -130,9 +130,9 @@ def truncated_log_likelihood(log_probs: Tensor, targets: Tensor, order: int) -> 
 
 
 def brier_score(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean Brier score ``p_y - sum_a p_a^2 / 2``.
+    """Return the mean Brier score `p_y - sum_a p_a^2 / 2`.
 
-    The expectation of GRPO with :func:`~agents.grpo.rewards.brier_reward` over all actions, hence
+    The expectation of GRPO with `brier_reward` over all actions, hence
     its limit without sampling noise; its gradient is also that of a supervised scoring-rule loss,
     so it is an oracle and an upper bound, not a result of sampled RL.
 
@@ -145,7 +145,7 @@ def brier_score(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def log_likelihood(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of ``log p_y``: the supervised control, not reinforcement learning.
+    """Return the mean of `log p_y`: the supervised control, not reinforcement learning.
 
     Args:
         log_probs: (P, V).
@@ -160,7 +160,7 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 def kl_divergence(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """Return the mean of ``KL(policy || reference) = sum_a p_a (log p_a - log q_a)``, nats.
+    """Return the mean of `KL(policy || reference) = sum_a p_a (log p_a - log q_a)`, nats.
 
     Args:
         log_probs: (P, V) of the policy.

@@ -19,7 +19,7 @@ class Optimizer:
     """Steps all parameters of a model, each by the optimizer that suits it.
 
     Muon orthogonalises the momentum of a matrix (Jordan et al. 2024; torch's own, with its width
-    correction ``sqrt(max(1, rows / columns))``). It is for matrices between hidden states: the
+    correction `sqrt(max(1, rows / columns))`). It is for matrices between hidden states: the
     embedding, which is the output head too, and the norms are AdamW's.
     """
 
@@ -30,7 +30,7 @@ class Optimizer:
 
         Args:
             model: whose parameters are stepped.
-            name: ``"muon"`` or ``"adamw"``.
+            name: `"muon"` or `"adamw"`.
             rate: AdamW's peak learning rate.
             matrix_rate: Muon's.
             weight_decay: on matrices, times the learning rate.
@@ -81,7 +81,7 @@ class Optimizer:
     def set_state(
         self, state: Mapping[str, Mapping[str, Any]], names: Mapping[Tensor, str]
     ) -> None:
-        """Go on exactly from what :meth:`get_state` returned."""
+        """Go on exactly from what `get_state` returned."""
         for optimizer, _ in self.parts:
             optimizer.state.clear()
             for group in optimizer.param_groups:

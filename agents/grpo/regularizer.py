@@ -16,7 +16,7 @@ from avatarl_env.text.ngram import NGramReference
 
 
 class Regularizer:
-    """Adds what :class:`RegularizerConfig` asks for, and adapts the KL term's coefficient."""
+    """Adds what `RegularizerConfig` asks for, and adapts the KL term's coefficient."""
 
     def __init__(
         self, config: RegularizerConfig, tokens: NDArray[np.int64], vocab_size: int
@@ -35,13 +35,13 @@ class Regularizer:
             self._bigrams = bigram_log_probs(tokens, vocab_size)
 
     def credit(self, context: Tensor) -> Tensor | None:
-        """Return each action's partial credit (N, V) after the characters ``context``, if any."""
+        """Return each action's partial credit (N, V) after the characters `context`, if any."""
         if not self.config.partial_credit:
             return None
         return self.config.partial_credit * self._reference(context).exp()
 
     def entropy_loss(self, log_probs: Tensor) -> Tensor:
-        """Return what entropy H adds to a loss, ``-bonus H + max(0, floor - H)``, of (..., V)."""
+        """Return what entropy H adds to a loss, `-bonus H + max(0, floor - H)`, of (..., V)."""
         extra = self.config
         if not (extra.entropy_bonus or extra.entropy_floor):
             return log_probs.new_zeros(())
@@ -49,7 +49,7 @@ class Regularizer:
         return (extra.entropy_floor - entropy).relu() - extra.entropy_bonus * entropy
 
     def kl(self, log_probs: Tensor, context: Tensor) -> Tensor:
-        """Return the KL from the bigrams, to be weighed by ``kl_coefficient``; 0 where that is 0.
+        """Return the KL from the bigrams, to be weighed by `kl_coefficient`; 0 where that is 0.
 
         Args:
             log_probs: (N, V) of the policy.
@@ -65,7 +65,7 @@ class Regularizer:
             self.kl_coefficient = objectives.adapted(self.kl_coefficient, kl, self.config.kl_target)
 
     def _reference(self, context: Tensor) -> Tensor:
-        """Return the bigrams' log-probabilities (N, V) after ``context``, on its device."""
+        """Return the bigrams' log-probabilities (N, V) after `context`, on its device."""
         assert self._bigrams is not None
         self._bigrams = self._bigrams.to(context.device)
         return self._bigrams[context]

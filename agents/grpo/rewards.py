@@ -24,7 +24,7 @@ def exact_match(actions: Tensor, targets: Tensor) -> Tensor:
 def others_that_agree(actions: Tensor) -> Tensor:
     """Return for each sample the share of the group's other samples that chose the same.
 
-    ``f_i = #{j != i: a_j = a_i} / (K - 1)``, an unbiased estimate of the policy's own p(a_i).
+    `f_i = #{j != i: a_j = a_i} / (K - 1)`, an unbiased estimate of the policy's own p(a_i).
 
     Args:
         actions: (N, K) int64, K >= 2.
@@ -39,9 +39,9 @@ def others_that_agree(actions: Tensor) -> Tensor:
 def brier_reward(actions: Tensor, targets: Tensor) -> Tensor:
     """Return a reward that is maximal, on average, when the policy is the data distribution.
 
-    ``r_i = 1[a_i = y] - c f_i`` with ``f_i`` from :func:`others_that_agree` and
-    ``c = (K - 1) / (K - 2)``. Being right pays, and saying what everyone says costs: the expected
-    gradient, with the leave-one-out baseline, is that of the Brier score ``p_y - sum_a p_a^2 / 2``,
+    `r_i = 1[a_i = y] - c f_i` with `f_i` from `others_that_agree` and
+    `c = (K - 1) / (K - 2)`. Being right pays, and saying what everyone says costs: the expected
+    gradient, with the leave-one-out baseline, is that of the Brier score `p_y - sum_a p_a^2 / 2`,
     a strictly proper scoring rule (Gneiting and Raftery 2007; as a training loss for language
     models Shao et al., arXiv 2405.18906). Plain exact match is not proper: its optimum puts all
     probability on one character. The factor c makes up for the sample's own collisions inside the
@@ -65,15 +65,15 @@ def brier_reward(actions: Tensor, targets: Tensor) -> Tensor:
 
 
 def within(rewards: Tensor, bound: float) -> Tensor:
-    """Return rewards clipped to ``[-bound, bound]``; 0: as they are."""
+    """Return rewards clipped to `[-bound, bound]`; 0: as they are."""
     return rewards.clamp(-bound, bound) if bound else rewards
 
 
 def imitation_reward(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """Return for each text how much likelier, per character, the reference finds it.
 
-    ``r = mean_t (log q(a_t | own text) - log p(a_t | own text))``; its mean over a policy's own
-    texts is ``-KL(policy || reference)`` per character, largest where the two agree.
+    `r = mean_t (log q(a_t | own text) - log p(a_t | own text))`; its mean over a policy's own
+    texts is `-KL(policy || reference)` per character, largest where the two agree.
 
     Args:
         log_probs: (B, K, H) of what was written, under who wrote it.

@@ -58,7 +58,7 @@ def roll_out(
 ) -> Rollouts:
     """Let a model continue every prompt K times, and reward what it writes.
 
-    ``r = mean_t (log q(a_t) - log p(a_t)) + match_bonus * (leading characters that are right) / H``
+    `r = mean_t (log q(a_t) - log p(a_t)) + match_bonus * (leading characters that are right) / H`
     with q the reference: its first part is minus the KL divergence from it, on the model's own
     texts, the second says that this very continuation was asked for.
 
@@ -69,7 +69,7 @@ def roll_out(
         reference: q.
         temperature: of the policy.
         match_bonus: at least 0.
-        write: how; ``generate``, or what does the same.
+        write: how; `generate`, or what does the same.
     """
     n_prompts, group_size, horizon = uniforms.size()
     real = windows[:, -horizon:]

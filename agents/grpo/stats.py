@@ -43,7 +43,7 @@ class GRPOStats(NamedTuple):
     advantage_std: float = 0.0
     """Over all groups, with N K degrees of freedom."""
     reward_min: float = 0.0
-    """Smallest reward that was paid, after ``reward_clip``."""
+    """Smallest reward that was paid, after `reward_clip`."""
     reward_max: float = 0.0
     """Largest."""
 
@@ -60,7 +60,7 @@ class Reading(NamedTuple):
     policy_loss: Tensor
     entropy_loss: Tensor
     spread: Tensor
-    """(4,) from :func:`spread`."""
+    """(4,) from `spread`."""
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def packed(reading: Reading, ranks: Ranks) -> Tensor:
 
 
 def unpacked(numbers: Tensor, ranks: Ranks) -> dict[str, float]:
-    """Return the fields of :class:`GRPOStats` that a reading has."""
+    """Return the fields of `GRPOStats` that a reading has."""
     n_means = len(Reading._fields) - 1
     means, places = torch.split(numbers.cpu(), [n_means, len(numbers) - n_means])
     mean, variance, least, largest = places.view(ranks.count, -1).unbind(1)

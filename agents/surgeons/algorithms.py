@@ -126,13 +126,13 @@ def class_of(algorithm: Algorithm) -> Callable[..., BaseAlgorithm]:
 def settings_of(
     name: str, env: AttentionSurgeryVectorEnv, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the keyword arguments of an algorithm: the table's, over them ``options``.
+    """Return the keyword arguments of an algorithm: the table's, over them `options`.
 
     Args:
-        name: a key of :data:`ALGORITHMS`.
+        name: a key of `ALGORITHMS`.
         env: decides those that depend on its rows and steps.
-        options: by the algorithm's own names. ``action_noise`` may be a number, the spread of a
-            normal distribution, and ``train_freq`` a list, as JSON has no tuples.
+        options: by the algorithm's own names. `action_noise` may be a number, the spread of a
+            normal distribution, and `train_freq` a list, as JSON has no tuples.
 
     Raises:
         ImportError: if the library is not installed.

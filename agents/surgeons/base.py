@@ -70,13 +70,13 @@ class Surgeon(Protocol):
         """Take over what a surgeon of the same name, seed and options wrote."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return what ``save`` leaves out and going on exactly needs: a tree of plain data.
+        """Return what `save` leaves out and going on exactly needs: a tree of plain data.
 
         Asked for between two rounds: no operation is under way.
         """
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly from there, after ``load``; tuples may have become lists."""
+        """Go on exactly from there, after `load`; tuples may have become lists."""
 
 
 class EpisodeRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -181,7 +181,7 @@ def check_count(name: str, value: object) -> None:
 def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
     """Return one row's part of a vector environment's infos.
 
-    Where there is a mask called ``_name``, rows that it leaves out have no ``name``.
+    Where there is a mask called `_name`, rows that it leaves out have no `name`.
     """
     info: dict[str, Any] = {}
     for name, values in infos.items():

@@ -22,7 +22,7 @@ class ZeroSurgeon:
     """Never moves a coefficient: every reward is exactly 0."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
-        """Take the environment; ``seed`` decides the prompts."""
+        """Take the environment; `seed` decides the prompts."""
         self._vector = env
         self._env = EpisodeRecorder(env)
         self._seed: int | None = prompt_seed(seed)
@@ -68,7 +68,7 @@ class RandomSurgeon(ZeroSurgeon):
     """Draws every action uniformly from [-1, 1]."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
-        """Take the environment; ``seed`` decides prompts and actions."""
+        """Take the environment; `seed` decides prompts and actions."""
         super().__init__(env, seed)
         self._rng = np.random.default_rng(seed)
 

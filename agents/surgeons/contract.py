@@ -20,7 +20,7 @@ METHODS = {
 
 
 def check_contract(surgeon: object, name: str) -> None:
-    """Raise a ValueError unless an object has the methods of :class:`Surgeon`.
+    """Raise a ValueError unless an object has the methods of `Surgeon`.
 
     And a state that a checkpoint can hold. Nothing is learned, and no generator is drawn from.
 
@@ -49,7 +49,7 @@ def check_contract(surgeon: object, name: str) -> None:
 
 
 def check_records(records: Any) -> None:
-    """Raise a TypeError unless these are what ``operate`` is to return."""
+    """Raise a TypeError unless these are what `operate` is to return."""
     if not isinstance(records, list) or not all(isinstance(r, EpisodeRecord) for r in records):
         raise TypeError(f"operate must return a list of EpisodeRecord, got {records!r:.100}")
 

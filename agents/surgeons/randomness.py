@@ -1,7 +1,7 @@
 """Keep a library that seeds and draws from the global generators away from everybody else's dice.
 
 Stable-Baselines3 reseeds Python's, numpy's and torch's global generators when an algorithm is
-built, and draws from them afterwards. Inside :meth:`PrivateRandomness.use` the global generators
+built, and draws from them afterwards. Inside `PrivateRandomness.use` the global generators
 hold the surgeon's own state; outside they hold what they held before.
 """
 
@@ -47,7 +47,7 @@ class PrivateRandomness:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``get_state`` returned, also if its tuples have become lists.
+        """Go on from what `get_state` returned, also if its tuples have become lists.
 
         Whatever generators do not take is refused here, as they refuse it.
         """

@@ -51,7 +51,7 @@ def _replay(
     source: str | Mapping[str, Any],
     n_operations: int = 1,
 ) -> Surgeon:
-    """Build the control of the surgeon that was saved in the folder ``source``.
+    """Build the control of the surgeon that was saved in the folder `source`.
 
     Of a saved replay the source is what the trained surgeon was made with: it is loaded later.
     """
@@ -74,7 +74,7 @@ SURGEONS: dict[str, Callable[..., Surgeon]] = {
     "es": EvolutionStrategySurgeon,
     **{name: functools.partial(SB3Surgeon, name) for name in ALGORITHMS},
 }
-"""Surgeons by name, of a vector environment, a seed and options; ``SURGEONS["mine"] = ...`` adds
+"""Surgeons by name, of a vector environment, a seed and options; `SURGEONS["mine"] = ...` adds
 one."""
 
 
@@ -91,10 +91,10 @@ def make_surgeon(
     seed: int,
     options: Mapping[str, Any] | None = None,
 ) -> Surgeon:
-    """Build the surgeon called ``name``.
+    """Build the surgeon called `name`.
 
     Args:
-        name: a key of :data:`SURGEONS`.
+        name: a key of `SURGEONS`.
         env: where it operates, on all rows at once; its autoreset mode becomes SAME_STEP.
         seed: of everything that it draws, and of the environment's prompts.
         options: its own, by name.
@@ -102,7 +102,7 @@ def make_surgeon(
     Raises:
         ImportError: if it needs a library that is not installed; says which extra has it.
         ValueError: if there is none of that name, or it has no such option, with the closest, or
-            if an option does not fit, or if what was registered is no :class:`Surgeon`.
+            if an option does not fit, or if what was registered is no `Surgeon`.
     """
     check_surgeon(name)
     if name == NONE:
@@ -168,7 +168,7 @@ def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:
     """Make a saved surgeon again; it goes on learning where it was, in a new environment.
 
     Args:
-        folder: that :func:`save_surgeon` wrote, such as a run's ``checkpoints/final``. Nothing in
+        folder: that `save_surgeon` wrote, such as a run's `checkpoints/final`. Nothing in
             it is unpickled.
         env: where it operates, of the same observations and actions.
 

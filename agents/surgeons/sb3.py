@@ -49,10 +49,10 @@ class SB3Surgeon:
         """Build the algorithm.
 
         Args:
-            name: a key of :data:`ALGORITHMS`.
+            name: a key of `ALGORITHMS`.
             env: where it operates, on all rows at once.
             seed: of the algorithm and of the environment's prompts.
-            **options: the algorithm's own keyword arguments, over the table's; ``action_noise``
+            **options: the algorithm's own keyword arguments, over the table's; `action_noise`
                 may be a number, the spread of a normal distribution.
 
         Raises:
@@ -121,7 +121,7 @@ class SB3Surgeon:
         return np.asarray(actions, dtype=np.float32)
 
     def stats(self) -> Mapping[str, float]:
-        """Return the algorithm's latest losses, ``surgeon/actor_loss`` and so on.
+        """Return the algorithm's latest losses, `surgeon/actor_loss` and so on.
 
         And how many transitions it remembers, if it is off-policy and has any.
         """
@@ -136,9 +136,9 @@ class SB3Surgeon:
         return stats
 
     def save(self, folder: Path) -> None:
-        """Write ``surgeon.zip`` and ``surgeon_normalisation.json`` into an existing folder.
+        """Write `surgeon.zip` and `surgeon_normalisation.json` into an existing folder.
 
-        The first is what ``BaseAlgorithm.load`` reads. That unpickles; :meth:`load` does not.
+        The first is what `BaseAlgorithm.load` reads. That unpickles; `load` does not.
         """
         archive = io.BytesIO()  # written by us, for torch hides that a disk is full
         self.model.save(archive)

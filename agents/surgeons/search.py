@@ -170,7 +170,7 @@ class SearchSurgeon(ABC):
         assert not state
 
     def _perform(self, goals: Array, seed: int) -> list[float]:
-        """Operate towards ``goals`` (N, A), each row on the same prompts; return the returns."""
+        """Operate towards `goals` (N, A), each row on the same prompts; return the returns."""
         self._recorder.reset(seed=[seed] * self._n_rows)
         reached, totals = np.zeros_like(goals), np.zeros(len(goals))
         is_open = np.ones(len(goals), dtype=np.bool_)
@@ -191,7 +191,7 @@ class SearchSurgeon(ABC):
 
 
 class CMAESSurgeon(SearchSurgeon):
-    """Covariance matrix adaptation, by the library ``cmaes``.
+    """Covariance matrix adaptation, by the library `cmaes`.
 
     Its learning rate adapts to noise (LRA-CMA-ES, arXiv 2304.03473). It would do the mean of the
     distribution that it draws from.
@@ -206,7 +206,7 @@ class CMAESSurgeon(SearchSurgeon):
             sigma: spread of the first candidates, > 0.
 
         Raises:
-            ImportError: if ``cmaes`` is not installed.
+            ImportError: if `cmaes` is not installed.
             ValueError: if sigma is not positive.
         """
         n = len(env.operator.labels)
@@ -241,9 +241,9 @@ class CMAESSurgeon(SearchSurgeon):
 
 
 class EvolutionStrategySurgeon(SearchSurgeon):
-    """Evolution strategy with antithetic pairs: ``c + sigma * e`` and ``c - sigma * e``.
+    """Evolution strategy with antithetic pairs: `c + sigma * e` and `c - sigma * e`.
 
-    ``c <- c + learning_rate * mean_i(d_i * e_i) / rms(d)``, where d_i is the difference of the
+    `c <- c + learning_rate * mean_i(d_i * e_i) / rms(d)`, where d_i is the difference of the
     returns of pair i (Salimans et al., arXiv 1703.03864; with one pair SPSA, Spall 1992). Trials
     are kept within [-1, 1], and e_i is half of the distance that this leaves between the two, over
     sigma.
@@ -264,7 +264,7 @@ class EvolutionStrategySurgeon(SearchSurgeon):
             seed: of prompts and candidates.
             sigma: spread of the trials in each coefficient, > 0.
             learning_rate: > 0. A step is about so long where the score is a slope and pairs are
-                many, and ``learning_rate * sqrt(2 A / P)`` where returns are mere noise: steps
+                many, and `learning_rate * sqrt(2 A / P)` where returns are mere noise: steps
                 become no shorter where the score is flat.
 
         Raises:

@@ -1,6 +1,6 @@
 """What a Stable-Baselines3 surgeon stored, read without running any code that came with it.
 
-``BaseAlgorithm.load`` unpickles the zip's ``data``. Here only the networks and optimizers are read,
+`BaseAlgorithm.load` unpickles the zip's `data`. Here only the networks and optimizers are read,
 as tensors, and only if each has the very layout that the algorithm itself has.
 """
 
@@ -37,7 +37,7 @@ def read_into(model: BaseAlgorithm, path: Path) -> None:
 
     Args:
         model: as freshly built.
-        path: the zip file of ``BaseAlgorithm.save``.
+        path: the zip file of `BaseAlgorithm.save`.
 
     Raises:
         ValueError: if the file is damaged or compressed, or holds anything but tensors of the

@@ -29,8 +29,8 @@ class SB3VecEnv(VecEnv):
         env = gymnasium.make_vec("avatarl_env:AttentionSurgery-v0", num_envs=32)
         model = SAC("MlpPolicy", VecMonitor(SB3VecEnv(env)), gamma=1.0)
 
-    Row i is seeded with ``seed + i``. What Gymnasium calls ``final_obs`` becomes
-    ``terminal_observation`` and a row's ``final_info`` its info.
+    Row i is seeded with `seed + i`. What Gymnasium calls `final_obs` becomes
+    `terminal_observation` and a row's `final_info` its info.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:

@@ -170,7 +170,7 @@ class RunFolder:
 
 
 def refuse_used(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError if ``path`` is a file or a folder that holds anything but a skeleton."""
+    """Raise a ValueError if `path` is a file or a folder that holds anything but a skeleton."""
     folder = Path(path)
     try:
         if folder.exists() and not folder.is_dir():
@@ -190,7 +190,7 @@ def refuse_used(path: str | os.PathLike[str]) -> None:
 
 
 def _has_line_end_at(file: Path, length: int) -> bool:
-    """Whether the first ``length`` bytes of a file are whole lines; there may be none."""
+    """Whether the first `length` bytes of a file are whole lines; there may be none."""
     if length == 0:
         return True
     if length < 0 or not file.is_file():
@@ -201,7 +201,7 @@ def _has_line_end_at(file: Path, length: int) -> bool:
 
 
 def _check_rows(metrics: Path, length: int) -> None:
-    """Raise a ValueError unless the lines in the first ``length`` bytes are rows of a run."""
+    """Raise a ValueError unless the lines in the first `length` bytes are rows of a run."""
     n_read = 0
     with metrics.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

@@ -1,7 +1,7 @@
 """Every number that a run writes: its name, the rows that have it, its unit and its formula.
 
-The README's table is :func:`markdown_table`. ``metrics.jsonl`` holds nested mappings where names
-have a second slash: ``commit/kl_ref_gain/mean`` is the field ``mean`` of ``commit/kl_ref_gain``.
+The README's table is `markdown_table`. `metrics.jsonl` holds nested mappings where names
+have a second slash: `commit/kl_ref_gain/mean` is the field `mean` of `commit/kl_ref_gain`.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ METRICS = (
 
 
 def numbers(row: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a row; those of a nested mapping are called ``outer/inner``.
+    """Yield the numbers of a row; those of a nested mapping are called `outer/inner`.
 
     Text, lists and nulls are left out.
     """
@@ -258,7 +258,7 @@ def numbers(row: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def markdown_table() -> str:
-    """Return :data:`METRICS` as the table that the README shows."""
+    """Return `METRICS` as the table that the README shows."""
     lines = ["| metric | rows | unit | formula |", "|---|---|---|---|"]
     for metric in METRICS:
         names = ", ".join(f"`{name}`" for name in _shortened(metric.names))

@@ -1,7 +1,7 @@
 """TensorBoard as an addition to a run's own files: event files in the folder `tensorboard`.
 
 Every number of a row becomes a scalar of the same name, its step counted by the clock that
-:data:`agents.tracking.schema.AXES` gives for the row's kind: model updates or operations.
+`agents.tracking.schema.AXES` gives for the row's kind: model updates or operations.
 Samples become texts, and so do configuration and summary.
 """
 

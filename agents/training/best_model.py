@@ -22,10 +22,10 @@ class BestModel:
     """Keeps the weights that had the lowest validation loss so far, also in a folder.
 
     What decides is the evaluation on the first characters of the validation text that a run makes
-    every ``evaluate_every`` updates and at the end of each phase; of equals the first.
+    every `evaluate_every` updates and at the end of each phase; of equals the first.
 
     Attributes:
-        found: ``update`` and ``loss`` of the best so far, or None.
+        found: `update` and `loss` of the best so far, or None.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class LearningSetup:
         Args:
             config: of the run.
             ranks: the processes that train together.
-            corpus: what the first of them found ``config.corpus`` to be.
+            corpus: what the first of them found `config.corpus` to be.
 
         Raises:
             ValueError: if the configuration does not fit the corpus or the machine.
@@ -130,7 +130,7 @@ def resolved(config: TrainConfig, setup: LearningSetup) -> TrainConfig:
 
 
 def _device(name: str) -> torch.device:
-    """Return the device that ``name`` means.
+    """Return the device that `name` means.
 
     Raises:
         ValueError: if there is no such device here.

@@ -47,12 +47,12 @@ def write(
     about: Mapping[str, Any],
     more: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write checkpoint ``number`` into ``root``, in one step; remove all but the last few.
+    """Write checkpoint `number` into `root`, in one step; remove all but the last few.
 
     Args:
         root: folder of a run's checkpoints; made if need be.
         number: counts up.
-        state: to be had back from :func:`read`.
+        state: to be had back from `read`.
         about: what a reader has to agree with (JSON).
         more: writes further files into the folder it is given.
 
@@ -94,7 +94,7 @@ def write(
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Return the folders of the whole checkpoints in ``root``, oldest first."""
+    """Return the folders of the whole checkpoints in `root`, oldest first."""
     named = (path for path in root.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdecimal())
     return sorted((path for path in named if path.is_dir()), key=number_of)
 
@@ -137,7 +137,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
 
 
 def read(checkpoint: Path) -> State:
-    """Return the state in a checkpoint that :func:`read_about` found whole; tuples are lists.
+    """Return the state in a checkpoint that `read_about` found whole; tuples are lists.
 
     Raises:
         BadCheckpoint: if a file does not hold what it is to hold.
@@ -217,7 +217,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_partial(root: Path) -> None:
-    """Remove what a killed run left half written in ``root``; of a link only the link."""
+    """Remove what a killed run left half written in `root`; of a link only the link."""
     for left in root.glob(PARTIAL):
         if left.is_symlink() or not left.is_dir():
             left.unlink()

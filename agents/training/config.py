@@ -59,8 +59,8 @@ class ModelConfig:
 class TrainConfig:
     """Train a language model by RL, operate on it, and say what the surgeon was worth.
 
-    What is not given (or None) of ``surgeon``, ``lm``, ``grpo``, ``operation`` and ``curriculum``
-    is the preset's: ``TrainConfig(preset="smoke")`` is ``preset("smoke")``.
+    What is not given (or None) of `surgeon`, `lm`, `grpo`, `operation` and `curriculum`
+    is the preset's: `TrainConfig(preset="smoke")` is `preset("smoke")`.
 
     Raises:
         ValueError: if a value is unknown or out of range, or nothing is as the preset has it.
@@ -184,7 +184,7 @@ def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rules of a run's operations, keyword arguments of an environment.
 
     Args:
-        settings: the run's ``config.json``; one of before there was a choice has no layers or
+        settings: the run's `config.json`; one of before there was a choice has no layers or
             score.
     """
     chosen = {"layers": settings.get("layers"), "score": settings.get("score")}
@@ -210,7 +210,7 @@ def _as_weights(value: Any) -> dict[str, float]:
 
 
 def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return what ``config.json`` holds of a configuration; :func:`from_settings` reads it.
+    """Return what `config.json` holds of a configuration; `from_settings` reads it.
 
     Numbers that are not finite are strings: "inf", "-inf" or "nan".
     """
@@ -219,7 +219,7 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
-    """Rebuild a configuration from a run's ``config.json``.
+    """Rebuild a configuration from a run's `config.json`.
 
     Raises:
         ValueError: if it is not that of a run of this version.

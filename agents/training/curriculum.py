@@ -167,7 +167,7 @@ class Curriculum:
         """Bring everybody together.
 
         Args:
-            learner: trains the model that ``eval_env`` holds.
+            learner: trains the model that `eval_env` holds.
             eval_env: where operations are tried that are to be judged, in mode NEXT_STEP; on the
                 patient that the surgeon operates on, in an environment of its own.
             surgeon: None for no surgery.

@@ -104,7 +104,7 @@ class RunLogger:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; :meth:`resume` opens the phase again."""
+        """Go on from there; `resume` opens the phase again."""
         self._start = time.perf_counter() - state["seconds"]
         self._phase_start = time.perf_counter() - state["phase_seconds"]
         self._first, self._last = dict(state["first"]), dict(state["last"])

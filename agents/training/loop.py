@@ -45,7 +45,7 @@ from avatarl_env.errors import check_integer
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Where a run is, and its ``summary.json``."""
+    """Where a run is, and its `summary.json`."""
 
     folder: Path
     summary: dict[str, Any]
@@ -63,7 +63,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
     does the rest, with its own configuration. All return the same.
 
     Args:
-        config: what to do; with ``resume`` what to go on with.
+        config: what to do; with `resume` what to go on with.
         quiet: show no progress.
         command: how the run was started, for the record.
 
@@ -254,7 +254,7 @@ def _check_holds(folder: RunFolder, state: State, checkpoint: Path) -> None:
 
 
 def _settings(begun: _Begun, ranks: Ranks) -> dict[str, Any]:
-    """Return what ``config.json`` holds: what was chosen, and what was found."""
+    """Return what `config.json` holds: what was chosen, and what was found."""
     chosen = to_settings(begun.config) | {"out": str(begun.folder.path), "resume": None}
     return chosen | {"corpus_sha256": begun.setup.corpus.sha256, "processes": ranks.count}
 

@@ -183,7 +183,7 @@ def describe(config: TrainConfig, corpus_sha256: str, n_processes: int = 1) -> d
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads in the body; 0 leaves its own choice."""
+    """Let torch use `count` CPU threads in the body; 0 leaves its own choice."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

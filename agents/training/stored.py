@@ -18,7 +18,7 @@ PLACES = ("resume", "out", "corpus")  # where things lie; of the corpus the text
 
 
 class StoredRun(NamedTuple):
-    """What the ``config.json`` of a run that can be gone on with says."""
+    """What the `config.json` of a run that can be gone on with says."""
 
     config: TrainConfig
     corpus_sha256: str
@@ -52,7 +52,7 @@ def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
     """Return the configuration with which a run goes on.
 
     Args:
-        asked: with the run's folder as ``out``, every setting counts; without, those that are not
+        asked: with the run's folder as `out`, every setting counts; without, those that are not
             as the preset has them, and the rest stays the run's own.
         run: the stored one.
 

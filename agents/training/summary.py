@@ -1,4 +1,4 @@
-"""What a run is and came to: its introduction, the figures of ``summary.json``, its model."""
+"""What a run is and came to: its introduction, the figures of `summary.json`, its model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def summarise(
     logger: RunLogger,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` says, but for references, time and command."""
+    """Return what `summary.json` says, but for references, time and command."""
     model, validation = setup.patient.model, setup.patient.splits["validation"]
     return {
         "preset": config.preset,

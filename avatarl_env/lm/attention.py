@@ -28,7 +28,7 @@ def _flash_attn_func() -> Callable[..., Tensor] | None:
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """Name the kernel that :func:`attention` uses: ``"flash-attn"`` or ``"sdpa"``.
+    """Name the kernel that `attention` uses: `"flash-attn"` or `"sdpa"`.
 
     flash-attn is taken on a CUDA device, in half precision, when it can be imported.
     """
@@ -42,9 +42,9 @@ def _say_once(backend: str) -> None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend causally; the queries are the last ``T`` of the ``S`` positions.
+    """Attend causally; the queries are the last `T` of the `S` positions.
 
-    Either all positions are queries (``T == S``) or one is (``T == 1``, a decoding step): those
+    Either all positions are queries (`T == S`) or one is (`T == 1`, a decoding step): those
     are the two cases in which SDPA's upper-left causal mask is right or not needed.
 
     Args:
@@ -56,7 +56,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (B, H, T, D).
 
     Raises:
-        ValueError: if ``1 < T < S``.
+        ValueError: if `1 < T < S`.
     """
     n_queries, n_keys = q.size(2), k.size(2)
     if n_queries not in (1, n_keys):

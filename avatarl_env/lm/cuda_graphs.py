@@ -25,7 +25,7 @@ class _Capture(NamedTuple):
 
 
 class GraphedGeneration:
-    """Calls :func:`~avatarl_env.lm.generation.generate`; on a CUDA device through a graph.
+    """Calls `generate`; on a CUDA device through a graph.
 
     The graph reads weights from where they lie, so it writes with what an optimizer or a theater
     has put there: both leave storage in place. Should a weight have moved, or shapes or temperature
@@ -49,7 +49,7 @@ class GraphedGeneration:
             temperature: divides the logits, > 0.
 
         Returns:
-            What ``generate`` returns; the tensors are the caller's own.
+            What `generate` returns; the tensors are the caller's own.
         """
         if prompts.device.type != "cuda" or not _can_be_captured(model):
             return generate(model, prompts, uniforms, temperature=temperature)

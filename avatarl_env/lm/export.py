@@ -1,6 +1,6 @@
 """A model of ours as one of transformers: same logits, and no code of ours to load it.
 
-Transformers has an architecture that computes what :class:`~avatarl_env.lm.gpt.GPT` computes. It is
+Transformers has an architecture that computes what `GPT` computes. It is
 Arcee's (https://hf.co/arcee-ai/AFM-4.5B): Llama's pre-norm RMSNorm, rotary positions whose pairs
 are the two halves of a head, no biases, and a feed-forward of two layers without a gate, whose
 activation can be chosen. Only the fused projection has to be divided:
@@ -8,14 +8,14 @@ activation can be chosen. Only the fused projection has to be divided:
 ==================  ==========================================
 ours                Arcee's
 ==================  ==========================================
-``embed``           ``model.embed_tokens``, tied to ``lm_head``
-``norm_1``          ``input_layernorm``
-``attn.c_attn``     ``self_attn.q_proj``, ``k_proj``, ``v_proj``
-``attn.c_proj``     ``self_attn.o_proj``
-``norm_2``          ``post_attention_layernorm``
-``mlp.c_fc``        ``mlp.up_proj``
-``mlp.c_proj``      ``mlp.down_proj``
-``norm``            ``model.norm``
+`embed`           `model.embed_tokens`, tied to `lm_head`
+`norm_1`          `input_layernorm`
+`attn.c_attn`     `self_attn.q_proj`, `k_proj`, `v_proj`
+`attn.c_proj`     `self_attn.o_proj`
+`norm_2`          `post_attention_layernorm`
+`mlp.c_fc`        `mlp.up_proj`
+`mlp.c_proj`      `mlp.down_proj`
+`norm`            `model.norm`
 ==================  ==========================================
 """
 
@@ -89,10 +89,10 @@ def to_transformers(
     Rows of a batch are padded on the left, with the unknown symbol, which is also the tokenizer's
     end of text (eos), for libraries that need one. It is the only token that no text holds:
     transformers takes special tokens out of what it decodes, and a line break that were one would
-    be missing in every text. To end texts with the line, set ``tokenizer.eos_token = "\n"`` after
+    be missing in every text. To end texts with the line, set `tokenizer.eos_token = "\n"` after
     loading; what is decoded then stays as it is.
 
-    Left to itself, ``generate`` does not stop there: it samples from the whole distribution at
+    Left to itself, `generate` does not stop there: it samples from the whole distribution at
     temperature 1, half a context. An empty prompt stands for a line break, or for a blank, or for
     the unknown symbol, the first of these that the model knows. (Positions beyond the context raise
     no error there, but nothing was ever learned about them.)

@@ -71,7 +71,7 @@ class LanguageModel(Protocol):
         """Longest window the model can read, tokens."""
 
     def new_cache(self, n_rows: int, n_positions: int | None = None) -> Cache:
-        """Return an empty cache for ``n_rows`` rows and, if given, no more positions than that."""
+        """Return an empty cache for `n_rows` rows and, if given, no more positions than that."""
 
     def __call__(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Map tokens (B, T) to next-token logits (B, T, V)."""
@@ -127,7 +127,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top(logits: Tensor, top_k: int | None) -> Tensor:
-    """Return the logits (B, V) with all but the ``top_k`` largest of each row at minus infinity.
+    """Return the logits (B, V) with all but the `top_k` largest of each row at minus infinity.
 
     Those that equal the last one that is kept are kept too. None keeps all.
     """
@@ -183,7 +183,7 @@ def generate(  # noqa: PLR0913 - each is one choice, by keyword
         The tokens, their log-probabilities and, if asked, the distributions and entropies.
 
     Raises:
-        ValueError: if a shape, the temperature or ``top_k`` is out of range.
+        ValueError: if a shape, the temperature or `top_k` is out of range.
     """
     _check(prompts, uniforms, temperature, top_k)
     n_rows, n_prompt = prompts.size()

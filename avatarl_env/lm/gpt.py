@@ -30,7 +30,7 @@ LAYER_BYTES = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """Sizes of a :class:`GPT`.
+    """Sizes of a `GPT`.
 
     Raises:
         ValueError: if a size is not a positive integer, there are more than 10,000 layers, the
@@ -100,7 +100,7 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 def rotary_table(config: GPTConfig) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines of the rotary angles, each (context, 1, 1, head_dim).
 
-    Position t turns the pair of channels (i, i + D/2) by ``t * base ** (-2 i / D)`` radians
+    Position t turns the pair of channels (i, i + D/2) by `t * base ** (-2 i / D)` radians
     (RoFormer, arXiv 2104.09864).
     """
     half = config.head_dim // 2
@@ -111,17 +111,17 @@ def rotary_table(config: GPTConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of ``x`` (B, T, ..., D) by the angles of its positions."""
+    """Turn the channel pairs of `x` (B, T, ..., D) by the angles of its positions."""
     left, right = x.chunk(2, dim=-1)
     # In the activations' own dtype: under autocast these are half precision, the table is not.
     return x * cos.to(x) + torch.cat([-right, left], dim=-1) * sin.to(x)
 
 
 class GPTAttention(nn.Module):
-    """Causal multi-head self-attention; rows of ``c_attn`` are q, then k, then v, head by head."""
+    """Causal multi-head self-attention; rows of `c_attn` are q, then k, then v, head by head."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
-        """Build the block's attention; ``layer`` says which slot of a cache is its own."""
+        """Build the block's attention; `layer` says which slot of a cache is its own."""
         super().__init__()
         self.layer = layer
         self.n_heads = config.n_heads
@@ -160,7 +160,7 @@ class Block(nn.Module):
     """Pre-norm residual block."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
-        """Build block number ``layer``."""
+        """Build block number `layer`."""
         super().__init__()
         self.norm_1 = nn.RMSNorm(config.width, eps=NORM_EPS)
         self.attn = GPTAttention(config, layer)
@@ -281,7 +281,7 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, n_past: int) -> int:
-        """Multiply-adds times two of one forward token that attends to ``n_past`` positions."""
+        """Multiply-adds times two of one forward token that attends to `n_past` positions."""
         return 2 * self.n_parameters + 4 * self.config.n_layers * self.config.width * n_past
 
     @property

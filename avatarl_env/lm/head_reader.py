@@ -1,7 +1,7 @@
 """How well a model predicts a text, read off at its output head during its first forward.
 
 A large vocabulary makes the logits of a whole text the largest thing in memory by far. So above
-``WHOLE_UP_TO`` tokens the head is asked for a few positions at a time, and makes logits for the
+`WHOLE_UP_TO` tokens the head is asked for a few positions at a time, and makes logits for the
 last position alone: memory stays in proportion to rows times vocabulary.
 
 Shapes: B rows, T tokens, C width, V vocabulary.
@@ -40,8 +40,8 @@ class HeadReader:
         """Choose the model; the hooks are set on entry and removed on exit.
 
         Args:
-            model: a :class:`~avatarl_env.lm.protocols.CausalLM`.
-            targets: (B, K) the tokens after its first K positions, for :meth:`losses`; K <= T.
+            model: a `CausalLM`.
+            targets: (B, K) the tokens after its first K positions, for `losses`; K <= T.
         """
         self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         self._targets = targets

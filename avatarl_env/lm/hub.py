@@ -28,7 +28,7 @@ def is_hub_tokenizer(tokenizer: object) -> TypeGuard[PreTrainedTokenizerBase]:
 
 
 def _is_a(value: object, module: str, name: str) -> bool:
-    """Whether ``value`` is of a class; if its module was never imported, nothing is."""
+    """Whether `value` is of a class; if its module was never imported, nothing is."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(value, getattr(loaded, name))
 
@@ -37,7 +37,7 @@ class HubCache:
     """A transformers cache, with the length and reset that sampling goes by."""
 
     def __init__(self, config: Any) -> None:
-        """Start empty; ``config`` is the model's."""
+        """Start empty; `config` is the model's."""
         self._config = config
         self.reset()
 
@@ -61,7 +61,7 @@ class HubLM(nn.Module):
         model = HubLM(AutoModelForCausalLM.from_pretrained(folder))
         generation = generate(model, prompts, uniforms)
 
-    The model is shared, not copied; its parameters are found under ``model.``.
+    The model is shared, not copied; its parameters are found under `model.`.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class HubLM(nn.Module):
         """Wrap a model; train/eval mode is the model's.
 
         Args:
-            model: any with ``input_ids``, ``past_key_values`` and logits.
+            model: any with `input_ids`, `past_key_values` and logits.
             context: longest window, tokens; default what its configuration says.
             vocab_size: V, if the model has more logits than there are tokens: those beyond are cut
                 off. Default all that its configuration says.
 
         Raises:
-            ValueError: if the configuration does not say and ``context`` is not given, or it is
+            ValueError: if the configuration does not say and `context` is not given, or it is
                 not positive.
         """
         super().__init__()

@@ -1,9 +1,9 @@
 """What may be a patient: the interfaces of models and tokenizers, and how others are brought in.
 
 A model is ours, a causal language model of transformers (of a kind whose attention is known, see
-:data:`avatarl_env.surgery.targets.LAYOUTS`), or anything that satisfies :class:`CausalLM`; a
-tokenizer is a ``CharTokenizer``, one of transformers, or anything that satisfies
-:class:`Tokenizer`.
+`avatarl_env.surgery.targets.LAYOUTS`), or anything that satisfies `CausalLM`; a
+tokenizer is a `CharTokenizer`, one of transformers, or anything that satisfies
+`Tokenizer`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are 0 to ``vocab_size - 1``."""
+        """Token ids are 0 to `vocab_size - 1`."""
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return the ids of a text's tokens, (T,), without special tokens around them."""
@@ -41,9 +41,9 @@ class Tokenizer(Protocol):
 
 
 class CausalLM(LanguageModel, Protocol):
-    """What a patient needs of a model, which has to be an ``nn.Module`` too.
+    """What a patient needs of a model, which has to be an `nn.Module` too.
 
-    That is what generation needs (``context``, ``new_cache``, logits of tokens), and these.
+    That is what generation needs (`context`, `new_cache`, logits of tokens), and these.
     """
 
     @property
@@ -54,7 +54,7 @@ class CausalLM(LanguageModel, Protocol):
         """Return the module that turns the final hidden states (B, T, C) into the logits.
 
         The model returns what it makes and nothing else. For more than
-        :data:`~avatarl_env.lm.head_reader.WHOLE_UP_TO` tokens, the first of a text's forwards calls
+        `WHOLE_UP_TO` tokens, the first of a text's forwards calls
         it again and again for a few of the positions, and then lets only the last one go on: the
         model has to return (B, 1, V) then.
         """
@@ -64,7 +64,7 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     """Return the tokenizer, one of transformers wrapped.
 
     Raises:
-        ValueError: if it lacks something that :class:`Tokenizer` has.
+        ValueError: if it lacks something that `Tokenizer` has.
     """
     if is_hub_tokenizer(tokenizer):
         return HubTokenizer(tokenizer)
@@ -81,12 +81,12 @@ def as_causal_lm(model: nn.Module, n_tokens: int) -> Any:
     are those among the tokens that there are. Every other model must have one logit per token.
 
     Args:
-        model: it is shared, not copied. What is padded by more than :func:`most_padded` can be
-            wrapped by hand, ``HubLM(model, vocab_size=...)``.
+        model: it is shared, not copied. What is padded by more than `most_padded` can be
+            wrapped by hand, `HubLM(model, vocab_size=...)`.
         n_tokens: the tokenizer's.
 
     Raises:
-        ValueError: if it lacks something that :class:`CausalLM` has, or an output head, has no
+        ValueError: if it lacks something that `CausalLM` has, or an output head, has no
             token to be decoded for some of its logits (beyond padding), or fewer logits than there
             are tokens.
     """
@@ -145,7 +145,7 @@ def most_padded(n_tokens: int) -> int:
 
 
 def _check_has(argument: str, value: object, protocol: type) -> None:
-    """Raise a ValueError unless ``value`` has everything that the protocol names."""
+    """Raise a ValueError unless `value` has everything that the protocol names."""
     names = {
         name
         for kind in protocol.__mro__

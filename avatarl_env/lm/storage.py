@@ -1,7 +1,7 @@
 """A language model in a folder: ours, or one of transformers.
 
 Ours has its weights as safetensors, sizes and vocabulary as JSON. A folder of transformers is what
-``save_pretrained`` of a model and of its tokenizer wrote; it is read without a network, and code
+`save_pretrained` of a model and of its tokenizer wrote; it is read without a network, and code
 that lies in it is not run.
 """
 
@@ -42,23 +42,23 @@ RUN_FILES = ("config.json", "metrics.jsonl")  # what every run's folder has from
 
 
 class StoredModel(NamedTuple):
-    """What :func:`load_model` found."""
+    """What `load_model` found."""
 
     model: GPT | HubLM
     tokenizer: Tokenizer
     about: dict[str, Any]
-    """What its maker wrote beside it: ``corpus`` and ``made_by`` at least; nothing beside one of
+    """What its maker wrote beside it: `corpus` and `made_by` at least; nothing beside one of
     transformers."""
 
 
 def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[str, Any]) -> None:
-    """Write a model into ``folder``, made if need be.
+    """Write a model into `folder`, made if need be.
 
     Args:
         folder: where to.
         model: its weights are stored as they are, tied ones once.
         tokenizer: stored beside them.
-        about: JSON-able; ``corpus`` names the text it learned, ``made_by`` the command.
+        about: JSON-able; `corpus` names the text it learned, `made_by` the command.
     """
     from safetensors.torch import save
 
@@ -72,7 +72,7 @@ def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[s
 
 
 def model_folder(lm: str) -> Path:
-    """Return the folder that ``lm`` means: the bundled patient, a run folder, or a model folder.
+    """Return the folder that `lm` means: the bundled patient, a run folder, or a model folder.
 
     Raises:
         ValueError: if there is no model.
@@ -105,7 +105,7 @@ def load_model(lm: str = BUNDLED) -> StoredModel:
     """Load a stored model, on the CPU and in eval mode.
 
     Args:
-        lm: ``"bundled"``, a run folder, a folder that :func:`save_model` wrote, or one of
+        lm: `"bundled"`, a run folder, a folder that `save_model` wrote, or one of
             transformers. A folder that is both is taken for ours.
 
     Raises:
@@ -120,8 +120,8 @@ def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
 
     Args:
         model: to be moved.
-        device: ``"cpu"``, ``"cuda"``, ...
-        dtype: a name in :data:`DTYPES`; default the precision that it has.
+        device: `"cpu"`, `"cuda"`, ...
+        dtype: a name in `DTYPES`; default the precision that it has.
 
     Raises:
         ValueError: if there is no such dtype, or the device is not there.

@@ -27,17 +27,17 @@ class CharTokenizer:
     r"""One token per character, plus one for everything unknown.
 
     Decoding what was encoded gives the same text for every text made of known characters; each
-    unknown character comes back as ``"\ufffd"``, so the length is always kept.
+    unknown character comes back as `"\ufffd"`, so the length is always kept.
 
     Args:
-        characters: Distinct characters in the order of their ids, ``"\ufffd"`` among them.
+        characters: Distinct characters in the order of their ids, `"\ufffd"` among them.
 
     Attributes:
-        characters: The vocabulary as one string; the character at index ``i`` has token id ``i``.
-        unknown_id: Token id of ``"\ufffd"``.
+        characters: The vocabulary as one string; the character at index `i` has token id `i`.
+        unknown_id: Token id of `"\ufffd"`.
 
     Raises:
-        ValueError: If a character is repeated or ``"\ufffd"`` is missing.
+        ValueError: If a character is repeated or `"\ufffd"` is missing.
 
     Example:
         >>> tokenizer = CharTokenizer.from_text("to be")
@@ -87,12 +87,12 @@ class CharTokenizer:
         """Rebuild a tokenizer from what `to_dict` gave.
 
         Args:
-            state: A mapping with the keys ``"type"`` (``"char"``) and ``"characters"``, a string
+            state: A mapping with the keys `"type"` (`"char"`) and `"characters"`, a string
                 or a list of strings.
 
         Raises:
             TypeError: If the characters are missing or not strings.
-            ValueError: If ``state`` describes something else, or the characters are not allowed.
+            ValueError: If `state` describes something else, or the characters are not allowed.
         """
         if state.get("type") != _FORMAT:
             raise ValueError(f"state['type'] must be {_FORMAT!r}, got {state.get('type')!r}")
@@ -114,7 +114,7 @@ class CharTokenizer:
             text: Any text; characters outside the vocabulary become `unknown_id`.
 
         Returns:
-            Shape ``(len(text),)``, values in ``[0, vocab_size)``.
+            Shape `(len(text),)`, values in `[0, vocab_size)`.
         """
         beyond = np.uint32(len(self._ids) - 1)
         return self._ids[np.minimum(_code_points(text), beyond)]
@@ -123,14 +123,14 @@ class CharTokenizer:
         """Turn token ids into text.
 
         Args:
-            ids: Shape ``(T,)``, integers in ``[0, vocab_size)``; a tensor may be on any device.
+            ids: Shape `(T,)`, integers in `[0, vocab_size)`; a tensor may be on any device.
 
         Returns:
-            A text of ``T`` characters.
+            A text of `T` characters.
 
         Raises:
-            TypeError: If ``ids`` are not integers.
-            ValueError: If ``ids`` are not one-dimensional or an id is out of range.
+            TypeError: If `ids` are not integers.
+            ValueError: If `ids` are not one-dimensional or an id is out of range.
         """
         array: npt.NDArray[Any] = np.asarray(
             ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids
@@ -150,7 +150,7 @@ class CharTokenizer:
         return code_points.tobytes().decode(_CODEC, _ERRORS)
 
     def n_unknown(self, text: str) -> int:
-        """Count the characters of ``text`` that `encode` cannot represent."""
+        """Count the characters of `text` that `encode` cannot represent."""
         return int(np.count_nonzero(self.encode(text) == self.unknown_id)) - text.count(UNKNOWN)
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,5 +173,5 @@ class CharTokenizer:
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    """Return the code points of a text, shape ``(len(text),)``."""
+    """Return the code points of a text, shape `(len(text),)`."""
     return np.frombuffer(text.encode(_CODEC, _ERRORS), dtype="<u4")

@@ -17,10 +17,10 @@ N_SHOWN = 3  # prompts
 def render(
     mode: str, episode: Episode, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> str | NDArray[np.uint8]:
-    """Return the operation as a string (``ansi``) or a picture (``rgb_array``).
+    """Return the operation as a string (`ansi`) or a picture (`rgb_array`).
 
     Args:
-        mode: one of :data:`RENDER_MODES`.
+        mode: one of `RENDER_MODES`.
         episode: the operation.
         tokenizer: turns tokens into text.
         labels: names of the coefficients, (A,).

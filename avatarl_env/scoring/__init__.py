@@ -36,7 +36,7 @@ class Generations:
     """P."""
     distributions: Array | None
     """(B, N, V) all log-probabilities there, nats; None for vocabularies of more than
-    :data:`~avatarl_env.lm.head_reader.WHOLE_UP_TO` tokens."""
+    `WHOLE_UP_TO` tokens."""
     prompt_loss: Array
     """(B,) teacher-forced loss on the prompt's own tokens from the second on, nats per character of
     theirs."""
@@ -72,12 +72,12 @@ class Generations:
 def kl_ref(generations: Generations, reference: TextReference) -> Array:
     """Return minus the KL divergence from the reference on the model's own text, (B,), nats/char.
 
-    Over the new tokens, ``sum_a p(a) (log q(a) - log p(a))``: the whole distribution at each
-    position, not only the token drawn. At most 0, which only ``p = q`` reaches: loops and
+    Over the new tokens, `sum_a p(a) (log q(a) - log p(a))`: the whole distribution at each
+    position, not only the token drawn. At most 0, which only `p = q` reaches: loops and
     gibberish lower it. Sharpening lowers it for a model as sharp as the reference, but raises it
     for one that is flatter, so look at the held-out loss too.
 
-    Where distributions are not kept, ``log q - log p`` of the tokens drawn: the same on average,
+    Where distributions are not kept, `log q - log p` of the tokens drawn: the same on average,
     and above 0 by chance.
     """
     if generations.distributions is None:
@@ -93,7 +93,7 @@ def kl_ref(generations: Generations, reference: TextReference) -> Array:
 
 
 def reference_prompt_loss(generations: Generations, reference: TextReference) -> Array:
-    """Return the reference's own loss on the prompts, comparable to ``prompt_loss``: (B,)."""
+    """Return the reference's own loss on the prompts, comparable to `prompt_loss`: (B,)."""
     prompts = generations.tokens[:, : generations.n_prompt]
     nats = -reference.ngram.target_log_probs(prompts, 1).sum(-1, dtype=np.float64)
     given = generations.prompt_characters
@@ -156,7 +156,7 @@ TERMS: dict[str, Term] = {
     "ref_loglik": Term(ref_loglik, 1.0, by_row=True),
     "entropy": Term(entropy, 1.0, by_row=True),
 }
-"""Score terms by name; add one with ``TERMS["mine"] = Term(measure, sign)``.
+"""Score terms by name; add one with `TERMS["mine"] = Term(measure, sign)`.
 
 An environment knows those that there are when it is made.
 """
@@ -168,13 +168,13 @@ GRID = 2.0**32
 
 
 class Score:
-    """A weighted sum of terms, fixed for life: whatever becomes of :data:`TERMS` later."""
+    """A weighted sum of terms, fixed for life: whatever becomes of `TERMS` later."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         """Choose the weights.
 
         Args:
-            weights: by term name; default ``{"kl_ref": 1.0}``.
+            weights: by term name; default `{"kl_ref": 1.0}`.
 
         Raises:
             ValueError: if a name is unknown (names the closest) or a weight is not a number of at
@@ -197,7 +197,7 @@ class Score:
 def measure_terms(
     generations: Generations, reference: TextReference, terms: Mapping[str, Term] | None = None
 ) -> dict[str, float]:
-    """Measure the texts of one operation, as :func:`measure_many` does."""
+    """Measure the texts of one operation, as `measure_many` does."""
     ((_, values),) = measure_many(generations, reference, 1, terms)
     return values
 
@@ -216,7 +216,7 @@ def measure_many(
         generations: as many texts of each operation, one after the other.
         reference: what they are held against.
         n: operations.
-        terms: what to measure, by name; default :data:`TERMS`.
+        terms: what to measure, by name; default `TERMS`.
 
     Raises:
         ValueError: if a term's measure returns something of another shape than it should.

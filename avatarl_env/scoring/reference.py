@@ -30,7 +30,7 @@ class TextReference:
 
         Args:
             tokens: (T,) the training text, T >= max(order, 4).
-            vocab_size: V, at most :data:`LARGEST_VOCABULARY`, so that a trigram's number fits 63
+            vocab_size: V, at most `LARGEST_VOCABULARY`, so that a trigram's number fits 63
                 bits.
             order: of the n-gram model.
             characters_per_token: how many characters the text has for each of its tokens, > 0.
@@ -61,7 +61,7 @@ class TextReference:
     def trigram_distance(self, tokens: NDArray[np.int64]) -> float:
         """Return 1000 times the unbiased squared L2 distance of trigram frequencies.
 
-        ``sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2``, a U-statistic:
+        `sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2`, a U-statistic:
         0 on average for text like the reference whatever its length, about 100 for a loop of ten
         trigrams.
 
@@ -81,7 +81,7 @@ def ngram_codes(tokens: NDArray[np.int64], n: int, vocab_size: int) -> NDArray[n
     """Number every n-gram of every row: (B * (N - n + 1),).
 
     Equal n-grams have equal numbers; in other calls too, if the vocabulary is at most
-    ``2**(63 // n)``.
+    `2**(63 // n)`.
     """
     width = tokens.shape[1] - n + 1
     codes = np.zeros((tokens.shape[0], width), dtype=np.int64)

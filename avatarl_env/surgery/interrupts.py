@@ -3,8 +3,8 @@
 Python runs a signal's handler between any two instructions of the main thread, and what the handler
 raises (KeyboardInterrupt, a timeout) comes from there. Swapping handlers inside a function leaves a
 gap: a signal that arrives on the function's first instruction still raises there. So the handler
-stays in place for the whole time between :meth:`InterruptGuard.install` and
-:meth:`InterruptGuard.remove`, and looks at the interrupted stack: inside a guarded function it only
+stays in place for the whole time between `InterruptGuard.install` and
+`InterruptGuard.remove`, and looks at the interrupted stack: inside a guarded function it only
 takes a note, elsewhere it calls the handler it replaced.
 """
 
@@ -30,7 +30,7 @@ _SIGNALS = tuple(int(number) for number in signal.valid_signals())
 class InterruptGuard:
     """Signal handler that is deferred while a guarded function is on the stack.
 
-    It takes over every signal whose handler is a Python function at the time of :meth:`install`.
+    It takes over every signal whose handler is a Python function at the time of `install`.
     Signals that are ignored, or that end the process, raise nothing and are left alone. A handler
     that is installed later is not held back.
     """
@@ -53,7 +53,7 @@ class InterruptGuard:
         return bool(self._pending)
 
     def install(self) -> bool:
-        """Take the signals over; return whether :meth:`remove` is owed.
+        """Take the signals over; return whether `remove` is owed.
 
         Only Python's main thread runs handlers, so elsewhere this does nothing.
         """
@@ -72,7 +72,7 @@ class InterruptGuard:
         return True
 
     def remove(self) -> None:
-        """Give the signals back once every :meth:`install` has been answered.
+        """Give the signals back once every `install` has been answered.
 
         Off the main thread, where Python refuses that, the handler stays and passes all on.
         """
@@ -94,7 +94,7 @@ class InterruptGuard:
                 self.deliver()
 
     def hold(self, number: int, handler: Handler, frame: FrameType | None) -> bool:
-        """Take note of a signal if ``frame`` is inside a guarded function; return whether it is."""
+        """Take note of a signal if `frame` is inside a guarded function; return whether it is."""
         caller = frame
         while caller is not None:
             if caller.f_code in self._guarded:

@@ -1,6 +1,6 @@
 """Many operations in one forward: the operators' edits, applied to the rows of a batch instead.
 
-With N operations on a batch of N * M rows, rows ``i * M ... (i + 1) * M - 1`` pass through the
+With N operations on a batch of N * M rows, rows `i * M ... (i + 1) * M - 1` pass through the
 model as operation i would have left it. No parameter is touched or copied: the edits act on what
 the edited modules read and make (the idea of batched low-rank perturbations, EGGROLL, arXiv
 2511.16652, and of batched adapters, S-LoRA, arXiv 2311.03285).
@@ -39,11 +39,11 @@ class Overlayable(Protocol):
     """An operator that can act on rows."""
 
     def row_edits(self, coefficients: ArrayLike) -> Iterable[RowEdit]:
-        """Return the edits that ``coefficients`` (N, A) stand for, for the weights as they are."""
+        """Return the edits that `coefficients` (N, A) stand for, for the weights as they are."""
 
 
 def scale_heads_made(projection: Projection, gains: Tensor) -> RowEdit:
-    """Multiply each head's channels of what the module makes by ``gains`` (N, H)."""
+    """Multiply each head's channels of what the module makes by `gains` (N, H)."""
     factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
 
     def after(read: Tensor, made: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def scale_heads_made(projection: Projection, gains: Tensor) -> RowEdit:
 
 
 def scale_heads_read(projection: Projection, gains: Tensor) -> RowEdit:
-    """Multiply each head's channels of what the module reads by ``gains`` (N, H)."""
+    """Multiply each head's channels of what the module reads by `gains` (N, H)."""
     factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
 
     def before(read: Tensor) -> Tensor:
@@ -66,16 +66,16 @@ def scale_heads_read(projection: Projection, gains: Tensor) -> RowEdit:
 
 
 def scale_made(module: nn.Module, gains: Tensor) -> RowEdit:
-    """Multiply all that the module makes by ``gains`` (N,)."""
+    """Multiply all that the module makes by `gains` (N,)."""
     factor = gains.to(module.weight)[:, None, None]  # type: ignore[arg-type]
     return RowEdit(module, after=lambda read, made: made.mul_(factor))
 
 
 def add_low_rank(projection: Projection, left: Tensor, middle: Tensor, right: Tensor) -> RowEdit:
-    """Act as if ``left @ diag(middle[i]) @ right`` were added to the projection's matrix.
+    """Act as if `left @ diag(middle[i]) @ right` were added to the projection's matrix.
 
     Args:
-        projection: (F, H * D) in the orientation of :meth:`Projection.matrix`.
+        projection: (F, H * D) in the orientation of `Projection.matrix`.
         left: (F, r).
         middle: (N, r).
         right: (r, H * D).
@@ -114,11 +114,11 @@ class Overlay:
         """Choose the operations; nothing is computed and no hook set before entry.
 
         Args:
-            operator: one that has ``row_edits``; all of ours have.
+            operator: one that has `row_edits`; all of ours have.
             coefficients: (N, A), N >= 1.
 
         Raises:
-            TypeError: if the operator has no ``row_edits``.
+            TypeError: if the operator has no `row_edits`.
             ValueError: if the coefficients have another shape.
         """
         if not isinstance(operator, Overlayable):

@@ -18,15 +18,15 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 class Projection:
     """The heads' share of a linear module: its queries, keys or values, or what reads the heads.
 
-    Channel d of head h is channel ``start + h * stride + d`` of what the module makes, or of what
-    it reads if ``reads_heads``. That covers fused and interleaved projections.
+    Channel d of head h is channel `start + h * stride + d` of what the module makes, or of what
+    it reads if `reads_heads`. That covers fused and interleaved projections.
 
     Raises:
         ValueError: if the weight is not of floating-point numbers of 16 bits or more.
     """
 
     module: nn.Module
-    """An ``nn.Linear``, or a transformers ``Conv1D``, which keeps its weight transposed."""
+    """An `nn.Linear`, or a transformers `Conv1D`, which keeps its weight transposed."""
     n_heads: int
     """H; of keys and values there may be fewer than of queries."""
     head_dim: int

@@ -84,7 +84,7 @@ class Choice(NamedTuple):
 
 
 def choose(model: nn.Module, targets: TargetsLike) -> Choice:
-    """Find ``targets`` in ``model``, in one walk through its modules.
+    """Find `targets` in `model`, in one walk through its modules.
 
     Raises:
         TypeError: if a target is not a plain dense Parameter, or a module of the model is of a kind
@@ -119,7 +119,7 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
 
 
 def _walk(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
-    """Note ``module`` and all below it with their names, as named_modules() but quicker."""
+    """Note `module` and all below it with their names, as named_modules() but quicker."""
     found[module] = prefix
     for name, child in module._modules.items():
         if child is not None and child not in found:
@@ -176,7 +176,7 @@ def _storage(tensor: Tensor) -> int:
 def _collect(
     model: nn.Module, targets: TargetsLike, by_name: dict[str, nn.Parameter]
 ) -> dict[nn.Parameter, str]:
-    """Return the distinct parameters of ``targets`` and their names, all checked."""
+    """Return the distinct parameters of `targets` and their names, all checked."""
     names = {p: name for name, p in reversed(by_name.items())}
     found: dict[nn.Parameter, str] = {}
     for target in targets:

@@ -79,7 +79,7 @@ class Snapshot(NamedTuple):
     """Tensors of the model that are no targets, but share memory with one."""
 
     def part_for(self, others: Collection[Snapshot]) -> Snapshot:
-        """Return what of this must be put back again after ``others`` were."""
+        """Return what of this must be put back again after `others` were."""
         theirs = [row for other in others for row in other.rows]
         places = {site.place for other in others for site in other.sites}
         return self._replace(
@@ -173,9 +173,9 @@ def take(choice: Choice) -> Snapshot:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether the storage of ``tensor`` reaches to its last element.
+    """Whether the storage of `tensor` reaches to its last element.
 
-    Storage can be freed or shrunk under a tensor (``untyped_storage().resize_``); reading or
+    Storage can be freed or shrunk under a tensor (`untyped_storage().resize_`); reading or
     writing the tensor is then an access to memory of something else.
     """
     return int(tensor.untyped_storage().nbytes()) >= n_bytes_needed(tensor)
@@ -190,14 +190,14 @@ def n_bytes_needed(tensor: Tensor) -> int:
 def forget_cached_weights() -> None:
     """Empty torch's caches of tensors that were computed from weights.
 
-    Autocast keeps half-precision copies, ``parametrize.cached()`` the parametrized weights.
+    Autocast keeps half-precision copies, `parametrize.cached()` the parametrized weights.
     """
     torch.clear_autocast_cache()
     parametrize._cache.clear()
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a part of ``tensor`` that covers each byte once (an expanded weight repeats some)."""
+    """Return a part of `tensor` that covers each byte once (an expanded weight repeats some)."""
     if tensor.is_contiguous():
         return tensor
     for dim, stride in enumerate(tensor.stride()):

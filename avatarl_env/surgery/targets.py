@@ -83,11 +83,11 @@ class Layout:
             )
 
     def describes(self, name: str, module: nn.Module) -> bool:
-        """Whether ``module``, which is of the class, is self-attention."""
+        """Whether `module`, which is of the class, is self-attention."""
         return self.unless is None or not _attribute(module, name, self.unless)
 
     def target(self, name: str, layer: int, module: nn.Module) -> AttentionTarget:
-        """Describe ``module`` as an attention layer.
+        """Describe `module` as an attention layer.
 
         Raises:
             ValueError: if the module has no such attributes, or their sizes do not fit.
@@ -165,22 +165,22 @@ LAYOUTS: dict[str, Layout] = {
 }
 """Layouts by the class name of the attention module (or of a base class of it).
 
-``LAYOUTS["MyAttention"] = Layout(query="qkv", output="proj", n_heads="heads")`` adds one.
+`LAYOUTS["MyAttention"] = Layout(query="qkv", output="proj", n_heads="heads")` adds one.
 """
 
 
 def find_targets(
     model: nn.Module, layers: int | str | Iterable[int | str] | None = None
 ) -> Targets:
-    """Return attention layers of ``model``, from first to last.
+    """Return attention layers of `model`, from first to last.
 
     Args:
-        model: a causal language model with attention modules of a class in :data:`LAYOUTS`.
+        model: a causal language model with attention modules of a class in `LAYOUTS`.
         layers: which ones: numbers (from 0; -1 is the last), names of attention modules or globs
-            of them (``"*.h.[0-3].attn"``), one or several; default all.
+            of them (`"*.h.[0-3].attn"`), one or several; default all.
 
     Raises:
-        ValueError: if the model has no attention of a known kind, an entry of ``layers`` matches
+        ValueError: if the model has no attention of a known kind, an entry of `layers` matches
             nothing (the message lists what there is), a layout does not fit its module, or a layer
             has weights that it shares.
     """
@@ -217,7 +217,7 @@ def _layout(module: nn.Module) -> Layout | None:
 
 
 def _matches(entry: int | str, names: list[str]) -> list[int]:
-    """Return the numbers of the layers that one entry of ``layers`` means."""
+    """Return the numbers of the layers that one entry of `layers` means."""
     numbers = range(len(names))
     if isinstance(entry, str):
         matched = [i for i in numbers if names[i] == entry or fnmatchcase(names[i], entry)]

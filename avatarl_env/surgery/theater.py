@@ -36,13 +36,13 @@ class SurgicalTheater:
         # restored bit for bit, whatever happened
 
     On every way out (return, exception, KeyboardInterrupt) each target gets its saved bytes back
-    in its own storage, whether the body edited it in place, through ``.data``, re-assigned
-    ``.data``, deleted it or put something else in its place. Signals with a Python handler (Ctrl-C,
+    in its own storage, whether the body edited it in place, through `.data`, re-assigned
+    `.data`, deleted it or put something else in its place. Signals with a Python handler (Ctrl-C,
     the alarm of a timeout) are held back while the theater is entered, commits and is left, and
     are delivered right after. This cannot be done for a handler that the body itself installs, nor
     for an exception that another thread injects into this one.
 
-    * Only the targets are copied: :attr:`saved_bytes` says how many bytes that is.
+    * Only the targets are copied: `saved_bytes` says how many bytes that is.
     * Theaters nest in one thread and one asyncio task, also on the same targets, and unwind
       last-in first-out. A second thread or task is refused. Leaving an outer theater first (as two
       generators may) ends the inner ones: their weights come back, now and when they are left,
@@ -52,21 +52,21 @@ class SurgicalTheater:
     * Autograd graphs may not span the boundary, either way: a backward that needs a target as it
       was on the other side raises a RuntimeError instead of giving a wrong gradient. This also
       holds for tensors of the model that share a target's storage. Exceptions, because torch does
-      not notice them: an edit through ``.data`` between a loss and its backward, both in the body
-      (edit with :meth:`write` or under ``torch.no_grad()``); tensors on a target's storage that
+      not notice them: an edit through `.data` between a loss and its backward, both in the body
+      (edit with `write` or under `torch.no_grad()`); tensors on a target's storage that
       the model did not register when the theater was made; and backwards that read weights again
       or keep them out of autograd's sight, which are activation checkpointing
-      (``torch.utils.checkpoint``, both forms), saved-tensor hooks (``save_on_cpu``) and the
-      functions that ``torch.func.vjp`` returns. Call these on the side where the loss was built.
+      (`torch.utils.checkpoint`, both forms), saved-tensor hooks (`save_on_cpu`) and the
+      functions that `torch.func.vjp` returns. Call these on the side where the loss was built.
     * Compiled models see every edit and its end; new values need no new graph. Only graphs with
-      frozen weights would not, so entry is refused while ``torch._inductor.config.freezing`` is on.
-    * ``state_dict()`` and ``deepcopy`` inside see the operated weights.
-    * Autocast and ``parametrize.cached()`` keep what they computed from weights for as long as
-      their region lasts. Theaters make them forget it on entry, :meth:`write` and exit; after
+      frozen weights would not, so entry is refused while `torch._inductor.config.freezing` is on.
+    * `state_dict()` and `deepcopy` inside see the operated weights.
+    * Autocast and `parametrize.cached()` keep what they computed from weights for as long as
+      their region lasts. Theaters make them forget it on entry, `write` and exit; after
       another edit it is up to you.
-    * ``requires_grad``, ``.grad``, train/eval mode and all random generators are untouched, and
-      so is an optimizer's state; its ``step()`` inside the body is undone for the weights only.
-      (``model.to(dtype)`` in the body rounds ``.grad``; exit gives back its dtype, not its bits.)
+    * `requires_grad`, `.grad`, train/eval mode and all random generators are untouched, and
+      so is an optimizer's state; its `step()` inside the body is undone for the weights only.
+      (`model.to(dtype)` in the body rounds `.grad`; exit gives back its dtype, not its bits.)
     * Not undone: a module put in another's place, a parametrization registered on a target, what
       the body or a hook computed from operated weights and kept.
     """
@@ -104,11 +104,11 @@ class SurgicalTheater:
         return self in _open_theaters and not self._ended_early
 
     def original(self, parameter: Tensor) -> Tensor:
-        """Return the weights that ``parameter`` will get back; to be read only.
+        """Return the weights that `parameter` will get back; to be read only.
 
         Raises:
             RuntimeError: if the theater is closed.
-            ValueError: if ``parameter`` is not a target.
+            ValueError: if `parameter` is not a target.
         """
         index = self._index(parameter)
         row = self._held[0].rows[index]
@@ -116,7 +116,7 @@ class SurgicalTheater:
 
     @torch.no_grad()
     def write(self, parameter: Tensor, value: Tensor) -> None:
-        """Copy ``value`` into ``parameter``, in place; autograd learns of the change.
+        """Copy `value` into `parameter`, in place; autograd learns of the change.
 
         Args:
             parameter: a target.
@@ -125,8 +125,8 @@ class SurgicalTheater:
 
         Raises:
             RuntimeError: if the theater is closed, or the body freed the parameter's storage.
-            TypeError: if ``value`` is not a tensor.
-            ValueError: if ``parameter`` is not a target, or ``value`` is of another shape or of a
+            TypeError: if `value` is not a tensor.
+            ValueError: if `parameter` is not a target, or `value` is of another shape or of a
                 kind of numbers that the parameter cannot hold.
         """
         index = self._index(parameter)
@@ -298,7 +298,7 @@ class SurgicalTheater:
         self._held = list(held.values())
 
     def _of_the_model(self, start: int = 0) -> list[SurgicalTheater]:
-        """Return the theaters that are open on the same model, from the ``start``-th entry on."""
+        """Return the theaters that are open on the same model, from the `start`-th entry on."""
         reach = self._choice.reach
         return [
             other for other in _open_theaters[start:] if not reach.isdisjoint(other._choice.reach)

@@ -46,7 +46,7 @@ class Corpus:
         source: The file, or what else the text was made from.
         nats_per_char: True entropy of the text's source, nats per character, averaged over the
             whole text: about what a model would score that knew the source. Known only for
-            ``playwright``, otherwise None.
+            `playwright`, otherwise None.
         sha256: Of the text in UTF-8, as hexadecimal digits.
     """
 
@@ -79,7 +79,7 @@ class Corpus:
         """Return one part of the text.
 
         Args:
-            name: ``"train"`` (the first 85 %), ``"surgeon"`` (the next 5 %) or ``"validation"``
+            name: `"train"` (the first 85 %), `"surgeon"` (the next 5 %) or `"validation"`
                 (the last 10 %).
 
         Raises:
@@ -90,7 +90,7 @@ class Corpus:
         return self.splits[name]
 
     def require(self, n_chars: int, what: str) -> None:
-        """Check that every split is longer than ``n_chars`` characters.
+        """Check that every split is longer than `n_chars` characters.
 
         Args:
             n_chars: The longest stretch that somebody will cut out of a split, characters.
@@ -111,7 +111,7 @@ class Corpus:
 class _Source(NamedTuple):
     """Where a named corpus is published.
 
-    ``sha256`` is None for a Project Gutenberg file: it is revised now and then, and is known by its
+    `sha256` is None for a Project Gutenberg file: it is revised now and then, and is known by its
     marker lines and its size instead.
     """
 
@@ -146,23 +146,23 @@ def load_corpus(
 ) -> Corpus:
     """Load a corpus by name or path.
 
-    ``tinyshakespeare`` and ``shakespeare`` are looked for in ``DATA_DIR/NAME/input.txt``, then in
-    the cache ``${XDG_CACHE_HOME:-~/.cache}/avatarl_env/NAME/input.txt``, and downloaded into the
+    `tinyshakespeare` and `shakespeare` are looked for in `DATA_DIR/NAME/input.txt`, then in
+    the cache `${XDG_CACHE_HOME:-~/.cache}/avatarl_env/NAME/input.txt`, and downloaded into the
     cache if they are in neither.
 
     Args:
-        name: ``"tinyshakespeare"``; ``"shakespeare"``, the complete works from Project Gutenberg;
-            ``"playwright"``, the embedded synthetic play; the path of a UTF-8 text file; or
-            ``"auto"``: tinyshakespeare if it can be had within seconds, else playwright with one
+        name: `"tinyshakespeare"`; `"shakespeare"`, the complete works from Project Gutenberg;
+            `"playwright"`, the embedded synthetic play; the path of a UTF-8 text file; or
+            `"auto"`: tinyshakespeare if it can be had within seconds, else playwright with one
             warning. A registered name wins over a file of the same name.
-        data_dir: Folder to look in first; by default what ``AVATARL_DATA_DIR`` names, if set.
+        data_dir: Folder to look in first; by default what `AVATARL_DATA_DIR` names, if set.
 
     Returns:
         The corpus, never another one than was asked for by name.
 
     Raises:
         CorpusError: If there is no such corpus, or it cannot be read, downloaded or verified.
-        TypeError: If ``name`` is neither a string nor a path.
+        TypeError: If `name` is neither a string nor a path.
     """
     wanted = os.fspath(name)
     if not isinstance(wanted, str):
@@ -227,7 +227,7 @@ def _load_published(
 
 
 def _verified_text(content: bytes, source: _Source, where: str) -> str:
-    """Check that ``content`` is the published corpus; return its text."""
+    """Check that `content` is the published corpus; return its text."""
     if source.sha256 is None:
         return _strip_gutenberg(_decode(content, where), where)
     digest = hashlib.sha256(content).hexdigest()
@@ -239,7 +239,7 @@ def _verified_text(content: bytes, source: _Source, where: str) -> str:
 
 
 def _strip_gutenberg(text: str, where: str) -> str:
-    """Return what stands between the lines ``*** START OF ...`` and ``*** END OF ...``."""
+    """Return what stands between the lines `*** START OF ...` and `*** END OF ...`."""
     text = text.replace("\r\n", "\n")
     inner = re.search(
         r"^\*\*\* ?START OF [^\n]*\n(.*)^\*\*\* ?END OF ", text, flags=re.MULTILINE | re.DOTALL
@@ -307,7 +307,7 @@ def _download(name: str, url: str, patience: _Patience) -> bytes:
 
 
 def _fetch(url: str, patience: _Patience) -> bytes:
-    """Make one request; a trickle of bytes does not extend it beyond ``patience.total``."""
+    """Make one request; a trickle of bytes does not extend it beyond `patience.total`."""
     import requests
 
     deadline = time.monotonic() + patience.total
@@ -335,7 +335,7 @@ def _keep(path: Path, content: bytes) -> None:
 
 
 def _no_such_corpus(name: str) -> CorpusError:
-    """Say what ``name`` could have been."""
+    """Say what `name` could have been."""
     if os.sep in name or "/" in name or Path(name).suffix:
         return CorpusError(f"corpus file {name!r} must exist, got no such file")
     close = difflib.get_close_matches(name.lower(), _NAMES, n=1)

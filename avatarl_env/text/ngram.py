@@ -1,18 +1,18 @@
 """The n-gram reference: interpolated Witten-Bell smoothing, every position at once.
 
 An n-gram model is counted in a moment, the same on every machine, and predicts far better than
-a language model in its first steps: the yardstick for what that model writes. With ``h`` a context
-of ``k`` tokens, ``h'`` the same context without its oldest token, ``c`` counts and ``N(h)`` the
-number of distinct tokens seen after ``h`` (Witten and Bell 1991, in the recursive form of Chen and
+a language model in its first steps: the yardstick for what that model writes. With `h` a context
+of `k` tokens, `h'` the same context without its oldest token, `c` counts and `N(h)` the
+number of distinct tokens seen after `h` (Witten and Bell 1991, in the recursive form of Chen and
 Goodman 1998, Harvard TR-10-98):
 
     p_k(a | h) = (c(h, a) + N(h) * p_{k-1}(a | h')) / (c(h) + N(h)),    p_{-1}(a) = 1 / V
 
-A context that was never followed by anything has ``p_k = p_{k-1}``.
+A context that was never followed by anything has `p_k = p_{k-1}`.
 
 How the counts are kept is told in `avatarl_env.text.ngram_counts`.
 
-Shapes: ``B`` rows, ``T`` tokens a row, ``V`` vocabulary.
+Shapes: `B` rows, `T` tokens a row, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ReferenceMetrics(NamedTuple):
     """How well the reference predicts a text.
 
     Attributes:
-        loss: Mean of ``-log p(token)``, nats per token.
+        loss: Mean of `-log p(token)`, nats per token.
         bits_per_token: The same in bits.
         accuracy: Share of the tokens that were the most probable one, in [0, 1].
         entropy: Mean entropy of the predicted distributions, nats per token.
@@ -54,8 +54,8 @@ class NGramReference:
     constructor takes what `fit` has counted, one level for each length of context.
 
     Attributes:
-        vocab_size: Number of token ids, ``V``.
-        order: Longest n-gram counted; contexts have up to ``order - 1`` tokens.
+        vocab_size: Number of token ids, `V`.
+        order: Longest n-gram counted; contexts have up to `order - 1` tokens.
     """
 
     def __init__(self, levels: tuple[Level, ...], vocab_size: int) -> None:
@@ -71,15 +71,15 @@ class NGramReference:
         """Count the n-grams of a text.
 
         Args:
-            tokens: Shape ``(T,)``, integers in ``[0, vocab_size)``, at least ``order`` of them.
-            vocab_size: ``V``, at least 1; tokens that never occur still get some probability.
+            tokens: Shape `(T,)`, integers in `[0, vocab_size)`, at least `order` of them.
+            vocab_size: `V`, at least 1; tokens that never occur still get some probability.
             order: Longest n-gram to count, at least 1.
 
         Returns:
             The fitted model.
 
         Raises:
-            TypeError: If ``tokens`` are not integers.
+            TypeError: If `tokens` are not integers.
             ValueError: If an argument breaks the rules above.
         """
         for name, value in (("vocab_size", vocab_size), ("order", order)):
@@ -98,21 +98,21 @@ class NGramReference:
         return cls(tuple(levels), vocab_size)
 
     def next_log_probs(self, tokens: npt.ArrayLike, first: int = 0) -> npt.NDArray[np.float32]:
-        """Return the whole distribution before each token from position ``first`` on.
+        """Return the whole distribution before each token from position `first` on.
 
-        Row ``j`` of the result predicts ``tokens[:, first + j]`` from ``tokens[:, :first + j]``, of
-        which the last ``order - 1`` count; at the start of a row the context is shorter. To score
-        what a model wrote after prompts of ``P`` tokens, give prompt and new text and ``first=P``.
+        Row `j` of the result predicts `tokens[:, first + j]` from `tokens[:, :first + j]`, of
+        which the last `order - 1` count; at the start of a row the context is shorter. To score
+        what a model wrote after prompts of `P` tokens, give prompt and new text and `first=P`.
 
         Args:
-            tokens: Shape ``(B, T)``, integers in ``[0, V)``.
-            first: First position to predict, in ``[0, T)``.
+            tokens: Shape `(B, T)`, integers in `[0, V)`.
+            first: First position to predict, in `[0, T)`.
 
         Returns:
-            Natural logarithms, shape ``(B, T - first, V)``.
+            Natural logarithms, shape `(B, T - first, V)`.
 
         Raises:
-            TypeError: If ``tokens`` are not integers.
+            TypeError: If `tokens` are not integers.
             ValueError: If an argument breaks the rules above.
         """
         rows, first = self._checked_rows(tokens, first)
@@ -121,20 +121,20 @@ class NGramReference:
         return log_probs.reshape(rows.shape[0], rows.shape[1] - first, self.vocab_size)
 
     def target_log_probs(self, tokens: npt.ArrayLike, first: int = 0) -> npt.NDArray[np.float32]:
-        """Return the log-probability of each token from position ``first`` on.
+        """Return the log-probability of each token from position `first` on.
 
         The same numbers as `next_log_probs` at the tokens themselves, with neither time nor memory
         spent on the rest of the vocabulary.
 
         Args:
-            tokens: Shape ``(B, T)``, integers in ``[0, V)``.
-            first: First position to predict, in ``[0, T)``.
+            tokens: Shape `(B, T)`, integers in `[0, V)`.
+            first: First position to predict, in `[0, T)`.
 
         Returns:
-            Natural logarithms, shape ``(B, T - first)``.
+            Natural logarithms, shape `(B, T - first)`.
 
         Raises:
-            TypeError: If ``tokens`` are not integers.
+            TypeError: If `tokens` are not integers.
             ValueError: If an argument breaks the rules above.
         """
         rows, first = self._checked_rows(tokens, first)
@@ -149,14 +149,14 @@ class NGramReference:
         """Predict a whole text, each token from all that stands before it.
 
         Args:
-            tokens: Shape ``(T,)``, integers in ``[0, V)``, at least one.
+            tokens: Shape `(T,)`, integers in `[0, V)`, at least one.
 
         Returns:
-            Means over the ``T`` tokens.
+            Means over the `T` tokens.
 
         Raises:
-            TypeError: If ``tokens`` are not integers.
-            ValueError: If ``tokens`` is empty, not one-dimensional or out of range.
+            TypeError: If `tokens` are not integers.
+            ValueError: If `tokens` is empty, not one-dimensional or out of range.
         """
         text = _checked_tokens(tokens, self.vocab_size, n_dims=1)
         if len(text) == 0:
@@ -175,7 +175,7 @@ class NGramReference:
         return ReferenceMetrics(loss, loss / float(np.log(2.0)), hits, entropy)
 
     def _next_probs(self, rows: _IntArray, first: int) -> _FloatArray:
-        """Return the distributions of `next_log_probs` as probabilities, ``(B*(T-first), V)``."""
+        """Return the distributions of `next_log_probs` as probabilities, `(B*(T-first), V)`."""
         shape = (rows.shape[0], rows.shape[1] - first)
         grams = self._number_grams(rows, self.order - 1)
         # Begin with what is kept ready after the longest context that was seen.
@@ -199,10 +199,10 @@ class NGramReference:
         return probs
 
     def _number_grams(self, rows: _IntArray, longest: int) -> list[_IntArray]:
-        """Number the n-grams of 0 to ``longest`` tokens that start at each position.
+        """Number the n-grams of 0 to `longest` tokens that start at each position.
 
         Returns:
-            For each length ``k`` an array ``(B, T - k + 1)`` (no columns if ``k > T``).
+            For each length `k` an array `(B, T - k + 1)` (no columns if `k > T`).
         """
         n_rows, width = rows.shape
         grams = [np.zeros((n_rows, width + 1), dtype=np.int64)]
@@ -224,10 +224,10 @@ class NGramReference:
 def _starting_before(
     grams: _IntArray, distance: int, first: int, shape: tuple[int, int]
 ) -> _IntArray:
-    """Pick the n-gram that starts ``distance`` tokens before each predicted position.
+    """Pick the n-gram that starts `distance` tokens before each predicted position.
 
     Args:
-        grams: ``(B, .)`` numbers of the n-grams by the position where they start.
+        grams: `(B, .)` numbers of the n-grams by the position where they start.
         distance: How far back to look.
         first: First predicted position.
         shape: Rows and predicted positions.
@@ -243,7 +243,7 @@ def _starting_before(
 
 
 def _checked_tokens(tokens: npt.ArrayLike, vocab_size: int, n_dims: int) -> _IntArray:
-    """Return ``tokens`` as int64 if they are integers in range with ``n_dims`` axes."""
+    """Return `tokens` as int64 if they are integers in range with `n_dims` axes."""
     array: npt.NDArray[Any] = np.asarray(tokens)
     if array.ndim != n_dims:
         raise ValueError(f"tokens must have {n_dims} dimension(s), got shape {array.shape}")

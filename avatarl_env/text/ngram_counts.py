@@ -1,11 +1,11 @@
 """The counts of an n-gram model, one level for each length of context.
 
-The counts form a tree of n-grams. The ``k``-grams seen are numbered from 0, a ``k+1``-gram is found
-under the key ``number of its first k tokens * V + last token``, and its own number is the place of
-that key among all sorted keys. So keys stay below ``(tokens counted) * V`` for every order, memory
+The counts form a tree of n-grams. The `k`-grams seen are numbered from 0, a `k+1`-gram is found
+under the key `number of its first k tokens * V + last token`, and its own number is the place of
+that key among all sorted keys. So keys stay below `(tokens counted) * V` for every order, memory
 is proportional to the n-grams seen, and what followed one context is one contiguous range.
 
-Shapes: ``E`` n-grams and ``C`` contexts of one length, ``P`` positions, ``V`` vocabulary.
+Shapes: `E` n-grams and `C` contexts of one length, `P` positions, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Level:
     an entry for them (share 0, length 0, back-off 1), which is the one that index -1 picks.
 
     Attributes:
-        keys: ``(E,)`` sorted, ``context * V + follower``.
-        followers: ``(E,)`` the last token of each n-gram.
-        shares: ``(E+1,)`` ``c(h, a) / (c(h) + N(h))``.
-        starts: ``(C+1,)`` where the n-grams of a context begin.
-        lengths: ``(C+1,)`` how many there are, ``N(h)``.
-        backoffs: ``(C+1,)`` ``N(h) / (c(h) + N(h))``, the weight of the shorter context.
+        keys: `(E,)` sorted, `context * V + follower`.
+        followers: `(E,)` the last token of each n-gram.
+        shares: `(E+1,)` `c(h, a) / (c(h) + N(h))`.
+        starts: `(C+1,)` where the n-grams of a context begin.
+        lengths: `(C+1,)` how many there are, `N(h)`.
+        backoffs: `(C+1,)` `N(h) / (c(h) + N(h))`, the weight of the shorter context.
     """
 
     keys: _IntArray
@@ -46,7 +46,7 @@ class Level:
     backoffs: _FloatArray
 
     def find(self, contexts: _IntArray, tokens: _IntArray, vocab_size: int) -> _IntArray:
-        """Number the n-grams ``context + token`` (any shape); -1 where one was never seen."""
+        """Number the n-grams `context + token` (any shape); -1 where one was never seen."""
         wanted = contexts * vocab_size + tokens  # negative, so never found, if the context is -1
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[places] == wanted, places, -1)
@@ -56,12 +56,12 @@ def count_level(keys: _IntArray, n_contexts: int, vocab_size: int) -> tuple[Leve
     """Count the n-grams of one length.
 
     Args:
-        keys: ``(P,)`` the key of the n-gram that starts at each position.
+        keys: `(P,)` the key of the n-gram that starts at each position.
         n_contexts: How many contexts (n-grams one shorter) there are.
-        vocab_size: ``V``.
+        vocab_size: `V`.
 
     Returns:
-        The level, and for each position the number of its n-gram, ``(P,)``.
+        The level, and for each position the number of its n-gram, `(P,)`.
     """
     unique_keys, numbers, counts = _tally(keys, n_contexts * vocab_size)
     contexts, followers = np.divmod(unique_keys, vocab_size)
@@ -86,7 +86,7 @@ def ready_distributions(
     """Compute the distributions after all contexts of the shortest lengths, as many as are kept.
 
     Returns:
-        The distributions, ``(contexts of these lengths, V)``, and where those of each length begin;
+        The distributions, `(contexts of these lengths, V)`, and where those of each length begin;
         at least that after the empty context.
     """
     table = np.full((1, vocab_size), levels[0].backoffs[0] / vocab_size)
@@ -114,7 +114,7 @@ def _tally(keys: _IntArray, n_keys: int) -> tuple[_IntArray, _IntArray, _IntArra
     """Return the sorted distinct keys, the place of each key among them, and how often each is.
 
     Args:
-        keys: ``(P,)`` in ``[0, n_keys)``.
+        keys: `(P,)` in `[0, n_keys)`.
         n_keys: Number of possible keys.
     """
     if n_keys > 4 * len(keys):

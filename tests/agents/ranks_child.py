@@ -131,11 +131,11 @@ def refuse(rank: int) -> None:
 def command_line(out: Path, plan: str, words: list[str]) -> int:
     """Do what `train.py` does, with what a plan says happening on the way; note how it ended.
 
-    A plan is words like ``term@3``: at update 3, SIGTERM for whoever started the processes;
-    ``self``: for the first one alone; ``die``: the second ends; ``boom``: the first has an error;
-    ``once``, ``nan``: from then on the second's loss is no number, three times or for ever.
-    ``keep@1`` commits every operation, ``slow@1`` lets the first take its time with the report,
-    ``helps@1`` lets every operation be one to sample under, ``surgeon@1`` lets the surgeon diverge.
+    A plan is words like `term@3`: at update 3, SIGTERM for whoever started the processes;
+    `self`: for the first one alone; `die`: the second ends; `boom`: the first has an error;
+    `once`, `nan`: from then on the second's loss is no number, three times or for ever.
+    `keep@1` commits every operation, `slow@1` lets the first take its time with the report,
+    `helps@1` lets every operation be one to sample under, `surgeon@1` lets the surgeon diverge.
     """
     learners: list[GRPOLearner] = []
     events = dict(word.split("@") for word in plan.split(",") if word)

@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
 """By keyword, what it cannot be."""
 
 GYMNASIUMS_OWN = {"num_envs", "max_episode_steps", "render_mode"}
-"""Looked at by ``gymnasium.make`` or ``make_vec`` first."""
+"""Looked at by `gymnasium.make` or `make_vec` first."""
 VECTOR_ONLY = {"num_envs", "max_episode_steps", "autoreset_mode"}
 STORED_ONLY = {"lm", "corpus", "device", "dtype"}
 

@@ -46,7 +46,7 @@ def make(folder: str, **keywords: Any) -> AttentionSurgeryEnv:
 
 
 def operate(env: AttentionSurgeryEnv, choices: np.ndarray) -> list[Transition]:
-    """Step through ``choices`` (n, A) until the operation ends."""
+    """Step through `choices` (n, A) until the operation ends."""
     steps: list[Transition] = []
     for action in choices:
         steps.append(env.step(action))

@@ -107,7 +107,7 @@ def test_a_misspelt_option_of_an_operator_is_told_with_the_closest(
 
 @pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])
 def test_code_that_goes_by_pythons_own_error_finds_it(make: Any, tmp_path: Any) -> None:
-    """TorchRL offers every environment a ``frameskip``, and takes it back on this."""
+    """TorchRL offers every environment a `frameskip`, and takes it back on this."""
     folder = store_tiny_patient(tmp_path / "model")
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
         make("avatarl_env:AttentionSurgery-v0", lm=folder, frameskip=1)

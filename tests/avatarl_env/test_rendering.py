@@ -23,7 +23,7 @@ def rendered(env: AttentionSurgeryEnv) -> str:
 
 
 def section(text: str, title: str, end: str) -> str:
-    """Return what stands between the first line ``--- title`` and the next that begins so."""
+    """Return what stands between the first line `--- title` and the next that begins so."""
     return text.split(f"--- {title}\n", 1)[1].split(f"\n--- {end}", 1)[0]
 
 

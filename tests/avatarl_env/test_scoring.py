@@ -483,7 +483,7 @@ def test_a_single_number_that_is_none_is_noticed(field: str) -> None:
 
 @pytest.mark.parametrize("vocab_size", [50_257, 55_109, 60_000, 152_064, LARGEST_VOCABULARY])
 def test_ngrams_of_large_vocabularies_are_told_apart(vocab_size: int) -> None:
-    """``V ** 4`` is beyond 63 bits from 55,109 tokens on; 2**21 wraps round to zero."""
+    """`V ** 4` is beyond 63 bits from 55,109 tokens on; 2**21 wraps round to zero."""
     reference = TextReference(np.arange(5), vocab_size)
     last = vocab_size - 1
     rows = [[last - 4, 1, 2, 3], [last, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [last, 1, 2, 4]]

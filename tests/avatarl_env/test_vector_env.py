@@ -45,7 +45,7 @@ SAME_STEP, NEXT_STEP, DISABLED = (
 BRIEF = {**SIZES, "n_prompts": 6, "episode_length": 2}
 KILL, SPARE = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 BRUTAL: dict[str, Any] = {"operator_options": {"scale": 300.0}, "step_size": 1.0}
-"""With these, ``KILL`` makes heads e^300 times louder, which leaves float32."""
+"""With these, `KILL` makes heads e^300 times louder, which leaves float32."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def operate(env: VectorEnv[Any, Any, Any], moves: np.ndarray) -> list[Any]:
 
 
 def assert_agree(found: object, expected: object, tolerance: float = 0.0) -> None:
-    """Check kinds, shapes, keys and values; floating-point arrays may differ by ``tolerance``."""
+    """Check kinds, shapes, keys and values; floating-point arrays may differ by `tolerance`."""
     assert type(found) is type(expected)
     if isinstance(found, dict):
         assert found.keys() == expected.keys()
@@ -869,7 +869,7 @@ def test_the_model_is_unoperated_between_calls(name: str, monkeypatch: pytest.Mo
 
 
 class Failing:
-    """Writes as the real ``generate`` until it has done so ``n`` times, then fails."""
+    """Writes as the real `generate` until it has done so `n` times, then fails."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self.error, self.n, self.n_calls = error, 1000, 0

@@ -1,6 +1,6 @@
 """RLlib's loop over a vector environment, told anew: its package pins another Gymnasium.
 
-Given ``gym_env_vectorize_mode=VECTOR_ENTRY_POINT`` it makes the environment with ``make_vec`` and
+Given `gym_env_vectorize_mode=VECTOR_ENTRY_POINT` it makes the environment with `make_vec` and
 assumes the autoreset mode NEXT_STEP: what the step after an episode's end returns is the first
 observation of the next episode, and no transition.
 """

@@ -60,7 +60,7 @@ def test_its_own_check_passes(keywords: dict[str, Any]) -> None:
 
 
 def test_the_vector_environment_rolls_out(keywords: dict[str, Any]) -> None:
-    """It goes by ``autoreset_mode``, the attribute, and does itself what this leaves to it."""
+    """It goes by `autoreset_mode`, the attribute, and does itself what this leaves to it."""
     env = side_by_side(keywords)
     assert env.batch_size == (3,)
     rollout = env.rollout(5, break_when_any_done=False)

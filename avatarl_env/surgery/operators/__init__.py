@@ -38,11 +38,11 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "seed_rank_one": SeedRankOne,
     "output_temperature": OutputTemperature,
 }
-"""Operators by name, made from :class:`Targets`; add one with ``OPERATORS["mine"] = Mine``."""
+"""Operators by name, made from `Targets`; add one with `OPERATORS["mine"] = Mine`."""
 
 
 def make_operator(name: str, targets: Targets, **options: object) -> Operator:
-    """Build the operator called ``name`` on ``targets``.
+    """Build the operator called `name` on `targets`.
 
     Raises:
         ValueError: if there is no such operator; names the closest.

@@ -21,10 +21,10 @@ class Operator(Protocol):
     """Turns coefficients into weight edits.
 
     Coefficients are a vector c of A numbers, nominally in [-1, 1], 0 meaning "untouched". An
-    operator writes ``factor(c) * W`` or ``W + delta(c)`` with W the *unoperated* weights, so
+    operator writes `factor(c) * W` or `W + delta(c)` with W the *unoperated* weights, so
     applying one twice is applying it once, and is the exact identity, bit for bit, at c = 0.
 
-    One that also has ``row_edits`` (:class:`avatarl_env.surgery.overlay.Overlayable`) can perform
+    One that also has `row_edits` (`avatarl_env.surgery.overlay.Overlayable`) can perform
     many operations in one forward; without it they are performed one after the other.
     """
 
@@ -36,7 +36,7 @@ class Operator(Protocol):
         """Return what the operator may edit; what a theater has to save for it."""
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that ``coefficients`` (A,) stand for."""
+        """Write the weights that `coefficients` (A,) stand for."""
 
 
 def as_coefficients(coefficients: ArrayLike, count: int) -> Tensor:
@@ -64,7 +64,7 @@ def as_coefficient_rows(coefficients: ArrayLike, count: int) -> Tensor:
 
 
 def check_scale(scale: float) -> None:
-    """Raise a ValueError unless ``scale`` is positive and finite."""
+    """Raise a ValueError unless `scale` is positive and finite."""
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
 

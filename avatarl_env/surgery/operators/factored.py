@@ -1,4 +1,4 @@
-"""The common ground of operators that add ``left @ diag(middle(c)) @ right`` to a matrix.
+"""The common ground of operators that add `left @ diag(middle(c)) @ right` to a matrix.
 
 Shapes: A coefficients, N operations, F and H * D the sides of a projection's matrix, r rank.
 """
@@ -81,7 +81,7 @@ class FactoredOperator(ABC):
         yield from dict.fromkeys(site.projection.weight for site in self._sites)
 
     def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the factors for site number ``index``: here its singular values, largest first.
+        """Return the factors for site number `index`: here its singular values, largest first.
 
         Args:
             index: number of the site.
@@ -100,7 +100,7 @@ class FactoredOperator(ABC):
         """
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that ``coefficients`` (A,) stand for.
+        """Write the weights that `coefficients` (A,) stand for.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite, or a weight that
@@ -126,7 +126,7 @@ class FactoredOperator(ABC):
             theater.write(weight, value)
 
     def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        """Return the edits that ``coefficients`` (N, A) stand for, on the rows of a batch.
+        """Return the edits that `coefficients` (N, A) stand for, on the rows of a batch.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite, or a weight that

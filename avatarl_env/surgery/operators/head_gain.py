@@ -20,7 +20,7 @@ from avatarl_env.surgery.theater import SurgicalTheater
 class HeadGain:
     """Per head a log-sharpness (minus a log-temperature) and a log-value-gain.
 
-    ``gain = exp(scale * c)``. The first scales the head's query rows and their bias, hence its
+    `gain = exp(scale * c)`. The first scales the head's query rows and their bias, hence its
     attention logits: positive is sharper. The second scales the columns of the output projection
     that read the head: positive is louder; its bias belongs to no head and stays. A key's gain
     would repeat the first and a value's the second, and heads may share keys and values, so these
@@ -80,7 +80,7 @@ class HeadGain:
             yield target.output.weight
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that ``coefficients`` (A,) stand for.
+        """Write the weights that `coefficients` (A,) stand for.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite.
@@ -93,7 +93,7 @@ class HeadGain:
             _scale(theater, target.output.weight, target.output.by_head, loudness)
 
     def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        """Return the edits that ``coefficients`` (N, A) stand for, on the rows of a batch.
+        """Return the edits that `coefficients` (N, A) stand for, on the rows of a batch.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite.
@@ -106,7 +106,7 @@ class HeadGain:
         return edits
 
     def _shares(self, gains: Tensor) -> Iterator[tuple[AttentionTarget, Tensor, Tensor]]:
-        """Yield each target with its share of ``gains`` (..., A), twice (..., H)."""
+        """Yield each target with its share of `gains` (..., A), twice (..., H)."""
         start = 0
         for target in self.targets:
             middle, stop = start + target.n_heads, start + 2 * target.n_heads
@@ -117,7 +117,7 @@ class HeadGain:
 def _scale(
     theater: SurgicalTheater, parameter: Tensor, heads: Callable[[Tensor], Tensor], gains: Tensor
 ) -> None:
-    """Write ``parameter`` with its part ``heads`` (..., H, D) multiplied by ``gains`` (H,)."""
+    """Write `parameter` with its part `heads` (..., H, D) multiplied by `gains` (H,)."""
     value = theater.original(parameter).clone()
     part, factor = heads(value), gains.to(value)[:, None]
     # Half precision multiplied by one is not the same bits: it forgets which NaN it was.

@@ -17,7 +17,7 @@ from avatarl_env.surgery.projections import AttentionTarget
 class LowRankSeed(FactoredOperator):
     """Steps along random directions that a seed defines, so a coefficient is all there is to store.
 
-    ``W' = W + sum_k c_k * scale * |W| / |D_k| * D_k`` with ``D_k = sum_j a_kj b_kj`` of rank r,
+    `W' = W + sum_k c_k * scale * |W| / |D_k| * D_k` with `D_k = sum_j a_kj b_kj` of rank r,
     a and b standard normal, |.| the Frobenius norm. A direction runs through all chosen matrices
     of all layers at once. Random directions are those of evolution strategies (MeZO, arXiv
     2305.17333, regenerates them from seeds; EGGROLL, arXiv 2511.16652, makes them of low rank).
@@ -37,7 +37,7 @@ class LowRankSeed(FactoredOperator):
 
         Args:
             targets: the layers to operate on.
-            projections: of ``query``, ``key``, ``value``, ``output``.
+            projections: of `query`, `key`, `value`, `output`.
             n_directions: at least 1.
             rank: of each direction, at least 1.
             seed: of the directions' own generator.

@@ -18,8 +18,8 @@ class SpectralBands(FactoredOperator):
     """Louder and softer bands of singular values, at constant mass.
 
     The singular values s, largest first, are cut into bands of equal number. Band b is multiplied
-    by ``exp(scale * c_b)``, then all are rescaled to keep their sum: ``s' = s * m * sum(s) /
-    sum(s * m)``, and ``W' = W + U diag(s' - s) V``. The rescaling is that of SVF
+    by `exp(scale * c_b)`, then all are rescaled to keep their sum: `s' = s * m * sum(s) /
+    sum(s * m)`, and `W' = W + U diag(s' - s) V`. The rescaling is that of SVF
     (Transformer-squared, arXiv 2501.06252), which has a factor for every single value. Equal
     coefficients in all bands are the identity up to rounding.
     """
@@ -37,7 +37,7 @@ class SpectralBands(FactoredOperator):
 
         Args:
             targets: the layers to operate on.
-            projections: of ``query``, ``key``, ``value``, ``output``.
+            projections: of `query`, `key`, `value`, `output`.
             n_bands: bands, at least 2 and at most the singular values.
             tied: the same coefficients for all layers (A = bands * projections) or for each its
                 own (that times L).
@@ -67,7 +67,7 @@ class SpectralBands(FactoredOperator):
 class LayerTruncation(FactoredOperator):
     """Rank reduction: the smallest singular values are set to zero.
 
-    ``|c|`` times ``scale`` is the share of the singular values that goes, rounded to whole values;
+    `|c|` times `scale` is the share of the singular values that goes, rounded to whole values;
     the sign means nothing. This is LASER (arXiv 2312.13558), which picks one matrix and the share
     by search.
     """
@@ -84,7 +84,7 @@ class LayerTruncation(FactoredOperator):
 
         Args:
             targets: the layers to operate on.
-            projections: of ``query``, ``key``, ``value``, ``output``.
+            projections: of `query`, `key`, `value`, `output`.
             tied: the same for all layers, or for each its own (A = projections * L).
             scale: share of the singular values that goes at abs(c) = 1, in (0, 1].
 
@@ -107,9 +107,9 @@ class LayerTruncation(FactoredOperator):
 class SeedRankOne(FactoredOperator):
     """Towards a matrix of rank one, as in the project that this one grew from.
 
-    There a projection was *replaced* by ``(1 + u) (1 + v) a b`` with a, b its first singular
+    There a projection was *replaced* by `(1 + u) (1 + v) a b` with a, b its first singular
     vectors: the singular value was dropped, u and v acted only through their product, and nothing
-    was left of the matrix even at zero. Here ``W' = W + |c| ((1 + scale * c) a b - W)``, which is
+    was left of the matrix even at zero. Here `W' = W + |c| ((1 + scale * c) a b - W)`, which is
     the identity at zero and the replacement from abs(c) = 1 on. Kept for comparison: it destroys.
     """
 
@@ -125,7 +125,7 @@ class SeedRankOne(FactoredOperator):
 
         Args:
             targets: the layers to operate on.
-            projections: of ``query``, ``key``, ``value``, ``output``.
+            projections: of `query`, `key`, `value`, `output`.
             tied: the same for all layers, or for each its own (A = projections * L).
             scale: how much longer the one singular value left is at c = 1 than at c = 0, > 0.
 

@@ -20,7 +20,7 @@ FINAL_NORMS = ("norm", "transformer.ln_f", "model.norm", "gpt_neox.final_layer_n
 
 
 class OutputTemperature:
-    """Multiplies all logits by ``exp(scale * c)``: positive is sharper. A = 1.
+    """Multiplies all logits by `exp(scale * c)`: positive is sharper. A = 1.
 
     What a surgeon gains beyond this control is more than another decoding temperature. In place it
     scales the output head, or where the head is tied to the embedding the normalisation before it.
@@ -32,10 +32,10 @@ class OutputTemperature:
         """Find what to scale.
 
         Args:
-            targets: of the model, which must have ``get_output_embeddings()``.
+            targets: of the model, which must have `get_output_embeddings()`.
             scale: nats of gain at c = 1, > 0.
             final_norm: path of the normalisation that a tied head reads; default one of
-                :data:`FINAL_NORMS`. A head that is not tied needs none.
+                `FINAL_NORMS`. A head that is not tied needs none.
 
         Raises:
             TypeError: if the model has no output head.
@@ -66,7 +66,7 @@ class OutputTemperature:
         yield from self._scaled
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that ``coefficients`` (1,) stand for.
+        """Write the weights that `coefficients` (1,) stand for.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite.
@@ -77,7 +77,7 @@ class OutputTemperature:
             theater.write(parameter, original if gain == 1 else original * gain.to(original))
 
     def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        """Return the edits that ``coefficients`` (N, 1) stand for, on the rows of a batch.
+        """Return the edits that `coefficients` (N, 1) stand for, on the rows of a batch.
 
         Raises:
             ValueError: if the coefficients have another shape or are not finite.

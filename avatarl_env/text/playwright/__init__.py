@@ -5,7 +5,7 @@ the flavour of early modern English: acts and scenes, verse of about ten syllabl
 clowns, rhymes where a scene ends. Some rules span hundreds or thousands of characters, so there is
 more to learn than spelling:
 
-- only persons on stage speak or are spoken to; they come with ``Enter`` and go with ``Exit``;
+- only persons on stage speak or are spoken to; they come with `Enter` and go with `Exit`;
 - who is spoken of is not on stage, and is he or she; a letter is signed by whom it comes from;
 - people say "thou" to those of lower rank, and the common people also among themselves, otherwise
   "you", and call one another by rank and sex;
@@ -36,7 +36,7 @@ from avatarl_env.text.playwright.grammar import (
 )
 
 SHA256: Final = "e6c56ac85d50eec9082d51f6d6c7ded6868b85cbab73539e0c8e809ee953e515"
-"""Checksum of ``write_play().text``."""
+"""Checksum of `write_play().text`."""
 
 _LINE_WIDTH: Final = 64
 """Prose is broken before a line gets longer, characters."""
@@ -56,8 +56,8 @@ class Play:
 
     Attributes:
         text: The play, in ASCII; it ends with a whole speech, direction or heading.
-        nats_per_char: Sum of ``-log p(choice)`` over all random choices made in writing ``text``,
-            divided by its length. So it is ``-log p`` of the way in which the grammar derived this
+        nats_per_char: Sum of `-log p(choice)` over all random choices made in writing `text`,
+            divided by its length. So it is `-log p` of the way in which the grammar derived this
             very text, in nats per character, and as a mean over a long text an estimate of the
             grammar's entropy rate, which no predictor can beat in the long run. Where two
             derivations give the same text, the text is more probable than either, and this number
@@ -88,7 +88,7 @@ def write_play(seed: int = 0, n_chars: int = 1_000_000) -> Play:
     """Write a play.
 
     The text is a sequence of blocks (headings, stage directions, speeches) and ends with the block
-    that reaches ``n_chars``. It is a prefix of every longer play of the same seed.
+    that reaches `n_chars`. It is a prefix of every longer play of the same seed.
 
     Args:
         seed: Which play, at least 0.
@@ -318,7 +318,7 @@ def _manners(speaker: _Role, hearer: _Role) -> tuple[str, str]:
 
 @cache
 def _signs(role: _Role) -> dict[str, str]:
-    """Return what symbols mean once ``role`` was mentioned."""
+    """Return what symbols mean once `role` was mentioned."""
     he, his = ("he", "his") if role.sex == "m" else ("she", "her")
     return {"HE": he, "HIS": his, "SIGNED": role.name}
 

@@ -1,12 +1,12 @@
 """Weighted grammars: text drawn rule by rule, and the surprisal of every draw.
 
-A text of rules has one rule ``symbol = alternatives`` after the other; further lines of a rule are
-indented. The alternatives are single words, or, where a ``|`` or a brace is among them, the
-patterns between the bars: text with symbols in braces and ``/`` for a line break, after a number
-that is its weight (1 if absent). Two prefixes change the word that a symbol gives: ``{^X}`` begins
-with a capital, ``{a:X}`` has the indefinite article before it.
+A text of rules has one rule `symbol = alternatives` after the other; further lines of a rule are
+indented. The alternatives are single words, or, where a `|` or a brace is among them, the
+patterns between the bars: text with symbols in braces and `/` for a line break, after a number
+that is its weight (1 if absent). Two prefixes change the word that a symbol gives: `{^X}` begins
+with a capital, `{a:X}` has the indefinite article before it.
 
-A rule ``context symbol = ...`` holds only after `Voice.enter` was called with the context. Where
+A rule `context symbol = ...` holds only after `Voice.enter` was called with the context. Where
 the symbol has a rule of its own as well, the context adds to it, with a greater weight.
 """
 
@@ -40,14 +40,14 @@ class Pattern(NamedTuple):
 
 Item: TypeAlias = str | Pattern
 Table: TypeAlias = tuple[tuple[Item, float], ...]
-"""Items with ``-log p``, nats; a uniform draw of an entry gives each item with its ``p``."""
+"""Items with `-log p`, nats; a uniform draw of an entry gives each item with its `p`."""
 
 _Choice = TypeVar("_Choice")
 _NONE_RECENT: Final = ("", 0.0, "", 0.0)
 
 
 def make_table(items: Sequence[Item]) -> Table:
-    """Make a table in which every item is as probable as it is frequent in ``items``."""
+    """Make a table in which every item is as probable as it is frequent in `items`."""
     counts = Counter(items)
     return tuple((item, log(len(items) / counts[item])) for item in items)
 
@@ -82,10 +82,10 @@ class Grammar:
 
     Args:
         common: Rules that hold in every context.
-        local: Rules of single contexts; the keys are ``context symbol``.
+        local: Rules of single contexts; the keys are `context symbol`.
 
     Attributes:
-        contexts: The tables of each context by symbol; those that always hold are under ``""``.
+        contexts: The tables of each context by symbol; those that always hold are under `""`.
         open_class: Symbols with so many words that none need be repeated soon.
     """
 
@@ -120,12 +120,12 @@ def _variants(tables: Mapping[str, Table]) -> dict[str, Table]:
 
 
 def capitalised(word: str) -> str:
-    """Return ``word`` with a capital at its beginning."""
+    """Return `word` with a capital at its beginning."""
     return word[:1].upper() + word[1:]
 
 
 def with_article(word: str) -> str:
-    """Return ``word`` after ``a`` or ``an``, as it sounds."""
+    """Return `word` after `a` or `an`, as it sounds."""
     vowel = (word[0] in "aeiou" and not word.startswith("use")) or word.startswith("honest")
     return f"{'an' if vowel else 'a'} {word}"
 
@@ -135,11 +135,11 @@ class Voice:
 
     Args:
         grammar: Where the rules are from.
-        seed: Of the draws, at least 0. They are made with ``random.Random.random`` alone, which
+        seed: Of the draws, at least 0. They are made with `random.Random.random` alone, which
             gives the same numbers in every version of Python.
 
     Attributes:
-        nats: ``-log p`` of all draws so far, added up.
+        nats: `-log p` of all draws so far, added up.
         last_word: For each symbol the last word that it gave.
     """
 
@@ -155,7 +155,7 @@ class Voice:
         self._pieces: list[str] = []
 
     def choose(self, items: Sequence[_Choice]) -> _Choice:
-        """Draw one of ``items``; what is listed twice is twice as probable."""
+        """Draw one of `items`; what is listed twice is twice as probable."""
         item = items[int(self._random() * len(items))]
         self.nats += log(len(items) / items.count(item))
         return item
@@ -172,7 +172,7 @@ class Voice:
             self._tables[f"^{symbol}"] = ((capitalised(word), 0.0),)
 
     def define_with(self, symbol: str, consequences: Mapping[str, Mapping[str, str]]) -> None:
-        """Let ``symbol`` stand for any of some words that give other symbols their meaning.
+        """Let `symbol` stand for any of some words that give other symbols their meaning.
 
         Args:
             symbol: The symbol.
@@ -182,7 +182,7 @@ class Voice:
         self._tables[symbol] = make_table(list(consequences))
 
     def write(self, symbol: str) -> str:
-        """Draw a text that ``symbol`` stands for."""
+        """Draw a text that `symbol` stands for."""
         self._pieces.clear()
         self._recent.clear()
         self._expand(symbol)
@@ -207,7 +207,7 @@ class Voice:
             self._pieces.append(text)
 
     def _fresh(self, symbol: str, word: str, nats: float) -> tuple[str, float]:
-        """Draw again until ``word`` is none of the last two; return it with its surprisal.
+        """Draw again until `word` is none of the last two; return it with its surprisal.
 
         Given that it is neither of them, a word of probability p has p / (1 - p_1 - p_2).
         """

@@ -2,7 +2,7 @@
 
 The rules are written as `avatarl_env.text.playwright.grammar` says.
 The digit of a symbol counts syllables:
-``N1`` is a noun of one, ``A2`` an adjective of two with the stress on the first.
+`N1` is a noun of one, `A2` an adjective of two with the stress on the first.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ thou D = 3 the | 3 my | 3 thy | 2 this | 2 that | 2 our | 2 his | 2 her | 2 thei
 you D = 3 the | 3 my | 3 your | 2 this | 2 that | 2 our | 2 his | 2 her | 2 their | yon | some
 """
 """What a person is called by somebody of lower or equal rank (up) or of higher rank (down), by rank
-and sex; what people call upon who are alone; and what goes with ``thou`` and with ``you``."""
+and sex; what people call upon who are alone; and what goes with `thou` and with `you`."""
 
 FIELDS: Final = """
 war PLACE = camp before the walls | breach in the wall | captain's tent | plain strewn with arms

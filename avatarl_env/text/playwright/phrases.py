@@ -1,7 +1,7 @@
 """Sentences and speeches of the embedded play, all of our own making.
 
 The rules are written as `avatarl_env.text.playwright.grammar` says.
-Verse has ten syllables a line; the digit of a symbol counts syllables, so that ``C6`` is a clause
+Verse has ten syllables a line; the digit of a symbol counts syllables, so that `C6` is a clause
 of six. The words are in `avatarl_env.text.playwright.lexicon`.
 """
 
@@ -94,7 +94,7 @@ MAN = 2 {a:JOB} | 3 {a:A1} {JOB} | {a:A2} {JOB} | {a:JOB}'s {KIN}
 TUB = 2 {a:BOX} | 2 {a:A1} {BOX} | {a:JOB}'s {BOX} | {a:A2} {BOX}
 DISH = 3 {SAUCE} {FOOD} | {FOOD} and {FOOD} | {FOOD} with {SAUCE} {FOOD} | {A1} {FOOD}
 """
-"""From clause to sentence, in verse and (``PS``) in prose; ``S`` begins and ends a line."""
+"""From clause to sentence, in verse and (`PS`) in prose; `S` begins and ends a line."""
 
 SPEECHES: Final = """
 BODY = {S} | 3 {S}/{S} | 4 {S}/{S}/{S} | 3 {S}/{S}/{S}/{S} | {S}/{S}/{S}/{S}/{S}

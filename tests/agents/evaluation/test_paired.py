@@ -23,7 +23,7 @@ OTHER = np.array([-1.0, 0.0, 0.3, 1.0])
 
 
 def sit(env: AttentionSurgeryVectorEnv, n: int, seed: int = 0, **keywords: Any) -> PairedEvaluation:
-    """Draw an evaluation environment for ``n`` operations."""
+    """Draw an evaluation environment for `n` operations."""
     options = {"split": "surgeon", "n_each": 6, **keywords}
     rng = np.random.default_rng(seed)
     return PairedEvaluation(env.patient, env.config, n_operations=n, rng=rng, **options)

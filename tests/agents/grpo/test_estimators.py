@@ -104,7 +104,7 @@ def chance_of_success(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def towards(wish: Tensor, probs: Tensor) -> Tensor:
-    """Return ``-sum_a p_a w_a (e_a - p)``: the logits' gradient where token a is wished w_a."""
+    """Return `-sum_a p_a w_a (e_a - p)`: the logits' gradient where token a is wished w_a."""
     return -sum(
         (probs[a] * wish[a] * (torch.eye(len(probs), dtype=torch.float64)[a] - probs))
         for a in range(len(probs))

@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
-    """Collect what the surrogate of ``grpo`` is given."""
+    """Collect what the surrogate of `grpo` is given."""
     row, given = ESTIMATORS["grpo"].sampled, []
     assert row is not None
 

@@ -47,7 +47,7 @@ def trained(n: int, **recipe: Any) -> tuple[GRPOLearner, list[GRPOStats]]:
 
 
 def continued(learner: GRPOLearner, state: dict[str, Any], **recipe: Any) -> GRPOLearner:
-    """Return a new learner on a copy of the model, with other dice, set to ``state``."""
+    """Return a new learner on a copy of the model, with other dice, set to `state`."""
     model = fresh_model(seed=9)
     with torch.no_grad():
         for p, other in zip(model.parameters(), learner.model.parameters(), strict=True):

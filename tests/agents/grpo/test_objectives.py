@@ -161,7 +161,7 @@ def test_without_an_advantage_there_is_exactly_no_gradient(surrogate: Surrogate)
 
 
 def by_log_p(score: Callable[[Tensor], Tensor], p: float) -> tuple[float, float]:
-    """Return a score of (1, 1) log-probabilities and its derivative by ``log p``."""
+    """Return a score of (1, 1) log-probabilities and its derivative by `log p`."""
     log_p = torch.tensor([[math.log(p)]], dtype=torch.float64, requires_grad=True)
     value = score(log_p)
     (slope,) = torch.autograd.grad(value, log_p)

@@ -1,6 +1,6 @@
 """Runs that are broken off, and how to tell that nothing was lost.
 
-As a program, it trains and dies: ``python -m tests.agents.training.broken_runs FOLDER TEXT KILL``.
+As a program, it trains and dies: `python -m tests.agents.training.broken_runs FOLDER TEXT KILL`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def assert_same_run(left: Path, right: Path) -> None:
 
 
 def random_kill(rng: np.random.Generator, n_calls: Mapping[str, int]) -> Kill:
-    """Draw a kill; ``n_calls`` as a run that nothing happens to makes them."""
+    """Draw a kill; `n_calls` as a run that nothing happens to makes them."""
     kind = list(KILLS)[int(rng.integers(len(KILLS)))]
     call = int(rng.integers(1, n_calls[kind] + 1))
     longest = {"any time": 3.0, "while a checkpoint is written": 0.02}.get(kind, 0.0)

@@ -85,7 +85,7 @@ def learner_of(env: AttentionSurgeryVectorEnv) -> GRPOLearner:
 def curriculum(
     env: AttentionSurgeryVectorEnv, surgeon: Surgeon | None, **changes: Any
 ) -> Curriculum:
-    """Return a curriculum on the patient of ``env``, with an evaluation environment of two rows."""
+    """Return a curriculum on the patient of `env`, with an evaluation environment of two rows."""
     eval_env, plan = small_eval_env(env.patient), config(**changes)
     return Curriculum(learner_of(env), eval_env, surgeon, plan, np.random.default_rng(5))
 
@@ -420,7 +420,7 @@ def test_the_best_of_the_operations_tried_is_judged(
 
 
 class Divided(ScriptedSurgeon):
-    """Holds its hands still while it practises, and plays ``trying`` when it is tried."""
+    """Holds its hands still while it practises, and plays `trying` when it is tried."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv, trying: np.ndarray) -> None:
         super().__init__(env, 0.0)

@@ -89,7 +89,7 @@ def test_a_run_that_diverges_again_ends_with_a_clear_error(
 def spoil_rewards(
     monkeypatch: pytest.MonkeyPatch, name: str, value: float, at: Callable[[int], bool]
 ) -> None:
-    """Let one of an estimator's rewards be ``value`` in some updates."""
+    """Let one of an estimator's rewards be `value` in some updates."""
     estimator, n_calls = ESTIMATORS[name], iter(range(10_000))
     sampling = estimator.sampled
     assert sampling is not None
@@ -145,7 +145,7 @@ def test_a_run_skips_and_counts_updates_with_such_a_reward(
 
 
 def spoil_term(monkeypatch: pytest.MonkeyPatch, value: float) -> list[int]:
-    """Let the score be ``value`` on one text of every third measurement; return the counter."""
+    """Let the score be `value` on one text of every third measurement; return the counter."""
     term, n_calls = TERMS["kl_ref"], [0, 0]
 
     def spoilt(writing: Generations, reference: Any) -> Any:

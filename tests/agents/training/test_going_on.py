@@ -321,7 +321,7 @@ def test_a_later_best_than_the_checkpoints_is_not_believed(
 
 
 def environment(tmp_path: Path, data: Path | None = None) -> dict[str, str]:
-    """Return an environment without a network, cache or data folder but ``data``."""
+    """Return an environment without a network, cache or data folder but `data`."""
     known = {name: x for name, x in os.environ.items() if name != "AVATARL_DATA_DIR"}
     nowhere = "http://127.0.0.1:9"
     known |= {"HTTPS_PROXY": nowhere, "https_proxy": nowhere, "no_proxy": "", "NO_PROXY": ""}

@@ -338,7 +338,7 @@ def test_writing_leaves_the_model_and_everybodys_dice_alone() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time stands at ``clock[0]`` seconds."""
+    """Time stands at `clock[0]` seconds."""
     now = [100.0]
     monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now[0])
     return now

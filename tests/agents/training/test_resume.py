@@ -254,7 +254,7 @@ def test_a_run_that_was_killed_goes_on_to_the_very_same_end(
 
 
 def tell(line: str) -> None:
-    """Say something to whoever looks on, with ``-s``."""
+    """Say something to whoever looks on, with `-s`."""
     sys.stdout.write(f"\n{line}")
     sys.stdout.flush()
 

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def with_settings(config: TrainConfig, **parts: dict[str, Any]) -> TrainConfig:
-    """Change settings of a part: ``lm={"width": 8}``."""
+    """Change settings of a part: `lm={"width": 8}`."""
     changed = {name: replace(getattr(config, name), **values) for name, values in parts.items()}
     return replace(config, **changed)
 

@@ -103,7 +103,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 @pytest.fixture
 def glob() -> Callable[[str, str], bool]:
-    """Compare with words in which ``.*`` stands for anything, and all else for itself."""
+    """Compare with words in which `.*` stands for anything, and all else for itself."""
 
     def matches(found: str, pattern: str) -> bool:
         start = 0

@@ -153,7 +153,7 @@ def test_sizes_are_those_of_the_text_in_a_model_of_pictures_too() -> None:
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_train_or_eval_mode_is_the_models(mode: bool) -> None:
-    """Else ``model.train(model.training)`` would switch the wrapped model's dropout on."""
+    """Else `model.train(model.training)` would switch the wrapped model's dropout on."""
     inner = plain("gpt2").train(mode)
     model = HubLM(inner)
     assert model.training is mode

@@ -25,7 +25,7 @@ def small() -> nn.Sequential:
 
 
 def run_in_thread(function: Callable[[], object]) -> BaseException | None:
-    """Return what ``function`` raised on another thread."""
+    """Return what `function` raised on another thread."""
     raised: list[BaseException] = []
 
     def body() -> None:
@@ -42,7 +42,7 @@ def run_in_thread(function: Callable[[], object]) -> BaseException | None:
 
 
 def refused(error: type[Exception], message: str) -> Any:
-    """Expect ``error`` with exactly this message."""
+    """Expect `error` with exactly this message."""
     return pytest.raises(error, match=f"^{re.escape(message)}$")
 
 

@@ -36,7 +36,7 @@ def in_thread(function: Callable[[], object]) -> object:
 
 
 class Patient:
-    """Notes what ran; ``held`` is guarded."""
+    """Notes what ran; `held` is guarded."""
 
     guard = InterruptGuard()
 

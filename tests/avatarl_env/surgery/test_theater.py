@@ -611,7 +611,7 @@ def test_a_failure_after_saving_is_undone(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def fail_for(home: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make restoring the parameter that lives at ``home`` fail."""
+    """Make restoring the parameter that lives at `home` fail."""
     dense, pointer = snapshot._dense, home.data_ptr()
 
     def failing(tensor: Tensor) -> Tensor:

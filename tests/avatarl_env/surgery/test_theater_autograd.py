@@ -229,7 +229,7 @@ def test_training_goes_on_after_a_theater_as_if_it_had_not_been() -> None:
 def test_loss_of_a_tensor_in_a_targets_storage_cannot_span_the_boundary(
     other: str, edit: Edit
 ) -> None:
-    """As of an output layer tied by ``head.weight.data = embedding.weight.data``."""
+    """As of an output layer tied by `head.weight.data = embedding.weight.data`."""
     model, x = small(), an_input()
     model.tied = nn.Linear(3, 3, bias=False)
     shared = model[0].weight.data

@@ -224,7 +224,7 @@ class Striker:
     """Raise SIGINT at one instruction of the theater's own code, counted from the start.
 
     Python looks for signals when a function begins, when it calls one and when a loop goes round:
-    ``looks`` says whether that is such an instruction. At the others no signal can be seen, so
+    `looks` says whether that is such an instruction. At the others no signal can be seen, so
     there it is enough that the weights come back.
     """
 
@@ -439,7 +439,7 @@ def test_threads_other_than_the_main_one_leave_sigint_alone() -> None:
 def timeouts(n_programs: int, seed: int) -> int:
     """Run hostile programs in a process of their own; return how many timeouts broke one off.
 
-    A timeout that comes while torch leaves ``no_grad()`` leaves gradients off, in all that follows.
+    A timeout that comes while torch leaves `no_grad()` leaves gradients off, in all that follows.
     """
     words = ["-W", "ignore", "-m", "tests.avatarl_env.surgery.timeouts", str(n_programs), str(seed)]
     done = subprocess.run(

@@ -290,7 +290,7 @@ def test_models_that_share_a_parameter_are_one_model() -> None:
 
 
 def test_models_that_share_memory_are_one_model() -> None:
-    """As after ``two.load_state_dict(one.state_dict(), assign=True)``."""
+    """As after `two.load_state_dict(one.state_dict(), assign=True)`."""
     one, two = small(), small()
     two.load_state_dict(one.state_dict(), assign=True)
     before = Snapshot(one)

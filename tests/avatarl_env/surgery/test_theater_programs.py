@@ -77,7 +77,7 @@ class View:
             self.memory[cell] = value
 
     def through(self, change: Callable[[Tensor], Tensor]) -> View:
-        """Return the view of the same storage that ``change`` makes of a tensor like this."""
+        """Return the view of the same storage that `change` makes of a tensor like this."""
         cells = change(torch.tensor(self.cells, dtype=torch.int64).view(self.shape))
         return View(self.memory, cells.reshape(-1).tolist(), tuple(cells.shape), self.dtype)
 
