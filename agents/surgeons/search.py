@@ -78,7 +78,7 @@ class SearchSurgeon(ABC):
             "seed": seed,
             **options,
         }
-        self._rng = np.random.default_rng(prompt_seed(seed))
+        self._prompt_rng = np.random.default_rng(prompt_seed(seed))
         self._generations: list[list[float]] = []
         self._reached: Array = np.zeros((0, self._n_coefficients))
 
@@ -106,7 +106,7 @@ class SearchSurgeon(ABC):
         """
         for _ in range(math.ceil(n_operations / self._rounds)):
             candidates = self._ask(self._population)
-            seed = int(self._rng.integers(2**31))  # of the generation's prompts
+            seed = int(self._prompt_rng.integers(2**31))  # of the generation's prompts
             parts = np.split(candidates, self._rounds)
             returns = [total for part in parts for total in self._perform(part, seed)]
             self._tell(candidates, np.array(returns))
@@ -150,11 +150,11 @@ class SearchSurgeon(ABC):
                     f"got {value}"
                 )
         self._begin()
-        self._rng = np.random.default_rng(prompt_seed(self._seed))
+        self._prompt_rng = np.random.default_rng(prompt_seed(self._seed))
         self._generations = content["generations"]
         for returns in self._generations:
             self._tell(self._ask(self._population), np.array(returns))
-            self._rng.integers(2**31)
+            self._prompt_rng.integers(2**31)
         if not np.allclose(self._best(), content["best"], rtol=0.0, atol=1e-6):
             raise ValueError(
                 f"{folder / FILE} must lead where it led when it was saved: is a library of "

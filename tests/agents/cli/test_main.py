@@ -24,7 +24,7 @@ from agents.training.resume import Stopped
 from tests.agents.fake_runs import make_run
 from tests.patients import store_tiny_patient
 
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(cli.__file__).parents[2]
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:

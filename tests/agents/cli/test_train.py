@@ -423,7 +423,7 @@ def test_a_warning_is_one_line_too(
 def test_the_script_passes_the_exit_code_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = Path(cli.__file__).parents[1] / "train.py"
+    script = Path(cli.__file__).parents[2] / "train.py"
     monkeypatch.setattr(sys, "argv", ["train.py", "--preset"])
     with pytest.raises(SystemExit) as leave:
         runpy.run_path(str(script), run_name="__main__")

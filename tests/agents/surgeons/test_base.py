@@ -7,7 +7,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from agents.surgeons.base import EpisodeRecord, EpisodeRecorder, row_info
-from tests.training_runs import ToyOperations, small_env, small_exam
+from tests.training_runs import ToyOperations, small_env, small_eval_env
 
 ACTION = np.array([0.5, -1.0], np.float32)
 
@@ -176,13 +176,13 @@ def test_what_has_no_mask_is_everybodys() -> None:
 
 
 def test_an_environment_that_is_practised_on_goes_on_in_the_same_step() -> None:
-    env = small_exam()
+    env = small_eval_env()
     assert env.autoreset_mode != AutoresetMode.SAME_STEP
     EpisodeRecorder(env).reset(seed=0)
     assert env.autoreset_mode == AutoresetMode.SAME_STEP
 
 
 def test_an_environment_that_cannot_be_switched_is_refused() -> None:
-    recorder = EpisodeRecorder(VectorWrapper(small_exam()))
+    recorder = EpisodeRecorder(VectorWrapper(small_eval_env()))
     with pytest.raises(ValueError, match=r"^autoreset_mode must be SAME_STEP to practise, got "):
         recorder.reset(seed=0)

@@ -17,7 +17,7 @@ from agents.training.loop import train
 from avatarl_env.scoring import TERMS
 from tests.training_runs import QUICK_SAC, small_config, small_env, write_text
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 CLOCK_NUMBERS = {field.name for field in dataclasses.fields(Clock)} - {"phase"}
 WITH_OPTIONS: dict[str, dict[str, Any]] = {
     "ppo": {"clip_range_vf": 0.2},

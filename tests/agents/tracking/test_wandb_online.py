@@ -16,7 +16,7 @@ import pytest
 
 from tests.agents.tracking.fake_wandb import FakeServer, wait_for
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEY = "x" * 40
 TIMEOUT = 2.0  # seconds, of start and end alike
 SLACK = 25.0  # seconds, for a machine that does other things too

@@ -29,7 +29,7 @@ from tests.training_runs import QUICK_SAC, small_config
 
 CLOCKS = {"seconds", "time/tokens_per_second"}
 QUICK = {key: value for key, value in QUICK_SAC.items() if key != "policy_kwargs"}
-HOME = Path(__file__).parents[2]
+HOME = Path(__file__).parents[3]
 
 KILLS: dict[str, tuple[str, ...]] = {
     "any time": ("agents.training.loop._attempt",),

@@ -509,7 +509,7 @@ def test_operators_without_row_edits_go_through_the_loop_with_the_same_numbers(
     assert notes.stats == expected.stats
     found = [record.total for record in notes.records]
     assert found == pytest.approx([record.total for record in expected.records], abs=1e-4)
-    for one, other in zip(notes.commits[0].result, expected.commits[0].judgement, strict=True):
+    for one, other in zip(notes.commits[0].result, expected.commits[0].result, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
 
