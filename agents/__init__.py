@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agents.training.config import TrainConfig
-    from agents.training.loop import RunSummary, train
+    from agents.training.loop import train
+    from agents.training.summary import RunSummary
 
 __all__ = ["RunSummary", "TrainConfig", "train"]
 
 _HOMES = {
-    "RunSummary": "agents.training.loop",
+    "RunSummary": "agents.training.summary",
     "TrainConfig": "agents.training.config",
     "train": "agents.training.loop",
 }

@@ -1,7 +1,7 @@
-"""The processes of a run: who one is among them, and what they tell one another.
+"""The ranks of a run: processes that torchrun starts, and what they exchange.
 
-`torchrun` starts several copies of a program, each with its *rank*; rank 0 is the first process.
-Started otherwise there is one process, which is alone: all of this does nothing then.
+Rank 0 is the first. A program that was started otherwise is the only rank: everything here is then
+free.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,52 +20,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.errors import DriftError, LostError
 from agents.launch import STOPPING, place
-from avatarl_env.surgery import Operator, SurgicalTheater
+from avatarl_env.surgery import SurgicalTheater
 
 Rows = TypeVar("Rows", bound=np.generic)
 
-# The others wait while the first operates, evaluates and writes: minutes, and nobody knows how
-# many. Who waits by gloo for a process that has ended learns of it at once, whatever the limit;
-# among GPUs gradients go by NCCL, where torchrun ends all processes soon after one has.
+# The other ranks wait while the first operates, evaluates and writes, for unknown minutes. With
+# gloo a rank that waits for one that has ended learns of it at once, whatever the timeout; between
+# GPUs gradients go by NCCL, where torchrun ends all ranks soon after one has ended.
 PATIENCE = timedelta(hours=12)
 _groups = iter(range(2**31))
 
 
-class LostError(RuntimeError):
-    """Another process of the run has ended, or cannot be reached."""
-
-
-class DriftError(RuntimeError):
-    """The processes of the run no longer have the same model."""
-
-
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run. Every process has to make the same calls in turn."""
+    """This rank among those of its run. Every rank must make the same calls in the same order."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that operates, evaluates and writes."""
+        """Whether this rank operates, evaluates and writes."""
         return self.rank == 0
 
     def shard(self, rows: NDArray[Rows]) -> NDArray[Rows]:
-        """Return this process's share of a batch's rows: the rank-th of as many equal parts."""
+        """Return this rank's rows of a batch: the rank-th of `count` equal parts."""
         n = len(rows) // self.count
         return rows[self.rank * n : (self.rank + 1) * n]
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors, in place, by their means over all processes: the same bits in each."""
+        """Replace tensors in place by their means over all ranks, the same bits on each."""
         if self.count == 1:
             return
         import torch.distributed as dist
 
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _losing():
+        with _reporting_loss():
             dist.all_reduce(flat)
         flat /= self.count
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
@@ -73,35 +66,33 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
     def broadcast(self, value: Any = None) -> Any:
-        """Return the first process's value, or raise its error; tensors are to be on the CPU."""
+        """Return the first rank's value; its tensors must be on the CPU."""
         if self.count == 1:
             return value
         import torch.distributed as dist
 
         box = [value]
-        with _losing():
+        with _reporting_loss():
             dist.broadcast_object_list(box)
-        if isinstance(box[0], Exception) and not self.is_first:
-            raise box[0]
         return box[0]
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return what all processes gave, by rank; none goes on before all are here."""
+        """Return the values of all ranks, in order; no rank continues before all are here."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.count
-        with _losing():
+        with _reporting_loss():
             dist.all_gather_object(values, value)
         return values
 
     @contextmanager
     def agreeing(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Let an error of these kinds in one process's body be one in all, with its message.
+        """Raise an error of these kinds on every rank if the body raises one on any.
 
         Raises:
-            Exception: the process's own, or else one of the first kind for that of another.
+            Exception: this rank's own error, or one of the first kind with another rank's message.
         """
         own: Exception | None = None
         try:
@@ -116,25 +107,16 @@ class Ranks:
                 raise kinds[0](message)
 
     @contextmanager
-    def telling(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Let an error of these kinds in the first process's body be what the others are told."""
-        try:
-            yield
-        except kinds as error:
-            self.broadcast(type(error)(str(error)))
-            raise
+    def together(self, *kinds: type[BaseException]) -> Iterator[None]:
+        """Synchronise all ranks on exit, also on errors of these kinds, which all ranks raise.
 
-    @contextmanager
-    def together(self, *alike: type[BaseException]) -> Iterator[None]:
-        """Leave the body together, also by errors of kinds that all processes raise alike.
-
-        What started the processes ends all of them soon after one has ended with an error: until
-        the first has written what it has to write, the others therefore stay.
+        torchrun ends all ranks soon after one has ended with an error: the others therefore stay
+        until the first has written everything.
         """
         try:
             yield
-        except alike:
-            with suppress(LostError):  # the error is what is to be told
+        except kinds:
+            with suppress(LostError):  # the error itself matters more
                 self.gather()
             raise
         self.gather()
@@ -145,10 +127,10 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Let this process reach the others of its run while the body runs.
+    """Connect this process to the other ranks of its run while the body runs.
 
-    Only the first is stopped by a signal, and tells the others when to: whoever started them sends
-    it to all. A group of processes that exists already is used, and left as it is.
+    Signals that ask to stop act on the first rank, which tells the others: torchrun sends them to
+    all. A process group that exists already is used, and left as it is.
     """
     rank, count = place()
     if count == 1:
@@ -165,55 +147,55 @@ def joined() -> Iterator[Ranks]:
 
     _import_before_a_group_exists()
     common, *_ = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    # A second group of the same processes would trip over what the first left in the store.
+    # A second group of the same processes must not find the keys of the first in the store.
     store = PrefixStore(f"avatarl-{next(_groups)}", common)
-    # Gradients go from GPU to GPU; all else is little, and waits on the CPU without spinning.
+    # Gradients go from GPU to GPU; everything else is small, and waits on the CPU without spinning.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
-        with _deaf(not ranks.is_first):
+        with _ignoring_signals(not ranks.is_first):
             yield ranks
     finally:
         dist.destroy_process_group()
 
 
 def average_gradients(ranks: Ranks, model: nn.Module, readings: Tensor) -> None:
-    """Average a model's gradients, and numbers that go with them, over all processes, in place."""
-    # One sum of everything, not DistributedDataParallel: that wraps a forward, which rollouts,
-    # theaters and the optimizer would have to know; what its overlap hides is little here. With
-    # the readings in it, a loss that is no number in one process is none in all.
+    """Average a model's gradients, and numbers that go with them, over all ranks, in place."""
+    # One sum of everything rather than DistributedDataParallel, whose wrapped forward rollouts,
+    # theaters and the optimizer would have to know; its overlap would hide little here. With the
+    # readings in the sum, a loss that is not finite on one rank is not finite on all.
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     ranks.average([*grads, readings])
 
 
-def share_edits(ranks: Ranks, model: nn.Module, operator: Operator | None) -> None:
-    """Tell the others which weights an operation has changed for good; None for no operation."""
-    if ranks.count == 1:
-        return
-    edited = {id(p) for p in (operator.parameters() if operator is not None else ())}
-    ranks.broadcast(on_cpu({name: p for name, p in model.named_parameters() if id(p) in edited}))
+def share_edits(ranks: Ranks, model: nn.Module, edited: Iterable[Tensor]) -> bool:
+    """Give every rank the first rank's values of edited weights; return whether there are any.
 
+    Optimizers are left as they are.
 
-def take_edits(ranks: Ranks, model: nn.Module) -> bool:
-    """Give a model the very bits that the first process shared; return whether there were any.
-
-    Optimizers stay as they are.
+    Args:
+        ranks: of the run.
+        model: whose weights they are.
+        edited: parameters of the first rank's model; those of other ranks are ignored.
     """
-    edits: dict[str, Tensor] = ranks.broadcast()
-    if not edits:
-        return False
-    with SurgicalTheater(model, list(edits)) as theater:
-        for name, weight in edits.items():
-            theater.write(model.get_parameter(name), weight)
-        theater.commit()
-    return True
+    ids = {id(p) for p in edited}
+    if ranks.count == 1:
+        return bool(ids)
+    values = {name: p.detach().cpu() for name, p in model.named_parameters() if id(p) in ids}
+    edits: dict[str, Tensor] = ranks.broadcast(values)
+    if edits and not ranks.is_first:
+        with SurgicalTheater(model, list(edits)) as theater:
+            for name, weight in edits.items():
+                theater.write(model.get_parameter(name), weight)
+            theater.commit()
+    return bool(edits)
 
 
 def require_same(ranks: Ranks, model: nn.Module) -> None:
-    """Make sure that all processes have the same weights, to the last bit.
+    """Check that all ranks have the same weights, bit for bit.
 
     Raises:
-        DriftError: in every process, if one of them has others.
+        DriftError: on every rank, if one has others.
     """
     if ranks.count == 1:
         return
@@ -222,18 +204,9 @@ def require_same(ranks: Ranks, model: nn.Module) -> None:
         digest.update(p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     if len(set(ranks.gather(digest.digest()))) > 1:
         raise DriftError(
-            "weights must be the same in every process, got others: "
+            "weights must be the same on every rank, got others: "
             "processors of several kinds round differently"
         )
-
-
-def on_cpu(state: Any) -> Any:
-    """Copy a tree of dicts and lists with the tensors in it on the CPU, as plain tensors."""
-    if isinstance(state, Tensor):
-        return state.detach().cpu()
-    if isinstance(state, dict):
-        return {key: on_cpu(value) for key, value in state.items()}
-    return [on_cpu(value) for value in state] if isinstance(state, list) else state
 
 
 def _import_before_a_group_exists() -> None:
@@ -248,9 +221,8 @@ def _import_before_a_group_exists() -> None:
 
 
 @contextmanager
-def _deaf(deaf: bool) -> Iterator[None]:
-    """Ignore the signals that ask to stop while the body runs, if so."""
-    if not deaf or threading.current_thread() is not threading.main_thread():
+def _ignoring_signals(ignore: bool) -> Iterator[None]:
+    if not ignore or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
@@ -262,10 +234,10 @@ def _deaf(deaf: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _losing() -> Iterator[None]:
-    """Say in our words that a process is gone; torch has one kind of error for it and the rest."""
+def _reporting_loss() -> Iterator[None]:
+    """Raise a LostError where torch raises a RuntimeError, its only kind."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise LostError(f"another process of this run cannot be reached: {reason}") from error
+        raise LostError(f"another rank of this run cannot be reached: {reason}") from error

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     from agents.training.config import TrainConfig
-    from agents.training.loop import RunSummary
+    from agents.training.summary import RunSummary
 
 
 def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "train")) -> str:
@@ -49,10 +49,8 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
 
 
 def _train(config: TrainConfig, command: str) -> RunSummary:
-    from agents.distributed import DriftError, LostError
-    from agents.errors import DivergedError
+    from agents.errors import BadInput, DivergedError, DriftError, LostError
     from agents.tracking.run_folder import NotWritten
-    from agents.training.config import BadInput
     from agents.training.loop import train
 
     has_begun()
@@ -91,7 +89,7 @@ def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | No
 
 
 def _stored(run: str) -> TrainConfig:
-    from agents.training.stored import stored_run
+    from agents.training.resume import stored_run
 
     return stored_run(Path(run)).config
 

@@ -82,7 +82,11 @@ def _rebuilt(value: Any) -> Any:
 
 
 def measure_effect(
-    surgeon: Surgeon, env: AttentionSurgeryVectorEnv, after: str, rng: np.random.Generator
+    surgeon: Surgeon,
+    env: AttentionSurgeryVectorEnv,
+    after: str,
+    rng: np.random.Generator,
+    n_prompts: int = N_PROMPTS,
 ) -> Effect:
     """Score the surgeon, a random one and none on fresh validation prompts.
 
@@ -92,6 +96,7 @@ def measure_effect(
             of these operations, its patient's compute as it was.
         after: name of the phase just finished.
         rng: draws prompts and random operations.
+        n_prompts: over all operations.
     """
     n = env.num_envs
     with env.patient.uncounted():
@@ -106,7 +111,7 @@ def measure_effect(
             env.config,
             split="validation",
             n_operations=n,
-            n_each=N_PROMPTS // n,
+            n_each=n_prompts // n,
             rng=rng,
             score=env.task.score,
         )
@@ -123,7 +128,7 @@ def measure_effect(
         {name: interval(loss[name]) for name in POLICIES},
         interval(kl["surgeon"] - kl[RANDOM]),
         n,
-        N_PROMPTS // n * n,
+        n_prompts // n * n,
         heldout_loss_over_random=interval(loss["surgeon"] - loss[RANDOM]),
         score=" + ".join(name if w == 1 else f"{w:g} {name}" for name, w in weights.items()),
         score_gain=own,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from agents.state import check_state
 from agents.surgeons.base import EpisodeRecord, Surgeon
-from agents.training.checkpoint import check_state
 
 METHODS = {
     "operate": ("n_operations",),

@@ -1,4 +1,4 @@
-"""The model as it was when it predicted validation text best, beside a run's final one."""
+"""The model with the lowest validation loss of a run, stored beside the final one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from avatarl_env.lm.tokenizer import CharTokenizer
 
 
 class BestModel:
-    """Keeps the weights that had the lowest validation loss so far, also in a folder.
+    """Keeps the weights with the lowest validation loss so far, also in a folder.
 
-    What decides is the evaluation on the first characters of the validation text that a run makes
-    every `evaluate_every` updates and at the end of each phase; of equals the first.
+    The loss is that of the evaluations on the first characters of the validation text, every
+    `evaluate_every` updates and at the end of each phase. Of equal losses the first counts.
 
     Attributes:
         found: `update` and `loss` of the best so far, or None.
@@ -31,13 +31,13 @@ class BestModel:
     def __init__(
         self, folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[str, Any]
     ) -> None:
-        """Remember what is stored, and where.
+        """Take what is stored, and where.
 
         Args:
             folder: of the best model; made when there is one.
-            model: that is trained.
-            tokenizer: stored beside it.
-            about: stored beside it.
+            model: the one that is trained.
+            tokenizer: stored with it.
+            about: stored with it.
         """
         self.found: dict[str, float] | None = None
         self._folder = folder
@@ -57,11 +57,11 @@ class BestModel:
         self._write(self._model)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a resumed run has to know: a folder may be of a later evaluation."""
+        """Return the best weights too: the folder may be of an evaluation after the checkpoint."""
         return {"found": self.found, "weights": self._weights}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; the folder holds that model again."""
+        """Restore the state, and write that model to the folder again."""
         self.found, self._weights = state["found"], dict(state["weights"])
         if self.found is None:
             return
@@ -70,13 +70,13 @@ class BestModel:
         self._write(model)
 
     def clear(self) -> None:
-        """Remove the folder, whole, if there is one."""
+        """Remove the folder, if there is one."""
         if self._folder.is_dir():
             with self._workplace() as place:
                 os.replace(self._folder, place / "old")
 
     def _write(self, model: GPT) -> None:
-        """Replace the folder; a run that is killed meanwhile leaves none, or a whole one."""
+        """Replace the folder; a run that is killed meanwhile leaves a complete one, or none."""
         with self._workplace() as place:
             about = {**self._about, **(self.found or {})}
             save_model(place / "new", model, self._tokenizer, about)
@@ -86,10 +86,10 @@ class BestModel:
 
     @contextmanager
     def _workplace(self) -> Iterator[Path]:
-        """Make a new folder beside the model's, and remove it and all that is in it in the end.
+        """Make a temporary folder beside the model's; remove it at the end.
 
-        Nobody can guess its name, so no link lies in wait there. A killed run leaves it behind; the
-        next call, or the next checkpoint, removes it.
+        Its name cannot be guessed, so that no link can wait there. If a killed run leaves it
+        behind, the next call or the next checkpoint removes it.
         """
         root = self._folder.parent
         root.mkdir(parents=True, exist_ok=True)

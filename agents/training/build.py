@@ -1,29 +1,32 @@
-"""All parts of a run, built of its configuration."""
+"""The parts of a run, built from its configuration on every rank."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents.distributed import ALONE, Ranks
-from agents.evaluation.surgeon_effect import N_OPERATIONS
+from agents.distributed import Ranks
 from agents.grpo.learner import GRPOLearner
 from agents.launch import own_device
 from agents.surgeons.registry import NONE, Surgeon, make_surgeon
-from agents.tracking.writer import check_tracking
 from agents.training.config import TrainConfig
-from agents.training.room import check_room
-from avatarl_env.lm.gpt import GPT
+from agents.training.curriculum import Curriculum
+from avatarl_env.lm.gpt import GPT, LAYER_BYTES
+from avatarl_env.lm.head_reader import WHOLE_UP_TO
 from avatarl_env.lm.storage import find_device
 from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.memory import check_memory, memory_limit
 from avatarl_env.patient import Patient
-from avatarl_env.text.corpus import load_corpus
+from avatarl_env.text.corpus import Corpus
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+
+FLOAT, DOUBLE, TOKEN = 4, 8, 8  # bytes
+TRANSITION = 2 * 16 * FLOAT  # least bytes of a replay buffer's row: two observations
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,11 @@ class Generators:
     effect: np.random.Generator
     samples: np.random.Generator
     surgeon_seed: int
-    _ONGOING: ClassVar = ("commit", "effect")
-
-    def get_state(self) -> dict[str, Any]:
-        """Return where those stand that are drawn from while the run goes on, but GRPO's."""
-        return {name: dict(getattr(self, name).bit_generator.state) for name in self._ONGOING}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        for name in self._ONGOING:
-            getattr(self, name).bit_generator.state = state[name]
+    _STORED: ClassVar = ("commit", "effect")
 
     @classmethod
     def spawn(cls, seed: int) -> Generators:
-        """Spawn them; adding a consumer at the end changes none of the others."""
+        """Spawn them; a new consumer at the end changes none of the others."""
         init, grpo, commit, effect, samples, surgeon = np.random.SeedSequence(seed).spawn(6)
         return cls(
             torch.Generator().manual_seed(_seed(init)),
@@ -60,85 +54,141 @@ class Generators:
             _seed(surgeon),
         )
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the states that a checkpoint needs; the learner stores its own."""
+        return {name: dict(getattr(self, name).bit_generator.state) for name in self._STORED}
 
-class LearningSetup:
-    """The language model, its text and who trains it: what every process of a run has."""
-
-    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE, corpus: str = "") -> None:
-        """Build it.
-
-        Args:
-            config: of the run.
-            ranks: the processes that train together.
-            corpus: what the first of them found `config.corpus` to be.
-
-        Raises:
-            ValueError: if the configuration does not fit the corpus or the machine.
-        """
-        self.device = _device(config.device)
-        if ranks.count > 1 and self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # for kernels that ask no tensor where it is
-        self.corpus = load_corpus(corpus or config.corpus)
-        self.corpus.require(config.lm.context, "context")  # windows are one longer than that
-        self.generators = Generators.spawn(config.seed)
-        # Characters that only held-out text has are unknown, as they would be to any user.
-        self.tokenizer = CharTokenizer.from_text(self.corpus.split("train"))
-        check_room(config, self.tokenizer.vocab_size, self.device, ranks.count)
-        sizes = config.lm.with_vocabulary(self.tokenizer.vocab_size)
-        model = GPT(sizes, self.generators.init).to(self.device)
-        self.patient = Patient(model, self.tokenizer, self.corpus)
-        self.learner = GRPOLearner(
-            model,
-            self.patient.splits["train"],
-            config.grpo,
-            n_updates=config.curriculum.n_updates,
-            rng=self.generators.grpo,
-            ranks=ranks,
-        )
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the states."""
+        for name in self._STORED:
+            getattr(self, name).bit_generator.state = state[name]
 
 
-class Setup(LearningSetup):
-    """Everything a run consists of, built and checked before anything is written."""
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
-        """Build it.
-
-        Raises:
-            ValueError: if the configuration does not fit the corpus or the machine.
-        """
-        check_tracking(config.track, config.tensorboard)  # refuses a WANDB_MODE that there is not
-        super().__init__(config, ranks)
-        rules = config.rules
-        try:
-            self.env = AttentionSurgeryVectorEnv(config.curriculum.n_rows, self.patient, **rules)
-        except ValueError as error:  # a run calls them rows
-            raise ValueError(str(error).replace("num_envs", "n_rows")) from error
-        # Of its own, so that trying operations out disturbs none under way.
-        self.eval_env = AttentionSurgeryVectorEnv(
-            N_OPERATIONS, self.patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
-        )
-        self.surgeon: Surgeon | None = None
-        if config.surgeon != NONE:
-            seed, options = self.generators.surgeon_seed, config.surgeon_options
-            self.surgeon = make_surgeon(config.surgeon, self.env, seed, options)
+    config: TrainConfig
+    corpus: Corpus
+    device: torch.device
+    generators: Generators
+    tokenizer: CharTokenizer
+    patient: Patient
+    learner: GRPOLearner
+    env: AttentionSurgeryVectorEnv
+    """Where the surgeon operates."""
+    surgeon: Surgeon | None
+    """None for no surgery, and on every rank but the first."""
+    curriculum: Curriculum
 
 
-def resolved(config: TrainConfig, setup: LearningSetup) -> TrainConfig:
-    """Return a configuration that means the same anywhere: what "auto" and a path came to."""
-    device = setup.device.type if config.device == "auto" else config.device
-    return replace(config, corpus=setup.corpus.name, device=device)
+def build(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Parts:
+    """Build the parts of a run.
 
-
-def _device(name: str) -> torch.device:
-    """Return the device that `name` means.
+    Args:
+        config: of the run.
+        corpus: its text.
+        ranks: that train together.
 
     Raises:
-        ValueError: if there is no such device here.
+        ImportError: if the surgeon needs a library that is not installed.
+        ValueError: if the configuration does not fit the corpus or the machine.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return find_device(own_device(name))
+    device = find_device(own_device(config.device))
+    if ranks.count > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)  # for kernels that take the current device
+    corpus.require(config.lm.context, "context")  # windows are one character longer
+    generators = Generators.spawn(config.seed)
+    # Characters that only held-out text has are unknown, as they would be to a user.
+    tokenizer = CharTokenizer.from_text(corpus.split("train"))
+    check_room(config, tokenizer.vocab_size, device, ranks.count)
+    model = GPT(config.lm.with_vocabulary(tokenizer.vocab_size), generators.init).to(device)
+    patient = Patient(model, tokenizer, corpus)
+    learner = GRPOLearner(
+        model,
+        patient.splits["train"],
+        config.grpo,
+        n_updates=config.curriculum.n_updates,
+        rng=generators.grpo,
+        ranks=ranks,
+    )
+    curriculum = config.curriculum
+    try:
+        env = AttentionSurgeryVectorEnv(curriculum.n_rows, patient, **config.rules)
+    except ValueError as error:  # a run calls them rows
+        raise ValueError(str(error).replace("num_envs", "n_rows")) from error
+    surgeon: Surgeon | None = None
+    if config.surgeon != NONE and ranks.is_first:
+        seed, options = generators.surgeon_seed, config.surgeon_options
+        surgeon = make_surgeon(config.surgeon, env, seed, options)
+    # An environment of its own: evaluations must not disturb the surgeon's operations.
+    eval_env = AttentionSurgeryVectorEnv(
+        curriculum.effect_operations,
+        patient,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+        **config.rules,
+    )
+    return Parts(
+        config,
+        corpus,
+        device,
+        generators,
+        tokenizer,
+        patient,
+        learner,
+        env,
+        surgeon,
+        Curriculum(learner, eval_env, surgeon, curriculum, generators.commit),
+    )
+
+
+def check_room(
+    config: TrainConfig, vocab_size: int, device: torch.device, n_ranks: int = 1
+) -> None:
+    """Refuse a run that cannot fit into memory.
+
+    A lower bound, so that nothing is refused that would have run: L layers, C channels, V
+    characters. The environment checks the operations side by side itself.
+
+    Args:
+        config: of the run.
+        vocab_size: V.
+        device: where the model is.
+        n_ranks: that share each batch.
+
+    Raises:
+        ValueError: names the setting, what it needs and what there is.
+    """
+    limit = memory_limit()
+    if device.type == "cuda":
+        limit = max(limit, torch.cuda.get_device_properties(device).total_memory)
+    sizes = config.lm.with_vocabulary(vocab_size)
+    copies = 3 if config.grpo.sync_every == 1 else 4  # with the gradient and one moment
+    model = copies * FLOAT * sizes.n_parameters + LAYER_BYTES * sizes.n_layers
+    check_memory("lm (n_layers, width)", max(model, sizes.building_bytes), limit)
+    check_memory("batch_size", model + _update_bytes(config, vocab_size) // n_ranks, limit)
+    operation = config.operation
+    text = TOKEN * (operation.prompt_length + operation.n_new) + FLOAT * operation.n_new
+    if vocab_size <= WHOLE_UP_TO:
+        text += DOUBLE * operation.n_new * vocab_size  # the distributions that are scored
+    buffer = config.surgeon_options.get("buffer_size")
+    if isinstance(buffer, int):
+        check_memory("buffer_size", model + buffer * TRANSITION, limit)
+    window = TOKEN * (config.lm.context + 1)
+    pairs = config.curriculum.paired_prompts * (text + window)
+    check_memory("paired_prompts", model + pairs, limit)
+
+
+def _update_bytes(config: TrainConfig, vocab_size: int) -> int:
+    """Return the bytes that an update keeps for its backward, over all ranks."""
+    grpo, lm = config.grpo, config.lm
+    n_windows = grpo.batch_size if grpo.horizon == 1 else grpo.batch_size * grpo.group_size
+    length = lm.context if grpo.horizon == 1 else grpo.horizon
+    half = FLOAT // 2  # of activations in half precision
+    kept = half * 10 * lm.n_layers * lm.width + FLOAT * 2 * vocab_size
+    drawn = (FLOAT + TOKEN) * grpo.group_size if grpo.horizon == 1 else FLOAT + TOKEN
+    return n_windows * length * (kept + drawn)
 
 
 def _seed(sequence: np.random.SeedSequence) -> int:
-    return int(sequence.generate_state(1)[0] >> 1)  # 31 bits: what every library takes
+    return int(sequence.generate_state(1)[0] >> 1)  # 31 bits, which every library takes

@@ -1,7 +1,6 @@
-"""Checkpoints: all that a run needs to go on exactly, in folders that are whole or not there.
+"""Checkpoints: what a run needs to resume exactly, in folders that are complete or absent.
 
-A state is a tree of dicts and lists whose leaves are tensors, arrays, numbers, strings and None.
-Tensors go to one safetensors file, the rest to JSON; nothing here is a pickle.
+Tensors go to one safetensors file, everything else to JSON; nothing here is a pickle.
 """
 
 from __future__ import annotations
@@ -16,62 +15,55 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor
 
-from agents.tracking.run_folder import LOCK, PARTIAL
+from agents.errors import BadCheckpoint
+from agents.state import State, flatten, unflatten
+from agents.tracking.run_folder import CHECKPOINTS, LOCK, PARTIAL
 from avatarl_env.files import read_json
 from avatarl_env.lm.hub_folder import StoredTensor, stored_tensors
 
-State = dict[str, Any]
-
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
+"""Checkpoints that a run keeps."""
 MANIFEST, VALUES, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
+_PREFIX = "step-"
 _LOCK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-_PREFIX, _PLACE = "step-", "$tensor"
-
-
-class BadCheckpoint(ValueError):
-    """A checkpoint that cannot be gone on from; it has not been touched."""
 
 
 def write(
     root: Path,
-    number: int,
+    step: int,
     state: State,
     about: Mapping[str, Any],
     more: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write checkpoint `number` into `root`, in one step; remove all but the last few.
+    """Write a checkpoint atomically; remove all but the last `KEPT`.
 
     Args:
-        root: folder of a run's checkpoints; made if need be.
-        number: counts up.
-        state: to be had back from `read`.
-        about: what a reader has to agree with (JSON).
+        root: folder of a run's checkpoints; made if needed.
+        step: steps that the run has done, which name the checkpoint.
+        state: what `read` returns.
+        about: what a run must match to resume (JSON).
         more: writes further files into the folder it is given.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: if it cannot be written; what was there is as it was.
+        OSError: if it cannot be written; earlier checkpoints are unchanged.
     """
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
-        sync(root.parent)  # which also has the run's other files from then on
+        sync(root.parent)  # which also makes the run's other files durable
     remove_partial(root)
-    partial = root / f".{number}.partial"
+    partial = root / f".{step}.partial"
     try:
         partial.mkdir()
-        tensors: dict[str, Tensor] = {}
-        values = json.dumps(_take_apart(state, "", tensors))
-        (partial / VALUES).write_text(values, encoding="utf-8")
+        values, tensors = flatten(state)
+        (partial / VALUES).write_text(json.dumps(values), encoding="utf-8")
         (partial / TENSORS).write_bytes(dump_tensors(tensors))
         if more is not None:
             more(partial)
@@ -82,7 +74,7 @@ def write(
         for path in partial.iterdir():
             sync(path)
         sync(partial)
-        goal = root / f"{_PREFIX}{number:06d}"
+        goal = root / f"{_PREFIX}{step:06d}"
         os.replace(partial, goal)
         sync(root)
     except BaseException:
@@ -94,67 +86,63 @@ def write(
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Return the folders of the whole checkpoints in `root`, oldest first."""
+    """Return the folders of the complete checkpoints in `root`, oldest first."""
     named = (path for path in root.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdecimal())
-    return sorted((path for path in named if path.is_dir()), key=number_of)
+    return sorted(
+        (path for path in named if path.is_dir()), key=lambda path: int(path.name[len(_PREFIX) :])
+    )
 
 
-def number_of(checkpoint: Path) -> int:
-    """Return a checkpoint's number."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run's folder, or None."""
+    known = checkpoints(folder / CHECKPOINTS)
+    return known[-1] if known else None
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:
-    """Return what was said about a checkpoint, once every part of it is found to be whole.
+    """Check that a checkpoint is complete and unchanged; return what a run must match.
 
     Raises:
-        BadCheckpoint: if a file is missing, cut short or changed, or of another format.
+        BadCheckpoint: if a file is missing or corrupt, or the format is another.
     """
     path = checkpoint / MANIFEST
     try:
         manifest = read_json(path)
-        said = manifest.pop("sha256")
-        is_whole = said == _digest_of(manifest)
+        is_whole = manifest.pop("sha256") == _digest_of(manifest)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise BadCheckpoint(f"checkpoint must hold a readable {MANIFEST}, got {path}") from error
-    if not is_whole:
-        raise BadCheckpoint(f"checkpoint must be as it was written, got another {path}")
-    if manifest.get("format") != FORMAT:
+        raise BadCheckpoint(f"checkpoint must have a readable {MANIFEST}, got {path}") from error
+    if is_whole and manifest.get("format") != FORMAT:
         raise BadCheckpoint(
-            f"checkpoint must be of format {FORMAT}, got {manifest.get('format')} in {checkpoint}"
+            f"checkpoint must have format {FORMAT}, got {manifest.get('format')} in {checkpoint}"
         )
     files, about = manifest.get("files"), manifest.get("about")
     is_listed = isinstance(files, dict) and {TENSORS, VALUES} <= files.keys()
-    if not is_listed or not isinstance(about, dict):
-        raise BadCheckpoint(f"checkpoint must be as it was written, got another {path}")
+    if not (is_whole and is_listed and isinstance(about, dict)):
+        raise BadCheckpoint(f"checkpoint must be unchanged since it was written, got {path}")
     for name, digest in files.items():
         part = checkpoint / name
-        if not os.path.isfile(part):  # also of a name that is too long
-            raise BadCheckpoint(f"checkpoint must hold {name[:80]}, got {checkpoint} without it")
+        if not os.path.isfile(part):  # pathlib raises if the name is too long
+            raise BadCheckpoint(f"checkpoint must have the file {name[:80]}, got {checkpoint}")
         if _digest(part) != digest:
-            raise BadCheckpoint(f"checkpoint must be as it was written, got another {part}")
+            raise BadCheckpoint(f"checkpoint must be unchanged since it was written, got {part}")
     return about
 
 
 def read(checkpoint: Path) -> State:
-    """Return the state in a checkpoint that `read_about` found whole; tuples are lists.
+    """Return the state in a checkpoint that `read_about` accepted; tuples are lists.
 
     Raises:
-        BadCheckpoint: if a file does not hold what it is to hold.
+        BadCheckpoint: if a file has another content than expected.
     """
     with sound(checkpoint):
         tensors = load_tensors((checkpoint / TENSORS).read_bytes())
-        state: State = _put_together(read_json(checkpoint / VALUES), tensors)
+        state: State = unflatten(read_json(checkpoint / VALUES), tensors)
     return state
 
 
 @contextlib.contextmanager
 def sound(checkpoint: Path) -> Iterator[None]:
-    """Refuse a checkpoint whose content the body cannot use: it was written by something else.
-
-    Raises:
-        BadCheckpoint: says what the body raised.
-    """
+    """Turn what the body raises over a checkpoint's content into a `BadCheckpoint`."""
     try:
         yield
     except BadCheckpoint:
@@ -168,34 +156,29 @@ def sound(checkpoint: Path) -> Iterator[None]:
 
 
 def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Return what a checkpoint says of the model's weights, which are not read.
+    """Return the shapes and types of a checkpoint's model weights without reading them.
 
     Raises:
-        OSError: if its file cannot be read.
-        ValueError: if that is not a safetensors file.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a safetensors file.
     """
     prefix = "/model/"
     found = stored_tensors(checkpoint / TENSORS)
     return {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
 
 
-def check_state(state: State) -> None:
-    """Raise a TypeError if a state holds anything that no checkpoint can."""
-    json.dumps(_take_apart(state, "", {}))
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for the body, so that no second process works in it.
+    """Lock a run's folder while the body runs, so that no second process works in it.
 
-    The lock goes with the process, however that ends.
+    The lock ends with the process, however that ends.
 
     Raises:
         ValueError: if another process holds it, or the folder cannot be written to.
     """
     try:
         import fcntl
-    except ImportError:  # not on this system
+    except ImportError:  # not available on every system
         yield
         return
     try:
@@ -211,13 +194,13 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(
-                f"out must be a run that no other process works on, got {str(folder)!r}"
+                f"out must be a run that no other process is working on, got {str(folder)!r}"
             ) from error
         yield
 
 
 def remove_partial(root: Path) -> None:
-    """Remove what a killed run left half written in `root`; of a link only the link."""
+    """Remove the partial folders that a killed run left in `root`; links are not followed."""
     for left in root.glob(PARTIAL):
         if left.is_symlink() or not left.is_dir():
             left.unlink()
@@ -226,37 +209,12 @@ def remove_partial(root: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk."""
+    """Flush a file, or a folder's list of files, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value, order="C"))
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().clone().contiguous()
-        return {_PLACE: path}
-    if isinstance(value, Mapping):
-        return {key: _take_apart(item, f"{path}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_take_apart(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
-
-
-def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {_PLACE}:
-            return tensors[value[_PLACE]]
-        return {key: _put_together(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_put_together(item, tensors) for item in value]
-    return value
 
 
 def _digest(path: Path) -> str:
@@ -269,7 +227,7 @@ def _digest_of(value: Any) -> str:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint in a way that never leaves half of one under its name."""
+    """Remove a checkpoint; if interrupted, no half of it keeps its name."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.partial")
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed)

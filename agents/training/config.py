@@ -1,95 +1,64 @@
-"""What can be chosen of a run, and the presets."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, get_type_hints
 
-from agents.grpo.config import GRPOConfig, RegularizerConfig
-from agents.grpo.estimators import ALL_ACTIONS
+from agents.grpo.config import GRPOConfig
 from agents.surgeons.registry import check_surgeon
 from agents.tracking.wandb import TRACK_CHOICES
 from agents.tracking.writer import to_json
 from agents.training.curriculum import IF_BETTER, PROBE, ROLLOUT, CurriculumConfig, make_phases
-from avatarl_env import errors as choices
+from agents.training.presets import PRESETS, ModelConfig
+from avatarl_env import errors
 from avatarl_env.episode import EpisodeConfig
-from avatarl_env.lm.gpt import GPTConfig
 from avatarl_env.scoring import DEFAULT_WEIGHTS, Score
 from avatarl_env.surgery import OPERATORS
 
-PRESET_NAMES = ("smoke", "laptop", "full", "seed_sampled", "seed_exhaustive")
 MOST_SEED = 2**128 - 1
-MOST_THREADS = 1024  # beyond every machine there is; torch cannot count much further
-NOT_FINITE = ("inf", "-inf", "nan")  # how JSON holds a number that it has no form for
+MOST_THREADS = 1024  # more than any machine has; torch overflows not much further
+NOT_FINITE = ("inf", "-inf", "nan")  # how JSON holds them
 _OF_PRESET: Any = None  # default of what the presets differ in
-
-
-class BadInput(ValueError):
-    """What was asked for cannot be done; nothing has been trained or written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Sizes of the language model; the vocabulary comes from the corpus.
-
-    Raises:
-        ValueError: if the heads do not divide the width into even head dims, or a size is below 1.
-    """
-
-    context: int = 128
-    """Longest window it sees, characters."""
-    n_layers: int = 3
-    """Blocks."""
-    n_heads: int = 4
-    """Attention heads per block; divides the width."""
-    width: int = 96
-    """Residual stream, channels."""
-
-    def __post_init__(self) -> None:
-        self.with_vocabulary(1)
-
-    def with_vocabulary(self, vocab_size: int) -> GPTConfig:
-        """Return the sizes of a GPT over so many tokens."""
-        return GPTConfig(vocab_size=vocab_size, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a language model by RL, operate on it, and say what the surgeon was worth.
+    """Train a language model by RL, operate on it, and report the surgeon's effect.
 
-    What is not given (or None) of `surgeon`, `lm`, `grpo`, `operation` and `curriculum`
-    is the preset's: `TrainConfig(preset="smoke")` is `preset("smoke")`.
+    What is not given (or None) of `surgeon`, `lm`, `grpo`, `operation` and `curriculum` is the
+    preset's: `TrainConfig(preset="smoke")` is `preset("smoke")`.
 
     Raises:
         ValueError: if a value is unknown or out of range, or nothing is as the preset has it.
     """
 
     preset: str = "laptop"
-    """smoke (under a minute), laptop (a few minutes on two cores), full (a GPU), or the recipes
-    that came before (seed_sampled, seed_exhaustive)."""
+    """smoke (under a minute), laptop (a few minutes on two cores), full (a GPU), or the recipes of
+    earlier projects (seed_sampled, seed_exhaustive)."""
     corpus: str = "auto"
-    """tinyshakespeare, shakespeare, playwright, a file, or auto: what can be had."""
+    """tinyshakespeare, shakespeare, playwright, a file, or auto: the first that is available."""
     surgeon: str = _OF_PRESET
     """sac, td3, ppo, cma_es, ..., random, zero, or none for no surgery at all."""
-    # What words of a command line become. From Python and JSON come also None, lists and mappings.
+    # The types of command-line words. In Python and JSON also None, lists and mappings.
     surgeon_options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """The surgeon's own, in pairs: learning_rate 3e-4 gradient_steps 8."""
+    """The surgeon's own options, in pairs: learning_rate 3e-4 gradient_steps 8."""
     operator: str = "head_gain"
     """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
     layers: tuple[int | str, ...] | None = None
-    """Attention layers that it acts on: numbers (-1 is the last), names or globs; None: all."""
+    """Attention layers to operate on: numbers (-1 is the last), names or globs; None: all."""
     score: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    """What the surgeon is paid for: a term, or weighted terms, kl_ref 1 heldout_loss 20."""
+    """The surgeon's reward: a term, or weighted terms, kl_ref 1 heldout_loss 20."""
     seed: int = 0
-    """Of everything: the same seed, machine, threads and processes give the same run."""
+    """Of everything: the same seed, machine, threads and ranks give the same run."""
     out: str | None = None
     """Run folder, new or empty; default runs/DATE-TIME-PRESET."""
     resume: str | None = None
-    """A run folder to go on with, exactly; all other settings are that run's own."""
+    """A run folder to resume exactly; all other settings are that run's own."""
     checkpoint_seconds: float = 30.0
-    """Least time between two checkpoints, which come between rounds; 0 for one after each."""
+    """Least time between two checkpoints, which are written between steps; 0 for one after each."""
     track: str | None = None
     """Weights & Biases: off, offline or online; default what WANDB_MODE says, else off."""
     tensorboard: bool = False
@@ -103,20 +72,20 @@ class TrainConfig:
     grpo: GRPOConfig = _OF_PRESET
     """How it learns."""
     operation: EpisodeConfig = _OF_PRESET
-    """The surgeon's task; with many operations side by side, few prompts each teach it most."""
+    """The rules of an operation, the surgeon's task."""
     curriculum: CurriculumConfig = _OF_PRESET
-    """Who learns when."""
+    """Phases and commits."""
 
     def __post_init__(self) -> None:
-        choices.check_choice("preset", self.preset, PRESET_NAMES)
+        errors.check_choice("preset", self.preset, PRESETS)
         self._complete()
-        # What is stored, compared and resumed has one form.
+        # One form of each value is stored, compared and resumed.
         for name, value in self._checked().items():
             object.__setattr__(self, name, value)
         check_surgeon(self.surgeon, self.surgeon_options)
-        choices.check_choice("operator", self.operator, OPERATORS)
+        errors.check_choice("operator", self.operator, OPERATORS)
         if self.track is not None:
-            choices.check_choice("track", self.track, TRACK_CHOICES)
+            errors.check_choice("track", self.track, TRACK_CHOICES)
         self.operation.check_context(self.lm.context)
         self._check_phases()
 
@@ -129,16 +98,17 @@ class TrainConfig:
         """Take from the preset what was not given.
 
         Raises:
-            ValueError: if everything is the default preset's, under the name of another.
+            ValueError: if a value has the wrong type, or everything is the default preset's under
+                another preset's name.
         """
-        own, usual = _PRESETS[self.preset](), _laptop()
+        own, usual = PRESETS[self.preset](), PRESETS["laptop"]()
         for name, value in own.items():
             given = getattr(self, name)
             if given is None:
-                object.__setattr__(self, name, value)  # frozen, but not yet made
+                object.__setattr__(self, name, value)  # frozen, but still under construction
             elif not isinstance(given, type(value)):
                 raise ValueError(
-                    f"{name} must be a {type(value).__name__}, got {choices.shown(given)}"
+                    f"{name} must be a {type(value).__name__}, got {errors.shown(given)}"
                 )
         if own != usual and all(getattr(self, name) == usual[name] for name in usual):
             raise ValueError(
@@ -147,30 +117,30 @@ class TrainConfig:
             )
 
     def _checked(self) -> dict[str, Any]:
-        """Return the settings that have plain values, each of its type and in its range."""
+        """Return the settings of plain types, each of its type and in its range."""
         given = [name for name in ("out", "resume") if getattr(self, name) is not None]
         seconds: Any = self.checkpoint_seconds
         if not (isinstance(seconds, float) and seconds == math.inf):
-            seconds = choices.check_number("checkpoint_seconds", seconds, 0, math.inf)
+            seconds = errors.check_number("checkpoint_seconds", seconds, 0, math.inf)
         return {
-            **{n: choices.check_text(n, getattr(self, n)) for n in ("corpus", "device", *given)},
-            "surgeon_options": choices.check_mapping("surgeon_options", self.surgeon_options),
+            **{n: errors.check_text(n, getattr(self, n)) for n in ("corpus", "device", *given)},
+            "surgeon_options": errors.check_mapping("surgeon_options", self.surgeon_options),
             "layers": _as_layers(self.layers),
             "score": _as_weights(self.score),
-            "seed": choices.check_integer("seed", self.seed, most=MOST_SEED),
+            "seed": errors.check_integer("seed", self.seed, most=MOST_SEED),
             "checkpoint_seconds": seconds,
-            "tensorboard": choices.check_bool("tensorboard", self.tensorboard),
-            "threads": choices.check_integer("threads", self.threads, most=MOST_THREADS),
+            "tensorboard": errors.check_bool("tensorboard", self.tensorboard),
+            "threads": errors.check_integer("threads", self.threads, most=MOST_THREADS),
         }
 
     def _check_phases(self) -> None:
-        """Refuse what the phases could not be run, or judged, with."""
+        """Refuse settings that do not go together."""
         if any(phase.rollouts for phase in make_phases(self.curriculum, self.surgeon)):
             able = f"{PROBE} or {IF_BETTER}"
             self.grpo.check_off_policy(f"commit must be {able}", repr(ROLLOUT))
         if self.operation.injury:
             raise ValueError(
-                "injury must be 0 in a run, which judges operations on the healthy model, "
+                "injury must be 0 in a run, which evaluates operations on the healthy model, "
                 f"got {self.operation.injury}"
             )
         if self.operation.split != "surgeon":
@@ -180,15 +150,62 @@ class TrainConfig:
             )
 
 
+def preset(name: str) -> TrainConfig:
+    """Return the configuration of a preset.
+
+    Raises:
+        ValueError: if there is none of that name; names the closest.
+    """
+    return TrainConfig(preset=name)
+
+
 def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rules of a run's operations, keyword arguments of an environment.
 
     Args:
-        settings: the run's `config.json`; one of before there was a choice has no layers or
-            score.
+        settings: the run's `config.json`; `layers` and `score` may be missing.
     """
     chosen = {"layers": settings.get("layers"), "score": settings.get("score")}
     return {"operator": settings["operator"], **chosen, **settings["operation"]}
+
+
+def to_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what `config.json` holds of a configuration; `from_settings` reads it.
+
+    Numbers that are not finite are strings: "inf", "-inf" or "nan".
+    """
+    settings: dict[str, Any] = to_json(asdict(config), "config", exact=True)
+    return settings
+
+
+def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
+    """Rebuild a configuration from a run's `config.json`.
+
+    Raises:
+        ValueError: if it is not that of a run of this version.
+    """
+    found = ("corpus_sha256", "processes")  # recorded, not chosen
+    try:
+        chosen = {name: value for name, value in settings.items() if name not in found}
+        missing = PRESETS["laptop"]().keys() - chosen.keys()
+        if missing:
+            raise ValueError(f"{min(missing)} is missing")  # noqa: TRY301 - one message for all
+        config: TrainConfig = _rebuilt(TrainConfig, chosen)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"config.json must be that of a run of this version: {error}") from error
+    return config
+
+
+def _rebuilt(kind: Any, value: Any) -> Any:
+    """Rebuild a value of a type: dataclasses from mappings, numbers from their names in JSON."""
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        hints = get_type_hints(kind)
+        return kind(**{name: _rebuilt(hints.get(name), item) for name, item in value.items()})  # type: ignore[operator]
+    if "float" not in str(kind):
+        return value
+    if isinstance(value, dict):
+        return {name: _rebuilt(kind, item) for name, item in value.items()}
+    return float(value) if isinstance(value, str) and value in NOT_FINITE else value
 
 
 def _as_layers(value: Any) -> tuple[int | str, ...] | None:
@@ -207,143 +224,3 @@ def _as_weights(value: Any) -> dict[str, float]:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in weights):
         raise ValueError(f"score must be numbers, weights by the name of a term, got {value!r}")
     return Score(value).weights
-
-
-def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return what `config.json` holds of a configuration; `from_settings` reads it.
-
-    Numbers that are not finite are strings: "inf", "-inf" or "nan".
-    """
-    settings: dict[str, Any] = to_json(asdict(config), "config", exact=True)
-    return settings
-
-
-def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
-    """Rebuild a configuration from a run's `config.json`.
-
-    Raises:
-        ValueError: if it is not that of a run of this version.
-    """
-    parts = {"lm": ModelConfig, "grpo": GRPOConfig, "operation": EpisodeConfig}
-    parts |= {"curriculum": CurriculumConfig}
-    found = ("corpus_sha256", "processes")  # not chosen
-    try:
-        known = {name: value for name, value in settings.items() if name not in found}
-        recipe = dict(known["grpo"])
-        known["grpo"] = {**recipe, "regularizer": _made(RegularizerConfig, recipe["regularizer"])}
-        made = {name: _made(kind, known[name]) for name, kind in parts.items()}
-        config: TrainConfig = _made(TrainConfig, {**known, **made})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"config.json must be that of a run of this version: {error}") from error
-    return config
-
-
-def _made(kind: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-    """Make a part of a configuration; strings that stand for a number become that number."""
-
-    def number(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: number(item) for name, item in value.items()}
-        return float(value) if value in NOT_FINITE else value
-
-    numeric = {part.name for part in fields(kind) if "float" in str(part.type)}  # type: ignore[arg-type]
-    return kind(**{n: number(v) if n in numeric else v for n, v in settings.items()})
-
-
-def preset(name: str) -> TrainConfig:
-    """Return a preset.
-
-    Raises:
-        ValueError: if there is none of that name; names the closest.
-    """
-    return TrainConfig(preset=name)
-
-
-def _laptop(**changes: Any) -> dict[str, Any]:
-    """Return the parts of the default preset, of a few minutes on two cores, with changes."""
-    parts = {
-        "surgeon": "sac",
-        "lm": ModelConfig(),
-        "grpo": GRPOConfig(),
-        "operation": EpisodeConfig(n_prompts=4),
-        "curriculum": CurriculumConfig(),
-    }
-    return parts | changes
-
-
-def _smoke() -> dict[str, Any]:
-    """Every part of the machinery in under a minute; nothing is learned well."""
-    return _laptop(
-        lm=ModelConfig(context=64, n_layers=2, n_heads=2, width=64),
-        grpo=GRPOConfig(batch_size=16, learning_rate=6e-3, warmup_updates=10),
-        operation=EpisodeConfig(n_prompts=4, prompt_length=16, n_new=32),
-        curriculum=CurriculumConfig(
-            bootstrap_updates=120,
-            surgery_rounds=4,
-            joint_rounds=2,
-            updates_per_round=10,
-            n_rows=32,
-            paired_prompts=64,
-            evaluate_every=40,
-        ),
-    )
-
-
-def _full() -> dict[str, Any]:
-    """The model of ten million parameters, for a GPU."""
-    return _laptop(
-        lm=ModelConfig(context=256, n_layers=6, n_heads=6, width=384),
-        grpo=GRPOConfig(
-            batch_size=64, learning_rate=1e-3, warmup_updates=100, precision="bfloat16"
-        ),
-        operation=EpisodeConfig(n_prompts=8, prompt_length=64, n_new=128),
-        curriculum=CurriculumConfig(
-            bootstrap_updates=3_000,
-            surgery_rounds=100,
-            joint_rounds=50,
-            updates_per_round=20,
-            n_rows=128,
-            evaluate_every=250,
-        ),
-    )
-
-
-def _seed_sampled() -> dict[str, Any]:
-    """The sampled recipe for this task that came before, to show where it ends."""
-    return _laptop(
-        surgeon="none",
-        grpo=GRPOConfig(
-            estimator="seed_sampled",
-            group_size=4,
-            temperature=1.2,
-            sync_every=5,
-            clip=0.5,
-            clip_high=0.5,
-            optimizer="adamw",
-            learning_rate=2e-3,
-            regularizer=RegularizerConfig(
-                entropy_bonus=0.01, kl_coefficient=0.1, kl_target=0.5, partial_credit=0.1
-            ),
-        ),
-        curriculum=CurriculumConfig(surgery_rounds=0, joint_rounds=0),
-    )
-
-
-def _seed_exhaustive() -> dict[str, Any]:
-    """The exhaustive recipe for this task that came before, to show where it ends."""
-    return _laptop(
-        surgeon="none",
-        grpo=GRPOConfig(
-            estimator="seed_exhaustive",
-            exploration=ALL_ACTIONS,
-            optimizer="adamw",
-            learning_rate=2e-3,
-            regularizer=RegularizerConfig(entropy_floor=1.5, partial_credit=0.1),
-        ),
-        curriculum=CurriculumConfig(surgery_rounds=0, joint_rounds=0),
-    )
-
-
-_PRESETS: dict[str, Callable[[], dict[str, Any]]] = dict(
-    zip(PRESET_NAMES, (_smoke, _laptop, _full, _seed_sampled, _seed_exhaustive), strict=True)
-)

@@ -1,18 +1,19 @@
-"""The curriculum: phases as data, and the loop that runs them.
+"""The curriculum: phases as data, and what a step of one is made of.
 
-A phase says which learners are on and for how many steps; a step is some GRPO updates, then some
+A phase says which learners are on and for how many steps. A step is some GRPO updates, then some
 operations, then, where the phase allows it, an attempt to commit one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.distributed import share_edits
 from agents.errors import DivergedError
@@ -25,13 +26,23 @@ from avatarl_env.errors import check_choice, check_integer
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 PROBE, IF_BETTER, ROLLOUT = "probe", "if_better", "rollout"
-MOST_BAD_UPDATES = 10  # in a row, with nothing learned from any
-FALSE_COMMIT_RATE = 0.05  # chance that a worthless operation passes one of a commit's two bounds
+MOST_BAD_UPDATES = 10
+"""Consecutive updates with a non-finite loss or gradient after which a run has diverged."""
+FALSE_COMMIT_RATE = 0.05
+"""Probability that a worthless operation passes one of a commit's two one-sided bounds."""
+_LEAST = {
+    "n_rows": 1,
+    "operations_per_round": 1,
+    "paired_prompts": 2,
+    "evaluate_every": 1,
+    "effect_operations": 2,
+    "sample_length": 4,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """How long the phases are, and what becomes of good operations.
+    """How long the phases are, and when an operation is committed.
 
     Raises:
         ValueError: if a value is unknown or out of range.
@@ -42,7 +53,7 @@ class CurriculumConfig:
     surgery_rounds: int = 6
     """Rounds of operations of the second phase, without GRPO."""
     joint_rounds: int = 4
-    """Rounds of the third phase, each GRPO updates, then operations, then a commit's result."""
+    """Rounds of the third phase, each GRPO updates, then operations, then a commit's test."""
     updates_per_round: int = 25
     """GRPO updates of a joint round."""
     n_rows: int = 64
@@ -50,26 +61,36 @@ class CurriculumConfig:
     operations_per_round: int = 1
     """Operations of a round, on every row."""
     commit: str = IF_BETTER
-    """probe (operations are always undone), if_better (kept in joint, if judged to be better) or
-    rollout (never kept: in joint the operated model samples what the model as it stands learns
-    from)."""
+    """probe (operations are always undone), if_better (committed in joint if the test finds them
+    better) or rollout (never committed: in joint the operated model samples what the unoperated
+    model learns from)."""
     paired_prompts: int = 256
-    """Fresh prompts, and as many windows, that an operation is judged on."""
+    """Fresh prompts, and as many windows, of a commit's paired test."""
     evaluate_every: int = 100
-    """GRPO updates between measurements on a fixed slice of the validation text."""
+    """GRPO updates between evaluations on a fixed slice of the validation text."""
+    effect_operations: int = 8
+    """Operations by which the surgeon's effect is measured after a phase, at least 2."""
+    effect_prompts: int = 256
+    """Fresh validation prompts of that measurement, over all its operations."""
+    sample_length: int = 240
+    """Characters of a sample."""
 
     def __post_init__(self) -> None:
-        least = {"n_rows": 1, "operations_per_round": 1, "paired_prompts": 2, "evaluate_every": 1}
         for name in self.__dataclass_fields__:
             if name != "commit":
-                count = check_integer(name, getattr(self, name), least.get(name, 0))
+                count = check_integer(name, getattr(self, name), _LEAST.get(name, 0))
                 object.__setattr__(self, name, count)
         check_choice("commit", self.commit, (PROBE, IF_BETTER, ROLLOUT))
+        if self.effect_prompts < self.effect_operations:
+            raise ValueError(
+                f"effect_prompts must be at least effect_operations, {self.effect_operations}, "
+                f"got {self.effect_prompts}"
+            )
 
     @property
     def n_updates(self) -> int:
         """GRPO updates of all phases."""
-        return self.bootstrap_updates + self.joint_rounds * self.updates_per_round
+        return sum(phase.steps * phase.updates for phase in make_phases(self, NONE))
 
 
 class Phase(NamedTuple):
@@ -77,14 +98,41 @@ class Phase(NamedTuple):
 
     name: str
     steps: int
-    updates: int
+    updates: int = 0
     """GRPO updates per step."""
-    operations: int
+    operations: int = 0
     """Operations per step, on every row."""
-    commits: bool
+    commits: bool = False
     """Whether each step ends with an attempt to commit."""
     rollouts: bool = False
     """Whether each step ends with the choice of an operation under which the next one samples."""
+
+
+def _bootstrap(config: CurriculumConfig) -> Phase:
+    return Phase("bootstrap", config.bootstrap_updates, updates=1)
+
+
+def _surgery(config: CurriculumConfig) -> Phase:
+    return Phase("surgery", config.surgery_rounds, operations=config.operations_per_round)
+
+
+def _joint(config: CurriculumConfig) -> Phase:
+    return Phase(
+        "joint",
+        config.joint_rounds,
+        updates=config.updates_per_round,
+        operations=config.operations_per_round,
+        commits=config.commit == IF_BETTER,
+        rollouts=config.commit == ROLLOUT,
+    )
+
+
+PHASES: dict[str, Callable[[CurriculumConfig], Phase]] = {
+    "bootstrap": _bootstrap,
+    "surgery": _surgery,
+    "joint": _joint,
+}
+"""The phases of a run, in order: `PHASES["cooldown"] = ...` adds one at the end."""
 
 
 def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
@@ -92,69 +140,23 @@ def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
 
     Without a surgeon the language model gets the same updates, and nothing operates.
     """
-    operations = 0 if surgeon == NONE else config.operations_per_round
-    commits = config.commit == IF_BETTER and operations > 0
-    rollouts = config.commit == ROLLOUT and operations > 0
-    phases = (
-        Phase("bootstrap", config.bootstrap_updates, 1, 0, commits=False),
-        Phase("surgery", config.surgery_rounds, 0, operations, commits=False),
-        Phase(
-            "joint", config.joint_rounds, config.updates_per_round, operations, commits, rollouts
-        ),
-    )
+    phases = [make(config) for make in PHASES.values()]
+    if surgeon == NONE:
+        phases = [p._replace(operations=0, commits=False, rollouts=False) for p in phases]
     return tuple(p for p in phases if p.steps and (p.updates or p.operations))
 
 
 class Commit(NamedTuple):
-    """One attempt to keep an operation."""
+    """One attempt to commit an operation."""
 
     coefficients: NDArray[np.float64]
+    """(A,)."""
     result: PairedResult
     kept: bool
 
 
-class RunLogger(Protocol):
-    """Who is told what happens."""
-
-    def updated(self, stats: GRPOStats) -> None:
-        """Take note of a GRPO update."""
-
-    def operated(self, records: list[EpisodeRecord], surgeon: Surgeon) -> None:
-        """Take note of a round of operations."""
-
-    def judged(self, commit: Commit) -> None:
-        """Take note of an attempt to commit."""
-
-    def behaved(self, operation: Ending | None) -> None:
-        """Take note of the operation under which the model samples from now on, if any."""
-
-
-def updates(
-    learner: GRPOLearner,
-    n_updates: int,
-    operated: Callable[[], AbstractContextManager[object] | None] = lambda: None,
-) -> Iterator[GRPOStats]:
-    """Do so many GRPO updates; yield what each was like.
-
-    Args:
-        learner: does them.
-        n_updates: how many.
-        operated: makes the context in which the actions of an update are sampled, or None.
-
-    Raises:
-        DivergedError: if too many updates in a row had a loss or gradient that is not finite.
-    """
-    for _ in range(n_updates):
-        yield learner.update(operated())
-        if learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
-            raise DivergedError(
-                f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not finite, "
-                f"up to update {learner.n_done}"
-            )
-
-
 class Curriculum:
-    """The loop: GRPO trains the model, the surgeon operates on it."""
+    """What the learner and the surgeon do in a step; every rank makes the same calls."""
 
     def __init__(
         self,
@@ -164,91 +166,98 @@ class Curriculum:
         config: CurriculumConfig,
         rng: np.random.Generator,
     ) -> None:
-        """Bring everybody together.
+        """Connect the parts.
 
         Args:
             learner: trains the model that `eval_env` holds.
-            eval_env: where operations are tried that are to be judged, in mode NEXT_STEP; on the
-                patient that the surgeon operates on, in an environment of its own.
-            surgeon: None for no surgery.
+            eval_env: where operations are tried before they are committed, in mode NEXT_STEP; an
+                environment of its own on the patient that the surgeon operates on.
+            surgeon: None for no surgery, and on every rank but the first.
             config: commit policy.
-            rng: draws the judgement's prompts.
+            rng: draws the prompts of the paired tests.
         """
         self.learner = learner
         self.eval_env = eval_env
         self.surgeon = surgeon
         self.config = config
         self.operation: NDArray[np.float64] | None = None
-        """Coefficients under which the model samples what it learns from; None: as it stands."""
+        """(A,) coefficients under which the model samples; None: unoperated."""
+        self._ranks = learner.ranks
         self._rng = rng
 
-    def run(self, phase: Phase, logger: RunLogger) -> None:
-        """Run one phase."""
-        for _ in self.steps(phase, logger):
-            pass
+    def set_operation(self, coefficients: Tensor | None) -> None:
+        """Restore the operation under which the model samples; None: unoperated."""
+        self.operation = None if coefficients is None else coefficients.double().numpy()
 
-    def steps(self, phase: Phase, logger: RunLogger, start: int = 0) -> Iterator[int]:
-        """Run one phase; yield after each step how many are done: there it can be left and resumed.
-
-        Args:
-            phase: what to do.
-            logger: is told.
-            start: steps that were done before.
+    def update(self) -> GRPOStats:
+        """Do one GRPO update, with samples of the model under the chosen operation.
 
         Raises:
-            DivergedError: if too many updates in a row had a loss or gradient that is not finite,
-                or the surgeon's networks are not.
+            DivergedError: after `MOST_BAD_UPDATES` consecutive updates that were not finite.
         """
-        for step in range(start, phase.steps):
-            for stats in updates(self.learner, phase.updates, self._operated):
-                logger.updated(stats)
-                self.eval_env.model_changed()
-            if phase.operations and self.surgeon is not None:
-                with self.learner.ranks.telling(DivergedError):
-                    records = self.surgeon.operate(phase.operations)
-                    check_records(records)
-                logger.operated(records, self.surgeon)
-                if phase.commits:
-                    logger.judged(self._consider(self.surgeon))
-                if phase.rollouts:
-                    logger.behaved(self._choose(self.surgeon))
-            yield step + 1
+        stats = self.learner.update(self._behavior())
+        self.eval_env.model_changed()
+        if self.learner.n_bad_in_a_row >= MOST_BAD_UPDATES:
+            raise DivergedError(
+                f"{MOST_BAD_UPDATES} updates in a row had a loss or gradient that is not finite, "
+                f"up to update {self.learner.n_done}"
+            )
+        return stats
 
-    def _consider(self, surgeon: Surgeon) -> Commit:
-        """Try a deterministic operation on every row, and judge the best; keep it if better.
+    def operate(self, n_operations: int) -> list[EpisodeRecord]:
+        """Let the surgeon operate and learn; return the records, none on other ranks.
 
-        The best by its own prompts, which is no cheating: what it is judged on is fresh.
+        Raises:
+            DivergedError: if the surgeon's networks are not finite.
         """
-        eval_env, best = self.eval_env, self._best(surgeon)
+        records: list[EpisodeRecord] = []
+        with self._ranks.agreeing(DivergedError):
+            if self.surgeon is not None:
+                records = self.surgeon.operate(n_operations)
+                check_records(records)
+        return records
+
+    def try_commit(self) -> Commit | None:
+        """Test the surgeon's best deterministic operation; commit it if it is better.
+
+        Best by the prompts it was made on; the test draws fresh ones. None on other ranks.
+        """
+        commit = None if self.surgeon is None else self._test(self.surgeon)
+        env = self.eval_env
+        if commit is not None and commit.kept:
+            env.patient.commit(env.operator, commit.coefficients)
+        edited = env.operator.parameters() if commit is not None and commit.kept else ()
+        if share_edits(self._ranks, self.learner.model, edited):
+            self.learner.model_changed()
+        return commit
+
+    def choose_behavior(self) -> Ending | None:
+        """Choose the operation under which the model samples next: the best, if it helps at all."""
+        best = None if self.surgeon is None else self._best(self.surgeon)
+        if best is not None and (best.total <= 0 or best.flatline is not None):
+            best = None
+        self.operation = self._ranks.broadcast(None if best is None else best.coefficients)
+        return best
+
+    def _behavior(self) -> AbstractContextManager[object] | None:
+        if self.operation is None:
+            return None
+        return self.eval_env.patient.operated(self.eval_env.operator, self.operation)
+
+    def _test(self, surgeon: Surgeon) -> Commit:
+        env, best = self.eval_env, self._best(surgeon)
         result = compare_pairs(
-            eval_env.patient,
-            eval_env.operator,
+            env.patient,
+            env.operator,
             best.coefficients,
-            eval_env.config,
+            env.config,
             n_prompts=self.config.paired_prompts,
             rng=self._rng,
         )
         kept = result.is_improvement and best.flatline is None
-        if kept:
-            eval_env.patient.commit(eval_env.operator, best.coefficients)
-            self.learner.model_changed()
-        share_edits(self.learner.ranks, self.learner.model, eval_env.operator if kept else None)
         return Commit(best.coefficients, result, kept)
 
-    def _choose(self, surgeon: Surgeon) -> Ending | None:
-        """Choose under which operation the model samples next: the best, if it helped at all."""
-        best = self._best(surgeon)
-        helps = best.total > 0 and best.flatline is None
-        self.operation = best.coefficients if helps else None
-        self.learner.ranks.broadcast(self.operation)
-        return best if helps else None
-
     def _best(self, surgeon: Surgeon) -> Ending:
-        """Try a deterministic operation on every row; return the best, by its own prompts."""
+        """Try a deterministic operation on every row; return the best by its own prompts."""
         endings = final_operations(surgeon, self.eval_env, int(self._rng.integers(2**31)))
         return max(endings, key=lambda ending: ending.total)
-
-    def _operated(self) -> AbstractContextManager[object] | None:
-        if self.operation is None:
-            return None
-        return self.eval_env.patient.operated(self.eval_env.operator, self.operation)

@@ -1,4 +1,4 @@
-"""The run's logger: what the curriculum does becomes rows, a progress bar and samples."""
+"""Logging: what happens in a run becomes rows, a progress bar and samples."""
 
 from __future__ import annotations
 
@@ -13,72 +13,102 @@ from tqdm import tqdm
 
 from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_text
 from agents.evaluation.surgeon_effect import Ending
-from agents.grpo.learner import GRPOLearner, GRPOStats
-from agents.surgeons.registry import EpisodeRecord, Surgeon
+from agents.grpo.learner import GRPOStats
+from agents.surgeons.registry import EpisodeRecord
 from agents.terminal import printable
 from agents.tracking.writer import Clock, MetricWriter
 from agents.training.best_model import BestModel
+from agents.training.build import Parts
 from agents.training.curriculum import FALSE_COMMIT_RATE, Commit, Phase
-from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+from agents.training.summary import references
 
-WRITE_EVERY = 5  # updates between two rows of kind "grpo"
-SAMPLE_EVERY = 5  # evaluations between two samples
-SAMPLE_CHARACTERS = 240
-OF_TEXTS = {"reward": "text_reward", "accuracy": "matched"}  # what these are at horizons above 1
+WRITE_EVERY = 5
+"""Updates between two rows of kind "grpo"."""
+SAMPLE_EVERY = 5
+"""Evaluations between two samples."""
+OF_TEXTS = {"reward": "text_reward", "accuracy": "matched"}
+"""Names of these metrics at horizons above 1, where they are of whole texts."""
 
 
-class RunLogger:
-    """Writes the rows of a run and shows how far it is."""
+class Logger:
+    """A logger that writes nothing: that of every rank but the first."""
+
+    n_operations = 0
+    """Operations of the surgeon so far."""
+
+    def begin(self, phase: Phase) -> None:
+        """Begin a phase."""
+
+    def resume(self, phase: Phase, done: int) -> None:
+        """Resume a phase of which `done` steps were done."""
+
+    def update(self, stats: GRPOStats) -> None:
+        """Log a GRPO update."""
+
+    def operations(self, records: list[EpisodeRecord]) -> None:
+        """Log a round of operations."""
+
+    def commit(self, commit: Commit | None) -> None:
+        """Log an attempt to commit."""
+
+    def behavior(self, operation: Ending | None) -> None:
+        """Log the operation under which the model samples from now on; None: unoperated."""
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+
+    def end(self) -> dict[str, Any]:
+        """End the phase; return its name, steps, seconds, and first and last metrics."""
+        return {}
+
+
+class RunLogger(Logger):
+    """Writes the rows of a run, evaluates the model and shows the progress."""
 
     def __init__(
-        self,
-        writer: MetricWriter,
-        learner: GRPOLearner,
-        env: AttentionSurgeryVectorEnv,
-        *,
-        evaluate_every: int,
-        rng: np.random.Generator,
-        best: BestModel | None = None,
-        quiet: bool = False,
+        self, writer: MetricWriter, parts: Parts, best: BestModel, *, quiet: bool = False
     ) -> None:
-        """Open the logger; the run's clock starts now.
+        """Start the run's clock.
 
         Args:
             writer: takes the rows.
-            learner: whose updates are counted.
-            env: whose patient is evaluated and sampled.
-            evaluate_every: updates between two evaluations.
-            rng: draws the samples' dice.
-            best: is told of every evaluation.
+            parts: of the run: whose updates are counted, whose model is evaluated and sampled.
+            best: is given every evaluation.
             quiet: show no progress bar.
         """
-        self._writer = writer
-        self._learner = learner
-        self._env = env
-        self._evaluate_every = evaluate_every
-        self._best = best
+        self.writer = writer
+        self.best = best
+        self._learner = parts.learner
+        self._env = parts.env
+        self._surgeon = parts.surgeon
+        self._config = parts.config.curriculum
         self._quiet = quiet
-        self._start = time.perf_counter()
-        self._bar: tqdm[Any] | None = None
-        self._shown: dict[str, str] = {}
-        self._phase = Phase("start", 0, 0, 0, commits=False)
-        self._rates: list[float] = []
-        self._last_update = self._start
-        self._phase_start = self._start
-        self._first: dict[str, float] = {}
-        self._last: dict[str, float] = {}
-        self._evaluated = -1  # updates done when the model was last evaluated
+        self.references = references(parts)
+        """What the model is compared with: known before anything is learned."""
+        writer.write_references(self.references)
         self.n_operations = 0
         self.commits: list[dict[str, Any]] = []
+        self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}
+        self._phase = Phase("start", 0)
+        self._rates: list[float] = []
+        self._start = self._phase_start = self._last_update = time.perf_counter()
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._evaluated = -1  # updates done at the last evaluation
         self._last_coefficients: np.ndarray | None = None
-        # The dice and prompts of all samples are the same, so that samples can be compared.
-        self._sample = env.patient.prompts(
-            "surgeon", 2, env.config.prompt_length, SAMPLE_CHARACTERS, rng
+        # All samples share prompts and noise, so that they can be compared.
+        self._sample = parts.patient.prompts(
+            "surgeon",
+            2,
+            parts.env.config.prompt_length,
+            self._config.sample_length,
+            parts.generators.samples,
         )
 
     @property
     def forward_tokens(self) -> int:
-        """Compute spent so far on learning and operating, in tokens of one forward.
+        """Compute spent on learning and operating, in tokens of one forward.
 
         Evaluations for the reader (progress, final figures, samples) are not counted.
         """
@@ -86,7 +116,7 @@ class RunLogger:
 
     @property
     def seconds(self) -> float:
-        """Time since the logger was opened."""
+        """Time since the run began, without interruptions."""
         return time.perf_counter() - self._start
 
     def get_state(self) -> dict[str, Any]:
@@ -100,11 +130,11 @@ class RunLogger:
             "n_operations": self.n_operations,
             "commits": self.commits,
             "last_coefficients": self._last_coefficients,
-            "best": None if self._best is None else self._best.get_state(),
+            "best": self.best.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; `resume` opens the phase again."""
+        """Restore the state; `resume` then opens the phase again."""
         self._start = time.perf_counter() - state["seconds"]
         self._phase_start = time.perf_counter() - state["phase_seconds"]
         self._first, self._last = dict(state["first"]), dict(state["last"])
@@ -112,39 +142,26 @@ class RunLogger:
         self.commits = [dict(commit) for commit in state["commits"]]
         last = state["last_coefficients"]
         self._last_coefficients = None if last is None else np.asarray(last)
-        if self._best is not None:
-            self._best.set_state(state["best"])
-
-    def resume(self, phase: Phase, done: int) -> None:
-        """Open a phase of which so many steps were done before."""
-        self._phase = phase
-        self._show(phase, done)
-        self._last_update = time.perf_counter()
+        self.best.set_state(state["best"])
 
     def begin(self, phase: Phase) -> None:
-        """Open a phase."""
+        """Begin a phase; the run's first evaluates and samples the untrained model."""
         self._phase = phase
         self._first, self._last = {}, {}
         self._show(phase, 0)
-        if phase.updates and self._learner.n_done == 0:  # where it all begins
+        if phase.updates and self._learner.n_done == 0:
             self._evaluate()
             self._write_samples()
         self._phase_start = self._last_update = time.perf_counter()
 
-    def _show(self, phase: Phase, done: int) -> None:
-        """Show a progress bar of which so many steps are done."""
-        per_step = phase.updates + phase.operations * self._env.num_envs
-        self._bar = tqdm(
-            total=phase.steps * per_step,
-            initial=done * per_step,
-            desc=f"{phase.name:>9}",
-            disable=self._quiet,
-            unit="it",
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds; a log needs few lines
-        )
+    def resume(self, phase: Phase, done: int) -> None:
+        """Resume a phase of which `done` steps were done."""
+        self._phase = phase
+        self._show(phase, done)
+        self._last_update = time.perf_counter()
 
     def end(self) -> dict[str, Any]:
-        """Close the phase; return its name, steps, seconds, and first and last metrics."""
+        """End the phase; return its name, steps, seconds, and first and last metrics."""
         if self._phase.updates and self._learner.n_done != self._evaluated:
             self._evaluate()
         self._write_samples()
@@ -158,27 +175,27 @@ class RunLogger:
         }
 
     def close(self) -> None:
-        """Close the progress bar, wherever it stands; a second call does nothing."""
+        """Close the progress bar; a second call does nothing."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def say(self, text: str) -> None:
-        """Tell the reader something, without breaking a progress bar."""
+        """Print a line without breaking the progress bar."""
         if self._quiet:
             return
         try:
             tqdm.write(printable(text, sys.stdout))
         except OSError as error:
-            if error.errno != errno.EIO:  # that of a terminal that has been closed
+            if error.errno != errno.EIO:  # the terminal has been closed
                 raise
 
-    def updated(self, stats: GRPOStats) -> None:
-        """Take note of a GRPO update."""
+    def update(self, stats: GRPOStats) -> None:
+        """Log a GRPO update."""
         now = time.perf_counter()
         self._rates.append(self._learner.tokens_per_update / (now - self._last_update))
         self._advance(1, loss=f"{stats.loss:.4f}", reward=f"{stats.reward:.3f}")
-        n_done = self._learner.n_done
+        n_done, every = self._learner.n_done, self._config.evaluate_every
         if n_done % WRITE_EVERY == 0 or n_done == 1:
             named = OF_TEXTS if self._learner.config.horizon > 1 else {}
             row = {f"grpo/{named.get(x, x)}": value for x, value in stats._asdict().items()}
@@ -186,14 +203,14 @@ class RunLogger:
             row["time/tokens_per_second"] = float(np.median(self._rates))
             self._rates.clear()
             self._write("grpo", row)
-        if n_done % self._evaluate_every == 0:
+        if n_done % every == 0:
             self._evaluate()
-        if n_done % (SAMPLE_EVERY * self._evaluate_every) == 0:
+        if n_done % (SAMPLE_EVERY * every) == 0:
             self._write_samples()
         self._last_update = time.perf_counter()
 
-    def operated(self, records: list[EpisodeRecord], surgeon: Surgeon) -> None:
-        """Take note of a round of operations."""
+    def operations(self, records: list[EpisodeRecord]) -> None:
+        """Log a round of operations and the surgeon's training metrics."""
         for record in records:
             self.n_operations += 1
             self._last_coefficients = record.coefficients
@@ -208,17 +225,19 @@ class RunLogger:
             row |= {f"score/{name}": value for name, value in record.terms.items()}
             row |= {f"baseline/{name}": value for name, value in record.baseline_terms.items()}
             self._write("operation", row)
-        stats = surgeon.stats()
+        stats = {} if self._surgeon is None else self._surgeon.stats()
         if stats:
             self._write("surgeon", dict(stats))
         mean = float(np.mean([record.total for record in records]))
-        # Not how many ended: where a patient died, the next operation began before its turn.
+        # The planned number: after a flatline a row begins its next operation early.
         n_planned = self._phase.operations * self._env.num_envs
         self._advance(n_planned, operation=f"{mean:+.4f}")
         self._last_update = time.perf_counter()
 
-    def judged(self, commit: Commit) -> None:
-        """Take note of an attempt to commit."""
+    def commit(self, commit: Commit | None) -> None:
+        """Log an attempt to commit."""
+        if commit is None:
+            return
         row = {
             "kept": commit.kept,
             "kl_ref_gain": commit.result.kl_ref_gain._asdict(),
@@ -231,8 +250,8 @@ class RunLogger:
         self._advance(0, commits=f"{kept}/{len(self.commits)}")
         self._last_update = time.perf_counter()
 
-    def behaved(self, operation: Ending | None) -> None:
-        """Take note of who samples from now on: the model under an operation, or as it stands."""
+    def behavior(self, operation: Ending | None) -> None:
+        """Log the operation under which the model samples from now on; None: unoperated."""
         row: dict[str, Any] = {"behavior/operated": operation is not None}
         row["behavior/gain"] = None if operation is None else operation.total
         row["behavior/coefficients"] = None if operation is None else operation.coefficients
@@ -240,7 +259,7 @@ class RunLogger:
         self._last_update = time.perf_counter()
 
     def commit_summary(self, policy: str) -> dict[str, Any]:
-        """Return tries, keeps and the number of false ones to be expected at most."""
+        """Return the attempts to commit, and how many false ones are expected at most."""
         tried = len(self.commits)
         return {
             "policy": policy,
@@ -250,18 +269,28 @@ class RunLogger:
             "operations": self.commits,
         }
 
+    def _show(self, phase: Phase, done: int) -> None:
+        per_step = phase.updates + phase.operations * self._env.num_envs
+        self._bar = tqdm(
+            total=phase.steps * per_step,
+            initial=done * per_step,
+            desc=f"{phase.name:>9}",
+            disable=self._quiet,
+            unit="it",
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds; a log needs few lines
+        )
+
     def _evaluate(self) -> None:
         self._evaluated = self._learner.n_done
         validation = self._env.patient.splits["validation"][: PROGRESS_CHARACTERS + 1]
         metrics = evaluate_text(self._env.patient.model, validation)
         row = {f"validation/{name}": value for name, value in metrics._asdict().items()}
         self._write("evaluation", row)
-        if self._best is not None:
-            self._best.consider(metrics.loss, self._evaluated)
+        self.best.consider(metrics.loss, self._evaluated)
         self._advance(0, accuracy=f"{metrics.accuracy:.3f}")
 
     def _write_samples(self) -> None:
-        """Write what the model writes now and, in phases that operate, under the last operation."""
+        """Sample the model as it stands and, in phases that operate, under the last operation."""
         patient = self._env.patient
         with patient.uncounted():
             plain = self._texts(patient.evaluate(self._sample).generations.tokens)
@@ -287,7 +316,7 @@ class RunLogger:
             forward_tokens=self.forward_tokens,
             seconds=self.seconds,
         )
-        self._writer.write(kind, clock, row)
+        self.writer.write(kind, clock, row)
         numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         self._first = numbers | self._first
         self._last |= numbers

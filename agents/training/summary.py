@@ -1,36 +1,48 @@
-"""What a run is and came to: its introduction, the figures of `summary.json`, its model."""
+"""What a run reports: its introduction, the figures of `summary.json`, its stored model."""
 
 from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agents.evaluation.language_model import evaluate_text
+from agents.evaluation.language_model import evaluate_references, evaluate_text
 from agents.evaluation.surgeon_effect import verdict
 from agents.grpo.estimators import ESTIMATORS, SAMPLED
 from agents.grpo.learner import PRECISIONS
-from agents.surgeons.registry import save_surgeon
-from agents.tracking.run_folder import RunFolder
-from agents.training.build import Setup
-from agents.training.config import TrainConfig
-from agents.training.logger import RunLogger
-from agents.training.resume import Progress, versions
 from avatarl_env.lm.attention import attention_backend
-from avatarl_env.lm.storage import save_model
+
+if TYPE_CHECKING:
+    from agents.training.build import Parts
+    from agents.training.logger import RunLogger
+    from agents.training.resume import Progress
+
+PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
 
 
-def summarise(
-    config: TrainConfig,
-    setup: Setup,
-    logger: RunLogger,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Return what `summary.json` says, but for references, time and command."""
-    model, validation = setup.patient.model, setup.patient.splits["validation"]
+@dataclass(frozen=True)
+class RunSummary:
+    """A run's folder, and its `summary.json`."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """The surgeon's effect in words."""
+        return str(self.summary["surgeon_effect"]["verdict"])
+
+
+def summarise(parts: Parts, log: RunLogger, progress: Progress) -> dict[str, Any]:
+    """Return the figures of `summary.json` that are known when the phases have ended."""
+    config, corpus = parts.config, parts.corpus
+    model = parts.patient.model
+    validation = evaluate_text(model, parts.patient.splits["validation"])
     return {
         "preset": config.preset,
         "seed": config.seed,
@@ -39,66 +51,82 @@ def summarise(
         "operator": config.operator,
         "layers": config.layers,
         "score": config.score,
-        "corpus": setup.corpus.name,
-        "corpus_sha256": setup.corpus.sha256,
+        "corpus": corpus.name,
+        "corpus_sha256": corpus.sha256,
         "phases": progress.phases,
-        "validation": evaluate_text(model, validation)._asdict(),
-        "validation_unknown_characters": setup.tokenizer.n_unknown(
-            setup.corpus.split("validation")
-        ),
-        "commits": logger.commit_summary(config.curriculum.commit),
+        "validation": validation._asdict(),
+        "validation_unknown_characters": parts.tokenizer.n_unknown(corpus.split("validation")),
+        "commits": log.commit_summary(config.curriculum.commit),
         "surgeon_effect": {
             "verdict": verdict(progress.effects, config.surgeon),
             "measurements": [effect.as_summary() for effect in progress.effects],
         },
-        "skipped_updates": setup.learner.n_skipped,
-        "forward_tokens": logger.forward_tokens,
+        "skipped_updates": parts.learner.n_skipped,
+        "forward_tokens": log.forward_tokens,
         "n_parameters": model.n_parameters,
-        "environment": _environment(setup),
+        "environment": _environment(parts),
+        "best": log.best.found,
+        "model_beats_reference": validation.loss < _reference_loss(log.references),
+        **log.references,
     }
 
 
-def _environment(setup: Setup) -> dict[str, Any]:
-    """Return versions and machine, as far as results depend on them."""
-    device = setup.device
+def _reference_loss(found: dict[str, Any]) -> float:
+    """Return the validation loss of the n-gram that `kl_ref` compares texts with."""
+    return float(found["references"][-1]["loss"])
+
+
+def references(parts: Parts) -> dict[str, Any]:
+    """Return the scores of n-gram tables on the validation text, and the text's entropy."""
+    return {
+        "references": evaluate_references(parts.patient),
+        "corpus_nats_per_char": parts.corpus.nats_per_char,
+    }
+
+
+def introduction(parts: Parts, folder: Path) -> str:
+    """Return the line that a run prints first."""
+    config, corpus = parts.config, parts.corpus
+    estimator, exploration = config.grpo.estimator, config.grpo.exploration
+    kind = ", the exact expectation, a bound on RL" if exploration != SAMPLED else ""
+    if ESTIMATORS[estimator].is_control:
+        kind = ", a supervised control, not RL"
+    n = parts.learner.ranks.count
+    ranks = f"{n} processes, each " if n > 1 else ""
+    backend = attention_backend(parts.device, PRECISIONS[config.grpo.precision])
+    return (
+        f"{corpus.name}, {len(corpus.text):,} characters; a GPT of "
+        f"{parts.patient.model.n_parameters:,} parameters on {parts.device} "
+        f"({ranks}{torch.get_num_threads()} threads, attention by {backend}); "
+        f"{estimator}, {exploration}{kind}; surgeon {config.surgeon}; into {folder}"
+    )
+
+
+def about_model(parts: Parts, command: str | None) -> dict[str, Any]:
+    """Return what is stored beside a run's models."""
+    corpus = parts.corpus
+    made_by = command or "agents.train"
+    return {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "made_by": made_by}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _environment(parts: Parts) -> dict[str, Any]:
+    device = parts.device
     return {
         **versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "processes": setup.learner.ranks.count,
+        "processes": parts.learner.ranks.count,
         "cpu_count": os.cpu_count(),
     }
-
-
-def introduction(config: TrainConfig, setup: Setup, folder: RunFolder) -> str:
-    """Return what a run says as it begins."""
-    estimator = config.grpo.estimator
-    kind = ", the exact expectation, a bound on RL" if config.grpo.exploration != SAMPLED else ""
-    if ESTIMATORS[estimator].is_control:
-        kind = ", a supervised control, not RL"
-    n = setup.learner.ranks.count
-    processes = f"{n} processes, each " if n > 1 else ""
-    backend = attention_backend(setup.device, PRECISIONS[config.grpo.precision])
-    return (
-        f"{setup.corpus.name}, {len(setup.corpus.text):,} characters; a GPT of "
-        f"{setup.patient.model.n_parameters:,} parameters on {setup.device} "
-        f"({processes}{torch.get_num_threads()} threads, attention by {backend}); "
-        f"{estimator}, {config.grpo.exploration}{kind}; surgeon {config.surgeon}; "
-        f"into {folder.path}"
-    )
-
-
-def about_model(setup: Setup, command: str | None) -> dict[str, Any]:
-    """Return what is stored beside a run's models."""
-    corpus = setup.corpus
-    made_by = command or "agents.train"
-    return {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "made_by": made_by}
-
-
-def save_final(config: TrainConfig, setup: Setup, folder: Path, about: dict[str, Any]) -> None:
-    """Write the model as it stands, and what the surgeon learned."""
-    save_model(folder, setup.learner.model, setup.tokenizer, about)
-    if setup.surgeon is not None:
-        seed, options = setup.generators.surgeon_seed, config.surgeon_options
-        save_surgeon(setup.surgeon, folder, config.surgeon, seed, options)
