@@ -22,8 +22,9 @@ from agents.distributed import ALONE, Ranks
 from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.surgeons.base import BoolArray, EpisodeRecorder, FloatArray
 from agents.surgeons.registry import EpisodeRecord, Surgeon
-from agents.training.config import ModelConfig, TrainConfig
+from agents.training.config import TrainConfig
 from agents.training.curriculum import CurriculumConfig
+from agents.training.presets import ModelConfig
 from avatarl_env.episode import EpisodeConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
@@ -233,6 +234,9 @@ def small_config(corpus: Path | str, out: Path | str | None = None, **changes: A
             operations_per_round=2,
             paired_prompts=4,
             evaluate_every=4,
+            effect_operations=2,
+            effect_prompts=8,
+            sample_length=24,
         ),
     }
     return TrainConfig(**{**parts, **changes})

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from agents.surgeons.sb3 import ALGORITHMS
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
+from agents.training.summary import RunSummary
 from avatarl_env.surgery import OPERATORS
 from tests.agents.training.broken_runs import config
 from tests.patients import InPlaceGain

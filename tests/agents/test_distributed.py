@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from agents.distributed import ALONE, DriftError, Ranks, joined, require_same
+from agents.errors import BadInput, Stopped
 from agents.launch import own_device, place, started_by
 from agents.training import checkpoint
-from agents.training.config import BadInput, TrainConfig
+from agents.training.config import TrainConfig
 from agents.training.loop import train
-from agents.training.resume import Stopped
 from tests.agents.ranks_child import RECIPES, learn
 from tests.agents.training.broken_runs import assert_same_run, config
 from tests.agents.training.test_resume import BrokenOff, break_off, edit_manifest, snapshot

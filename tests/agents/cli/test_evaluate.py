@@ -13,7 +13,8 @@ import pytest
 
 from agents.cli.main import avatarl
 from agents.training.config import TrainConfig
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
+from agents.training.summary import RunSummary
 from avatarl_env.lm.hub import HubLM
 from avatarl_env.lm.storage import load_model
 from tests.patients import tiny_text

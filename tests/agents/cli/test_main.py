@@ -17,10 +17,9 @@ import pytest
 from agents.cli import COMMANDS
 from agents.cli import main as cli
 from agents.cli.main import avatarl
-from agents.errors import DivergedError
-from agents.training.config import BadInput, TrainConfig, preset
-from agents.training.loop import RunSummary
-from agents.training.resume import Stopped
+from agents.errors import BadInput, DivergedError, Stopped
+from agents.training.config import TrainConfig, preset
+from agents.training.summary import RunSummary
 from tests.agents.fake_runs import make_run
 from tests.patients import store_tiny_patient
 

@@ -17,7 +17,7 @@ from agents.cli.main import avatarl, main
 from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.training.config import TrainConfig, preset
 from agents.training.curriculum import Curriculum, CurriculumConfig
-from agents.training.loop import RunSummary
+from agents.training.summary import RunSummary
 from avatarl_env.text import corpus as corpus_module
 from tests.training_runs import flags, small_config, write_text
 

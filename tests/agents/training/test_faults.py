@@ -14,7 +14,8 @@ from torch import Tensor
 from agents.errors import DivergedError
 from agents.grpo.estimators import ESTIMATORS
 from agents.grpo.learner import GRPOConfig, GRPOLearner
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
+from agents.training.summary import RunSummary
 from avatarl_env.scoring import BOUND, TERMS, Generations
 from tests.agents.training.broken_runs import (
     QUICK,

@@ -14,7 +14,8 @@ import pytest
 from agents.cli.main import avatarl, main
 from agents.training import checkpoint
 from agents.training.config import TrainConfig
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
+from agents.training.summary import RunSummary
 from tests.agents.report.pages import Page
 from tests.agents.training.broken_runs import HOME, assert_same_run, config
 from tests.training_runs import flags

@@ -23,14 +23,14 @@ import torch
 from safetensors.torch import load_file
 
 from agents.cli.main import main
-from agents.errors import DivergedError
+from agents.errors import BadInput, DivergedError
 from agents.tracking.run_folder import RunFolder
 from agents.training.best_model import BestModel
 from agents.training.checkpoint import number_of
-from agents.training.config import BadInput, TrainConfig
+from agents.training.config import TrainConfig
 from agents.training.curriculum import CurriculumConfig
 from agents.training.logger import RunLogger
-from agents.training.loop import RunSummary, _new_folder_name, train
+from agents.training.summary import RunSummary, _new_folder_name, train
 from avatarl_env.lm.gpt import GPT, GPTConfig
 from avatarl_env.lm.storage import load_model, save_model
 from avatarl_env.lm.tokenizer import CharTokenizer
@@ -461,7 +461,7 @@ def test_ctrl_c_while_a_command_begins_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_command_that_goes_on_is_quoted(tmp_path: Path) -> None:
-    from agents.training.resume import Stopped
+    from agents.errors import Stopped
 
     folder = tmp_path / "my 'run'"
     command = str(Stopped(signal.SIGINT, folder)).removeprefix("stopped; go on with: ")

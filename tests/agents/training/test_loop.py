@@ -15,14 +15,16 @@ from safetensors.torch import load_file
 from stable_baselines3 import SAC
 
 import agents
+from agents.errors import BadInput
 from agents.evaluation.language_model import evaluate_text
 from agents.grpo.learner import GRPOConfig
 from agents.surgeons.sb3 import ALGORITHMS
 from agents.training import loop as training
 from agents.training.build import Generators, Setup
-from agents.training.config import BadInput, ModelConfig
+from agents.training.config import ModelConfig
 from agents.training.curriculum import Curriculum, CurriculumConfig
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
+from agents.training.summary import RunSummary
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.storage import load_model
 from avatarl_env.text.ngram import NGramReference

@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agents.training.stored import config_to_resume, stored_run
 
+from agents.errors import BadInput
 from agents.evaluation.language_model import REFERENCE_NAMES
 from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.learner import GRPOLearner
 from agents.training import checkpoint
 from agents.training.checkpoint import locked
-from agents.training.config import BadInput, TrainConfig
+from agents.training.config import TrainConfig
 from agents.training.curriculum import CurriculumConfig
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
 from agents.training.resume import Checkpointer, Stopped
-from agents.training.stored import config_to_resume, stored_run
+from agents.training.summary import RunSummary
 from tests.agents.report.pages import Page
 from tests.agents.training.broken_runs import (
     KILLS,

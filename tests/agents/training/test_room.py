@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from agents.training.room import check_room
 
 from agents.training.config import PRESET_NAMES, TrainConfig, preset
-from agents.training.room import check_room
 from avatarl_env.memory import GIB
 
 CPU = torch.device("cpu")

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from agents.training.following import Start, _Follower
 
 from agents.cli import main as cli
 from agents.cli import train as train_command
 from agents.training.build import LearningSetup, Setup
 from agents.training.config import ModelConfig, TrainConfig, from_settings
-from agents.training.following import Start, _Follower
-from agents.training.loop import RunSummary, train
+from agents.training.loop import train
+from agents.training.summary import RunSummary
 from tests.agents.training.broken_runs import QUICK, assert_same_run, rows
 from tests.agents.training.test_resume import BrokenOff, break_off
 from tests.training_runs import flags, small_config, write_text
