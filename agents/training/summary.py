@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def about_model(parts: Parts, command: str | None) -> dict[str, Any]:
     return {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "made_by": made_by}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
     found = {"python": platform.python_version()}

@@ -1,4 +1,4 @@
-"""What tests/agents/test_ranks.py lets torchrun start: one of its jobs, in several processes."""
+"""The jobs that tests/agents/test_distributed.py lets torchrun start in several processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-import agents.training.curriculum
-import agents.training.loop
 from agents.cli import main as cli
-from agents.distributed import Ranks, joined, share_edits, take_edits
+from agents.distributed import Ranks, joined, share_edits
 from agents.errors import DivergedError
 from agents.evaluation.paired import PairedResult
+from agents.grpo import learner as learner_module
 from agents.grpo.learner import GRPOLearner, GRPOStats, RegularizerConfig
+from agents.training import curriculum, start
 from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
 from tests.patients import tiny_patient
 from tests.training_runs import CE, everything, make_learner
@@ -29,13 +29,12 @@ OLD = {"sync_every": 5, "clip": 0.5, "clip_high": 0.5, "temperature": 1.2}
 KL = RegularizerConfig(kl_coefficient=0.1, kl_target=0.5, partial_credit=0.1, entropy_bonus=0.01)
 RECIPES: dict[str, dict[str, Any]] = {
     "proper_maxrl": {"estimator": "proper_maxrl", "optimizer": "adamw"},
-    "brier": {"estimator": "brier", "optimizer": "adamw"},
     "seed_sampled": {"estimator": "seed_sampled", "optimizer": "adamw", **OLD, "regularizer": KL},
     "rollouts": {"estimator": "grpo", "horizon": 8, "group_size": 4, "optimizer": "adamw"},
     "muon": {"optimizer": "muon"},
     "ce": {"optimizer": "adamw", **CE},
 }
-N_UPDATES = 20
+N_UPDATES = 8
 
 
 def learn(recipe: str, ranks: Ranks) -> tuple[GRPOLearner, list[GRPOStats]]:
@@ -84,30 +83,37 @@ def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
 
 
 def spoil(patch: pytest.MonkeyPatch, factor: Callable[[GRPOLearner], float]) -> None:
-    """Multiply what a learner learns from."""
-    read = GRPOLearner._read_positions
+    """Multiply what a learner learns from, and what it reads, on this rank."""
+    update, average = GRPOLearner.update, learner_module.average_gradients
+    factors: list[float] = []
 
-    def spoilt(self: GRPOLearner, *arguments: Any) -> Any:
-        reading = read(self, *arguments)
-        return reading._replace(loss=reading.loss * factor(self))
+    def noted(self: GRPOLearner, *arguments: Any) -> GRPOStats:
+        factors.append(factor(self))
+        return update(self, *arguments)
 
-    patch.setattr(GRPOLearner, "_read_positions", spoilt)
+    def spoilt(ranks: Ranks, model: torch.nn.Module, readings: torch.Tensor) -> None:
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.mul_(factors[-1])
+        average(ranks, model, readings.mul_(factors[-1]))
+
+    patch.setattr(GRPOLearner, "update", noted)
+    patch.setattr(learner_module, "average_gradients", spoilt)
 
 
 def operate(learner: GRPOLearner, ranks: Ranks) -> list[bool]:
-    """Share nothing, then an operation; return what changed the weights here."""
+    """Share nothing, then an operation; return which changed the weights here."""
     changed = []
     for kept in (False, True):
         before = [p.detach().clone() for p in learner.model.parameters()]
+        operator = HeadGain(find_targets(learner.model))
         if ranks.is_first:
-            operator = HeadGain(find_targets(learner.model))
             with SurgicalTheater(learner.model, [operator]) as theater:
                 operator.apply(theater, [0.5, -0.5, 0.25, 1.0])
                 if kept:
                     theater.commit()
-            share_edits(ranks, learner.model, operator if kept else None)
-        else:
-            take_edits(ranks, learner.model)
+        edited = operator.parameters() if kept else ()
+        assert share_edits(ranks, learner.model, edited if ranks.is_first else ()) == kept
         after = learner.model.parameters()
         changed.append(any(not torch.equal(p, q) for p, q in zip(after, before, strict=True)))
     return changed
@@ -133,7 +139,7 @@ def command_line(out: Path, plan: str, words: list[str]) -> int:
 
     A plan is words like `term@3`: at update 3, SIGTERM for whoever started the processes;
     `self`: for the first one alone; `die`: the second ends; `boom`: the first has an error;
-    `once`, `nan`: from then on the second's loss is no number, three times or for ever.
+    `once`, `nan`: from then on the second's loss is no number, ten times or for ever.
     `keep@1` commits every operation, `slow@1` lets the first take its time with the report,
     `helps@1` lets every operation be one to sample under, `surgeon@1` lets the surgeon diverge.
     """
@@ -175,7 +181,7 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], n_operated:
     def factor(learner: GRPOLearner) -> float:
         start = int(plan.get("once", plan.get("nan", 10**6)))
         bad = learner.n_done >= start and rank == 1
-        return float("nan") if bad and ("nan" in plan or next(poisoned) < 3) else 1.0
+        return float("nan") if bad and ("nan" in plan or next(poisoned) < 10) else 1.0
 
     GRPOLearner.__init__ = noted  # type: ignore[method-assign]
     GRPOLearner.update = planned  # type: ignore[method-assign]
@@ -183,25 +189,27 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], n_operated:
 
 
 def patch_run(plan: dict[str, str]) -> None:
-    """Keep what is judged, if planned; give up soon; let the first be the last to be done."""
+    """Commit every operation, if planned; let the first be the last to be done."""
     PairedResult.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
-    agents.training.curriculum.MOST_BAD_UPDATES = 3
-    report = agents.training.loop.write_report
+    patch = pytest.MonkeyPatch()
+    report, final = start.write_report, curriculum.final_operations
 
     def slowly(folder: Path) -> None:
         time.sleep(3)
         report(folder)
 
-    def beside_itself(*_: object) -> None:
-        raise DivergedError("the surgeon is beside itself")
+    def diverges(*_: object) -> None:
+        raise DivergedError("the surgeon has diverged")
 
-    patch = pytest.MonkeyPatch()
+    def helping(*arguments: Any) -> Any:
+        return [ending._replace(total=1.0, flatline=None) for ending in final(*arguments)]
+
     if "surgeon" in plan:
-        patch.setattr("agents.surgeons.sb3.SB3Surgeon.operate", beside_itself)
+        patch.setattr("agents.surgeons.sb3.SB3Surgeon.operate", diverges)
     if "helps" in plan:
-        patch.setattr("agents.evaluation.surgeon_effect.Ending.total", 1.0)
+        patch.setattr(curriculum, "final_operations", helping)
     if "slow" in plan:
-        agents.training.loop.write_report = slowly  # type: ignore[assignment, attr-defined]
+        patch.setattr(start, "write_report", slowly)
 
 
 if __name__ == "__main__":

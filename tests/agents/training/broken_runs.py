@@ -1,6 +1,7 @@
-"""Runs that are broken off, and how to tell that nothing was lost.
+"""Runs that are broken off or killed, and how to tell that nothing was lost.
 
-As a program, it trains and dies: `python -m tests.agents.training.broken_runs FOLDER TEXT KILL`.
+As a program it trains until it is killed:
+`python -m tests.agents.training.broken_runs FOLDER TEXT KILL`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from agents.surgeons.algorithms import ALGORITHMS, class_of
+from agents.training import checkpoint
 from agents.training.config import TrainConfig
 from agents.training.loop import train
 from tests.training_runs import QUICK_SAC, small_config
@@ -32,7 +34,7 @@ QUICK = {key: value for key, value in QUICK_SAC.items() if key != "policy_kwargs
 HOME = Path(__file__).parents[3]
 
 KILLS: dict[str, tuple[str, ...]] = {
-    "any time": ("agents.training.loop._attempt",),
+    "any time": ("agents.training.loop._train",),
     "while a checkpoint is written": ("agents.training.checkpoint.write",),
     "at a step of a checkpoint": tuple(
         f"agents.training.checkpoint.{name}"
@@ -48,6 +50,10 @@ KILLS: dict[str, tuple[str, ...]] = {
 """Kinds of kills, each with the functions whose calls are counted until it is time."""
 
 
+class BrokenOff(Exception):
+    """Raised where a test breaks a run off."""
+
+
 class Kill(NamedTuple):
     """When a run is killed: so long after the n-th call of one of a kind's functions."""
 
@@ -61,6 +67,31 @@ def config(text: Path, out: Path, **changes: Any) -> TrainConfig:
     return small_config(text, out, **settings)
 
 
+def break_off(asked: TrainConfig, after: int) -> None:
+    """Train, and break the run off right after its n-th checkpoint."""
+    write, written = checkpoint.write, 0
+
+    def plug(*arguments: Any) -> Path:
+        nonlocal written
+        path = write(*arguments)
+        written += 1
+        if written == after:
+            raise BrokenOff
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", plug)
+        with pytest.raises(BrokenOff):
+            train(asked, quiet=True)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Return the steps at which the checkpoints of a run were written."""
+    root = folder / "checkpoints"
+    found = checkpoint.checkpoints(root) if root.is_dir() else []
+    return [int(path.name.removeprefix("step-")) for path in found]
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
@@ -69,22 +100,40 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def surgeon_parameters(folder: Path) -> dict[str, torch.Tensor]:
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "report.html")
+    }
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the newest checkpoint's manifest, and its own digest to match."""
+    path = checkpoint.checkpoints(folder / "checkpoints")[-1] / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest.pop("sha256")
+    change(manifest)
+    signed = {**manifest, "sha256": checkpoint._digest_of(manifest)}
+    path.write_text(json.dumps(signed), encoding="utf-8")
+
+
+def _surgeon_parameters(folder: Path) -> dict[str, torch.Tensor]:
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["surgeon"]
     final = folder / "checkpoints" / "final"
     model = class_of(ALGORITHMS[name]).load(final / "surgeon.zip", device="cpu")  # type: ignore[attr-defined]
     return dict(model.policy.state_dict())
 
 
-def without_clocks(value: Any) -> Any:
+def _without_clocks(value: Any) -> Any:
     if isinstance(value, dict):
-        left_out = {*CLOCKS, "command", "checkpoints", "environment"}
-        return {key: without_clocks(x) for key, x in value.items() if key not in left_out}
-    return [without_clocks(x) for x in value] if isinstance(value, list) else value
+        left_out = {*CLOCKS, "command", "checkpoints", "environment", "corpus"}
+        return {key: _without_clocks(x) for key, x in value.items() if key not in left_out}
+    return [_without_clocks(x) for x in value] if isinstance(value, list) else value
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    """Check that two runs came to the same end on the same way, bit for bit."""
+    """Check that two runs of texts of equal content are the same, bit for bit."""
     weights, others = (
         load_file(folder / "checkpoints" / "final" / "model.safetensors")
         for folder in (left, right)
@@ -92,7 +141,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     if (left / "checkpoints" / "final" / "surgeon.zip").exists():
-        mine, yours = surgeon_parameters(left), surgeon_parameters(right)
+        mine, yours = _surgeon_parameters(left), _surgeon_parameters(right)
         assert all(torch.equal(mine[name], yours[name]) for name in mine)
     assert rows(left) == rows(right)
     for name in ("samples.txt", "references.json"):
@@ -101,11 +150,11 @@ def assert_same_run(left: Path, right: Path) -> None:
         json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         for folder in (left, right)
     ]
-    assert without_clocks(summaries[0]) == without_clocks(summaries[1])
+    assert _without_clocks(summaries[0]) == _without_clocks(summaries[1])
 
 
 def random_kill(rng: np.random.Generator, n_calls: Mapping[str, int]) -> Kill:
-    """Draw a kill; `n_calls` as a run that nothing happens to makes them."""
+    """Draw a kill among the calls that an undisturbed run makes."""
     kind = list(KILLS)[int(rng.integers(len(KILLS)))]
     call = int(rng.integers(1, n_calls[kind] + 1))
     longest = {"any time": 3.0, "while a checkpoint is written": 0.02}.get(kind, 0.0)
@@ -113,11 +162,7 @@ def random_kill(rng: np.random.Generator, n_calls: Mapping[str, int]) -> Kill:
 
 
 def killed(folder: Path, text: Path, kill: Kill) -> bool:
-    """Let a child train, or go on, and kill it without a chance to say goodbye.
-
-    Returns:
-        Whether it died of that; if not, it had finished before.
-    """
+    """Let a child train or resume, and kill it; return False if it finished before."""
     arguments = [str(folder), str(text), json.dumps(kill)]
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.agents.training.broken_runs", *arguments],
@@ -154,19 +199,15 @@ def _watch(patch: pytest.MonkeyPatch, kind: str, called: Callable[[], None]) -> 
         except ModuleNotFoundError:  # a class
             module, _, attribute = path.rpartition(".")
             owner = getattr(importlib.import_module(module), attribute)
-        _watch_one(patch, owner, last, called)
+        patch.setattr(owner, last, _watched(getattr(owner, last), called))
 
 
-def _watch_one(
-    patch: pytest.MonkeyPatch, owner: Any, name: str, called: Callable[[], None]
-) -> None:
-    function = getattr(owner, name)
-
+def _watched(function: Callable[..., Any], called: Callable[[], None]) -> Callable[..., Any]:
     def watched(*arguments: Any, **keywords: Any) -> Any:
         called()
         return function(*arguments, **keywords)
 
-    patch.setattr(owner, name, watched)
+    return watched
 
 
 def _main(folder: Path, text: Path, kill: Kill) -> None:
@@ -178,7 +219,7 @@ def _main(folder: Path, text: Path, kill: Kill) -> None:
         if n_left == 0:
             if kill.seconds == 0.0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            os.write(1, b".")  # the parent takes the time from here
+            os.write(1, b".")  # the parent counts the seconds from here
 
     with pytest.MonkeyPatch.context() as patch:
         _watch(patch, kill.kind, called)
