@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents.distributed import ALONE, Ranks
+from agents.distributed import ALONE, Ranks, own_device
 from agents.evaluation.surgeon_effect import N_OPERATIONS
 from agents.grpo.learner import GRPOLearner
-from agents.launch import own_device
 from agents.surgeons.registry import NONE, Surgeon, make_surgeon
 from agents.tracking.writer import check_tracking
 from agents.training.config import TrainConfig

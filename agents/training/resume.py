@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,10 +18,10 @@ from typing import Any
 
 import torch
 
+from agents.errors import STOPPING
 from agents.evaluation.surgeon_effect import Effect
-from agents.launch import STOPPING, leave_closed_terminal, resume_command
 from agents.surgeons.registry import reading, save_surgeon
-from agents.tracking.run_folder import CHECKPOINTS
+from agents.tracking.run_folder import CHECKPOINTS, resume_command
 from agents.tracking.writer import MetricWriter
 from agents.training import checkpoint
 from agents.training.build import Setup
@@ -298,3 +300,15 @@ def check_processes(began: int, n_processes: int, path: Path) -> None:
             f"processes must be as many as when the run began, {began}, got {n_processes} for "
             f"{path} (torchrun --nproc-per-node)"
         )
+
+
+def leave_closed_terminal() -> None:
+    """Discard stdout and stderr if they lead to a terminal that has been closed."""
+    for number in (1, 2):
+        try:
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        except OSError:  # not open at all
+            continue

@@ -92,7 +92,7 @@ def test_a_run_on_a_full_disk_goes_on_once_there_is_room(
     line = complaint(flags(config(text, folder, checkpoint_seconds=seconds)), FAILURE)
     assert line == (
         f"train.py: error: out must be a folder that can be written to, got {str(folder)!r}: No "
-        f"space left on device; once it can, go on with: avatarl train --resume {folder}"
+        f"space left on device; once it can, resume with: avatarl train --resume {folder}"
     )
     assert not (folder / "summary.json").exists()
     assert not [path for path in folder.rglob("*") if path.name.endswith(".partial")]
