@@ -100,11 +100,12 @@ def main(words: Sequence[str], prog: str) -> str:
     stored = _load(request.run)
     with refusing(ValueError, lm="run"):
         move_model(stored.model, request.device, request.dtype)
-    operation = _operation(request)
-    texts = _write(request, prompt, stored)
+    operation, operated = _operation(request), []
     if operation is not None:
         with operation.on(stored.model):
             operated = _write(request, prompt, stored)
+    texts = _write(request, prompt, stored)
+    if operated:
         texts = [
             f"--- text\n{text}\n--- text of the operated model\n{other}"
             for text, other in zip(texts, operated, strict=True)
