@@ -7,6 +7,7 @@ free.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.errors import DriftError, LostError
-from agents.launch import STOPPING, place
+from agents.errors import STOPPING, DriftError, LostError
 from avatarl_env.surgery import SurgicalTheater
 
 Rows = TypeVar("Rows", bound=np.generic)
@@ -241,3 +241,36 @@ def _reporting_loss() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise LostError(f"another rank of this run cannot be reached: {reason}") from error
+
+
+def place() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, as torchrun set them."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def torchrun_words() -> list[str]:
+    """Return the words of a torchrun command that starts as many processes; none for one."""
+    _, count = place()
+    if count == 1:
+        return []
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    nodes = [] if local == count else ["--nnodes", str(count // local)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(local)]
+
+
+def own_device(name: str) -> str:
+    """Return the device that this process uses when `name` is asked for.
+
+    Processes on one machine cannot share a GPU: each uses the one with its local rank.
+
+    Raises:
+        ValueError: if several processes are asked to use the same GPU.
+    """
+    _, count = place()
+    if count == 1 or name == "cpu":
+        return name
+    if ":" in name:
+        raise ValueError(f"device must have no number with several processes, got {name!r}")
+    return f"{name}:{os.environ.get('LOCAL_RANK', '0')}"

@@ -8,23 +8,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
+from gymnasium.vector import AutoresetMode
 
-from agents.cli.parsing import Refusal, read_json, read_words, refusing, run_settings
-
-if TYPE_CHECKING:
-    from agents.surgeons.registry import Surgeon
-    from avatarl_env.patient import Patient
-    from avatarl_env.vector_env import AttentionSurgeryVectorEnv
+from agents.cli import Refusal
+from agents.cli.parsing import Run, read_json, read_words, refusing, run_settings
+from agents.evaluation.language_model import evaluate_text
+from agents.evaluation.surgeon_effect import N_OPERATIONS, measure_effect, verdict
+from agents.surgeons.registry import ABOUT as SURGEON
+from agents.surgeons.registry import Surgeon, find_surgeon, load_surgeon
+from agents.tracking.writer import to_json
+from agents.training.config import rules_of
+from avatarl_env.lm.storage import ABOUT, model_folder
+from avatarl_env.patient import Patient
+from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure a stored model, and a saved surgeon, on the whole validation text."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    run: Run
     """Run folder, model folder, or: bundled."""
     corpus: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Corpus name or a file; default the text that the model learned."""
@@ -43,40 +50,27 @@ class Evaluate:
 
 
 def main(words: Sequence[str], prog: str) -> str:
-    """Measure; return the figures, to be read by people or as JSON.
+    """Return the figures, in words or as JSON, where a number that is not finite is null.
 
     Raises:
         Refusal: if there is no such model, text or surgeon, or they do not fit together.
+        SystemExit: after `--help`.
     """
     request = read_words(Evaluate, words, prog)
-    if request is None:
-        return ""
-    # Whatever libraries have to say, stdout is for the figures alone.
-    with contextlib.redirect_stdout(sys.stderr):
-        record = evaluate(request)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures alone
+        record = to_json(_evaluate(request), "record")
     return json.dumps(record, allow_nan=False) if request.json else _in_words(record)
 
 
-def evaluate(request: Evaluate) -> dict[str, Any]:
-    """Return the figures, JSON-able; a number that is not finite is None.
-
-    Raises:
-        Refusal: if there is no such model, text or surgeon, or they do not fit together.
-    """
-    from agents.evaluation.language_model import evaluate_text
-    from agents.tracking.writer import to_json
-    from avatarl_env.lm.storage import ABOUT, model_folder
-    from avatarl_env.patient import Patient
-
+def _evaluate(request: Evaluate) -> dict[str, Any]:
     with refusing(ValueError, lm="run"):
         if not (model_folder(request.run) / ABOUT).is_file():
             raise Refusal(
-                "run must be a model of this package, whose tokens are characters, "
-                f"got one of transformers in {request.run!r}"
+                f"run must be a model of this package, {request.run!r} is one of transformers"
             )
         patient = Patient.load(request.run, request.corpus, request.device)
-    # Before anything is measured: what does not fit is refused at once.
-    operation = None if request.surgeon is None else _prepare(request, patient)
+    # Loaded first: a surgeon that does not fit is refused before anything is measured.
+    saved = None if request.surgeon is None else _load_surgeon(request, patient)
     text = patient.corpus.split("validation")
     metrics = evaluate_text(patient.model, patient.splits["validation"])
     record: dict[str, Any] = {
@@ -87,50 +81,39 @@ def evaluate(request: Evaluate) -> dict[str, Any]:
         "unknown_characters": patient.tokenizer.n_unknown(text),  # type: ignore[attr-defined]
         "validation": metrics._asdict(),
     }
-    if operation is not None:
-        record["surgeon_effect"] = _effect(request, operation)
-    return to_json(record, "record")  # type: ignore[no-any-return]
+    if saved is not None:
+        rng = np.random.default_rng(request.seed)
+        with refusing(ValueError):  # its actions are not finite
+            effect = measure_effect(saved.surgeon, saved.eval_env, "training", rng)
+        record["surgeon_effect"] = {
+            "surgeon": saved.name,
+            "folder": request.surgeon,
+            "verdict": verdict([effect], saved.name),
+            "measurement": effect.as_summary(),
+        }
+    return record
 
 
-class _Operation(NamedTuple):
-    """A saved surgeon, and where it is to be measured."""
-
+class _SavedSurgeon(NamedTuple):
     name: str
     surgeon: Surgeon
     eval_env: AttentionSurgeryVectorEnv
 
 
-def _prepare(request: Evaluate, patient: Patient) -> _Operation:
-    """Load a saved surgeon, to operate on a patient by the rules of its run.
-
-    Raises:
-        Refusal: if there is none, or it does not fit the patient.
-    """
-    from gymnasium.vector import AutoresetMode
-
-    from agents.evaluation.surgeon_effect import N_OPERATIONS
-    from agents.surgeons.registry import ABOUT, find_surgeon, load_surgeon
-    from agents.training.config import rules_of
-    from avatarl_env.vector_env import AttentionSurgeryVectorEnv
-
-    folder = Path(str(request.surgeon))
-    home = find_surgeon(folder)
+def _load_surgeon(request: Evaluate, patient: Patient) -> _SavedSurgeon:
+    """Load a saved surgeon to operate on a patient by the rules of its run."""
+    given = repr(request.surgeon)
+    home = find_surgeon(Path(str(request.surgeon)))
     if home is None:
-        raise Refusal(
-            f"surgeon must be a folder with a saved surgeon's {ABOUT}, got {str(folder)!r}"
-        )
+        raise Refusal(f"surgeon must be a folder with a saved surgeon's {SURGEON}, got {given}")
     settings = run_settings(home) or run_settings(Path(request.run))
     if settings is None:
-        raise Refusal(
-            "surgeon must be in the folder of its run, whose config.json says how it operates, "
-            f"got {str(folder)!r}"
-        )
+        raise Refusal(f"surgeon must be in the folder of its run, with config.json, got {given}")
     try:
-        rules = rules_of(settings)
-        n_rows = settings["curriculum"]["n_rows"]
+        rules, n_rows = rules_of(settings), settings["curriculum"]["n_rows"]
         with refusing(ValueError, ImportError):
             patient.corpus.require(patient.model.context, "context")
-            # As in training: it was made for so many rows.
+            # As in training, since a surgeon is built for a number of rows.
             env = AttentionSurgeryVectorEnv(n_rows, patient, **rules)
             eval_env = AttentionSurgeryVectorEnv(
                 N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules
@@ -138,39 +121,24 @@ def _prepare(request: Evaluate, patient: Patient) -> _Operation:
             surgeon = load_surgeon(home, env)
     except (KeyError, TypeError, MemoryError) as error:
         raise Refusal(
-            "surgeon must be of a run whose config.json says how it operates, "
-            f"got {str(folder)!r}: {error}"
+            f"surgeon must be of a run whose config.json has its rules, got {given}: {error}"
         ) from error
-    return _Operation(str(read_json(home / ABOUT)["surgeon"]), surgeon, eval_env)
-
-
-def _effect(request: Evaluate, operation: _Operation) -> dict[str, Any]:
-    """Return what a saved surgeon is worth on a patient, as a run measures it."""
-    import numpy as np
-
-    from agents.evaluation.surgeon_effect import measure_effect, verdict
-
-    rng = np.random.default_rng(request.seed)
-    with refusing(ValueError):  # actions that are no numbers
-        effect = measure_effect(operation.surgeon, operation.eval_env, "training", rng)
-    return {
-        "surgeon": operation.name,
-        "folder": request.surgeon,
-        "verdict": verdict([effect], operation.name),
-        "measurement": effect.as_summary(),
-    }
+    return _SavedSurgeon(str(read_json(home / SURGEON)["surgeon"]), surgeon, eval_env)
 
 
 def _in_words(record: dict[str, Any]) -> str:
-    metrics = record["validation"]
+    metrics = {
+        name: "not finite" if value is None else f"{value:.4f}"
+        for name, value in record["validation"].items()
+    }
     lines = [
         f"{record['model']} on {record['characters']:,} characters of {record['corpus']} "
         "(validation)",
-        f"loss           {_number(metrics['loss'])} nats/char",
-        f"bits per char  {_number(metrics['bits_per_char'])}",
-        f"accuracy       {_number(metrics['accuracy'])}",
-        f"entropy        {_number(metrics['entropy'])} nats/char",
-        f"calibration    {_number(metrics['calibration_error'])} (expected error of confidence)",
+        f"loss           {metrics['loss']} nats/char",
+        f"bits per char  {metrics['bits_per_char']}",
+        f"accuracy       {metrics['accuracy']}",
+        f"entropy        {metrics['entropy']} nats/char",
+        f"calibration    {metrics['calibration_error']} (expected calibration error)",
     ]
     if record["unknown_characters"]:
         lines.append(f"{record['unknown_characters']:,} characters are unknown to the model")
@@ -178,7 +146,3 @@ def _in_words(record: dict[str, Any]) -> str:
     if effect is not None:
         lines += ["", effect["verdict"]]
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"

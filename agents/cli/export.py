@@ -9,41 +9,42 @@ from typing import Annotated
 
 import tyro
 
-from agents.cli.parsing import Refusal, read_words, refusing
+from agents.cli import Refusal
+from agents.cli.parsing import Run, read_words, refusing
+from avatarl_env.lm.export import export_model
+from avatarl_env.lm.gpt import GPT
+from avatarl_env.lm.storage import load_model
+from avatarl_env.lm.tokenizer import CharTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Turn a stored model into a folder of transformers, which needs no code of ours to load."""
+    """Turn a stored model into a folder of transformers, which loads without this package."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    run: Run
     """Run folder, model folder, or: bundled."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
-    """Where to: a new or empty folder."""
+    """A new or empty folder."""
 
 
 def main(words: Sequence[str], prog: str) -> str:
-    """Export; return how to load it.
+    """Export a model; return how to load it.
 
     Raises:
-        Refusal: if there is no such model, or the folder holds anything.
+        Refusal: if there is no such model, or the folder is not empty.
+        SystemExit: after `--help`.
     """
     request = read_words(Export, words, prog)
-    if request is None:
-        return ""
     from transformers.utils import logging
-
-    from avatarl_env.lm.export import export_model
-    from avatarl_env.lm.gpt import GPT
-    from avatarl_env.lm.storage import load_model
-    from avatarl_env.lm.tokenizer import CharTokenizer
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of a single file
     with refusing(ValueError, lm="run"):
         stored = load_model(request.run)
         model, tokenizer = stored.model, stored.tokenizer
         if not isinstance(model, GPT) or not isinstance(tokenizer, CharTokenizer):
-            raise Refusal(f"run must be a model of ours, {request.run!r} is one of transformers")
+            raise Refusal(
+                f"run must be a model of this package, {request.run!r} is one of transformers"
+            )
         corpus = Path(str(stored.about.get("corpus", ""))).name
         export_model(request.out, model, tokenizer, corpus or None)
     return (

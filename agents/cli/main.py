@@ -1,7 +1,6 @@
 """The command line: `avatarl COMMAND ...`; `python train.py ...` is `avatarl train ...`.
 
-Little is imported here, and nothing that takes time: `_outcome` has that done, where Ctrl-C ends
-with one line.
+Nothing slow is imported here, so that Ctrl-C is handled from the first moment.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from agents.cli import COMMANDS
-from agents.launch import STOPPING, begin, has_begun, place, started_by
+from agents.cli import COMMANDS, Refusal
+from agents.errors import STOPPING, printable
 
-SIGNALLED = 128  # and the signal's number, as shells have it
+SIGNALLED = 128  # plus the signal's number is the exit code, as in a shell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,134 +22,119 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Bad input ends with one line that names the argument, the rule and the value, and code 2.
     """
-    words = _words(arguments)
-    return _run("train.py", lambda: _train(words))
+    return _run("train.py", "train", sys.argv[1:] if arguments is None else arguments)
 
 
 def avatarl(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command of `avatarl`; return the exit code.
+    """Run a command of `avatarl`; return the exit code.
 
     Bad input ends with one line that names the argument, the rule and the value, and code 2.
     """
-    # Before torch loads OpenMP: threads that spin while they wait are slow on shared cores.
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in COMMANDS:
+        return _run(f"avatarl {words[0]}", words[0], words[1:])
+    return _run("avatarl", "overview", words)
+
+
+def _run(prog: str, name: str, words: Sequence[str]) -> int:
+    """Print what a command returns, or why it fails; return the exit code."""
+    # Read when torch loads OpenMP. Threads that spin while they wait make a step up to four times
+    # slower on cores that other programs use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    words = _words(arguments)
-    if not words or words[0] in ("-h", "--help"):
-        return _run("avatarl", _overview)
-    prog = f"avatarl {words[0]}" if words[0] in COMMANDS else "avatarl"
-    return _run(prog, lambda: _command(words[0], words[1:], prog))
+    with _as_rank():
+        try:
+            with _quitting_at_once(prog):
+                import importlib
+
+                command = importlib.import_module(f"agents.cli.{name}")
+            with _one_line_warnings(prog):
+                text: str = command.main(words, prog)
+            return _print(prog, text)
+        except SystemExit as leave:  # the help has been printed
+            return _print(prog, "") or int(leave.code or 0)
+        except Refusal as error:
+            return _complain(prog, f"error: {' '.join(str(error).split())}", error.code)
+        except KeyboardInterrupt as stop:  # that of a run says how to resume it
+            number = int(getattr(stop, "signum", signal.SIGINT))
+            return _complain(prog, str(stop) or "interrupted", SIGNALLED + number)
 
 
-def _words(arguments: Sequence[str] | None) -> list[str]:
-    return list(sys.argv[1:] if arguments is None else arguments)
-
-
-def _train(words: list[str]) -> str:
-    from agents.cli import train
-
-    return train.main(words, "train.py", started=started_by("train.py"))
-
-
-def _overview() -> str:
-    lines = [f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()]
-    return "\n".join(
-        ["usage: avatarl COMMAND ...", "", *lines, "", "avatarl COMMAND --help lists its arguments"]
-    )
-
-
-def _command(name: str, words: list[str], prog: str) -> str:
-    import importlib
-
-    from agents.cli.parsing import refusing
-    from avatarl_env.errors import check_choice
-
-    with refusing(ValueError):
-        check_choice("command", name, COMMANDS)
-    module = importlib.import_module(f"agents.cli.{name}")
-    if name != "train":  # which has more to import
-        has_begun()
-    text: str = module.main(words, prog)
-    return text
-
-
-def _run(prog: str, body: Callable[[], str]) -> int:
-    """Print what the body returns, once, however many processes run it; return the exit code."""
-    rank, count = place()
-    code = _outcome(prog, body) if rank == 0 else _silently(lambda: _outcome(prog, body))
-    if count > 1:  # torchrun ends what is left when one has failed; this is leaving, with its code
+@contextmanager
+def _as_rank() -> Iterator[None]:
+    """Under torchrun, let only rank 0 print and receive signals; it tells the others to stop."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
+        yield
+    elif os.environ["RANK"] == "0":
+        yield
+        # torchrun terminates the other processes when one fails; this one ends with its own code.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return code
+    else:
+        from contextlib import redirect_stderr, redirect_stdout
+        from pathlib import Path
+
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            yield
 
 
-def _silently(run: Callable[[], int]) -> int:
-    """Run as one of the processes that say nothing; the first one says when to stop."""
-    import contextlib
-    from pathlib import Path
+@contextmanager
+def _quitting_at_once(prog: str) -> Iterator[None]:
+    """Let Ctrl-C end the process with one line during imports.
 
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    with (
-        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        return run()
+    A KeyboardInterrupt in the middle of an import can become another error, or be swallowed.
+    """
+    import threading
 
+    def quit_at_once(number: int, frame: object) -> None:
+        os.write(2, f"{prog}: interrupted\n".encode())
+        os._exit(SIGNALLED + number)
 
-def _outcome(prog: str, body: Callable[[], str]) -> int:
-    """Print what the body returns, or why it does not; return the exit code."""
-    begin(prog)
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, quit_at_once)
     try:
-        return _said(prog, body)
-    except KeyboardInterrupt as stop:  # a run that can be gone on with says how
-        _complain(prog, str(stop) or "interrupted")
-        return SIGNALLED + int(getattr(stop, "signum", signal.SIGINT))
+        yield
     finally:
-        has_begun()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _said(prog: str, body: Callable[[], str]) -> int:
-    import functools
+@contextmanager
+def _one_line_warnings(prog: str) -> Iterator[None]:
     import logging
     import warnings
 
-    from agents.cli.parsing import Refusal
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        _complain(prog, f"warning: {message}", 0)
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with warnings.catch_warnings():
-        warnings.showwarning = functools.partial(_show_warning, prog)
-        try:
-            text = body()
-        except Refusal as error:
-            _complain(prog, f"error: {' '.join(str(error).split())}")
-            return error.code
+        warnings.showwarning = show
+        yield
+
+
+def _print(prog: str, text: str) -> int:
+    """Print a text on stdout, if it is open; return the exit code."""
+    if sys.stdout is None:
+        return 0
     try:
-        _show(text)
+        if text:
+            print(printable(text, sys.stdout))
+        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read has read enough
+        if isinstance(error, BrokenPipeError):  # the reader has left
             return SIGNALLED + 13  # SIGPIPE, which not every system has
-        _complain(prog, f"error: stdout cannot be written: {error.strerror}")
-        return 1
+        return _complain(prog, f"error: stdout cannot be written: {error.strerror}", 1)
     return 0
 
 
-def _show(text: str) -> None:
-    """Print a text, as far as stdout can show it; nothing if it is empty or stdout is closed."""
-    from agents.terminal import printable
-
-    if sys.stdout is None:
-        return
-    if text:
-        print(printable(text, sys.stdout))
-    sys.stdout.flush()
-
-
-def _complain(prog: str, text: str) -> None:
-    from agents.terminal import printable
-
+def _complain(prog: str, text: str, code: int) -> int:
     print(printable(f"{prog}: {text}", sys.stderr, "backslashreplace"), file=sys.stderr)
-
-
-def _show_warning(prog: str, message: Warning | str, *_: object, **__: object) -> None:
-    _complain(prog, f"warning: {message}")
+    return code

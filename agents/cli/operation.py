@@ -1,44 +1,48 @@
-"""Which operation is meant: from the command line, from a file, or from the record of a run."""
+"""An operation to perform on a stored model, and the files that hold one."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
-from agents.cli.parsing import Refusal, read_json, refusing, run_settings
-from avatarl_env.files import parse_json, read_regular
+from agents.cli import Refusal
+from agents.cli.parsing import read_json, refusing, run_settings
+from agents.tracking.run_folder import read_rows
 from avatarl_env.surgery import SurgicalTheater, find_targets, make_operator
 
 DEFAULT_OPERATOR = "head_gain"
 _PREFIXES = ("", "surgeon/", "commit/")  # of the names in a run's metrics.jsonl
 
-MOST_BYTES = 2**32  # of a run's metrics; more is no run's, or a device that never ends
 
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """An operator with its coefficients.
 
-class Operation(NamedTuple):
-    """What is done to a model."""
+    Attributes:
+        operator: name of the operator.
+        coefficients: (A,).
+        options: keyword arguments of the operator.
+        layers: the attention layers it acts on; None for all.
+    """
 
     operator: str
-    """Its name."""
-    options: Mapping[str, Any]
-    """Keyword arguments of the operator."""
     coefficients: Sequence[float]
-    """(A,)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
     layers: Sequence[int | str] | None = None
-    """Attention layers that it acts on; None: all."""
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """Operate on a model while the body runs.
 
         Raises:
-            Refusal: if there is no such operator for the model, or the coefficients are not finite
-                or not as many as it has.
+            Refusal: if the model has no such operator, or its coefficients are not finite or of
+                another number.
         """
         with refusing(ValueError, TypeError):
             targets = find_targets(model, self.layers)
@@ -59,77 +63,53 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
     """Read an operation from a file.
 
     Args:
-        path: a JSON object with `coefficients` and, if need be, `operator`,
-            `operator_options` and `layers`; or a run's `summary.json`, for the operation that
-            was last judged; or its `metrics.jsonl`, for the last one.
-        operator: name of the operator, where the file has none; default that of the run that the
-            file lies in.
+        path: a JSON object with `coefficients` and optionally `operator`, `operator_options` and
+            `layers`; or a run's `summary.json`, for the last operation that was tried for a
+            commit; or its `metrics.jsonl`, for the last operation.
+        operator: name of the operator, if the file has none; by default that of the run that the
+            file belongs to.
 
     Raises:
-        Refusal: if there is no operation in the file.
+        Refusal: if the file holds no operation.
     """
-    records = read_json_lines(path) if path.suffix == ".jsonl" else _candidates(read_json(path))
-    found = next((o for o in map(_as_operation, reversed(records)) if o is not None), None)
+    found = next((o for o in map(_coefficients, reversed(_records(path))) if o is not None), None)
     if found is None:
         raise Refusal(f"file {str(path)!r} must hold coefficients, a list of numbers; got none")
     record, coefficients = found
     if any(record.get(f"{prefix}kept") is True for prefix in _PREFIXES):
         warnings.warn(
-            "this operation was kept, so it is in its run's weights already; what follows is "
-            "written with it performed once more",
+            "this operation was committed, so the weights of its run contain it already; it is "
+            "performed once more",
             stacklevel=2,
         )
     settings = run_settings(path.parent) or {}
-    name = record.get("operator") or operator or settings.get("operator") or DEFAULT_OPERATOR
     options = record.get("operator_options") or {}
-    if not isinstance(options, dict):
-        raise Refusal(f"operator_options must be an object in {str(path)!r}, got {options!r}")
     layers = record.get("layers") or settings.get("layers")
-    if layers is not None and not isinstance(layers, list):
-        raise Refusal(f"layers must be a list in {str(path)!r}, got {layers!r}")
-    return Operation(str(name), options, coefficients, layers)
+    for name, value, kind in (("operator_options", options, dict), ("layers", layers, list)):
+        if value is not None and not isinstance(value, kind):
+            raise Refusal(f"{name} must be a {kind.__name__} in {str(path)!r}, got {value!r}")
+    name = record.get("operator") or operator or settings.get("operator") or DEFAULT_OPERATOR
+    return Operation(operator=str(name), coefficients=coefficients, options=options, layers=layers)
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Read a file with one JSON value a line; a last line that was cut short is left out.
-
-    Raises:
-        Refusal: if there is no such file, or another line is no JSON.
-    """
-    try:
-        content = read_regular(path, MOST_BYTES)
-    except OSError as error:
-        raise Refusal(f"file {str(path)!r} must be readable: {error.strerror}") from error
-    except ValueError as error:
-        raise Refusal(f"file {str(path)!r} cannot be read: {error}") from error
-    lines = content.split(b"\n")  # a text in a line may hold other separators
-    values = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values.append(parse_json(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise Refusal(f"file {str(path)!r} must hold JSON in line {number}") from error
-    return values
-
-
-def _candidates(content: Any) -> list[Any]:
-    """Return the objects that may be the operation: a run's commits, or the file as a whole."""
+def _records(path: Path) -> list[Any]:
+    """Return the objects in a file that can be an operation, oldest first."""
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise Refusal(f"file {str(path)!r} must be a run's metrics.jsonl, got no regular file")
+        return [row for row in read_rows(path) if row is not None]
+    content = read_json(path)
     commits = content.get("commits") if isinstance(content, dict) else None
-    judged = commits.get("operations") if isinstance(commits, dict) else None
-    return list(judged) if isinstance(judged, list) else [content]
+    tried = commits.get("operations") if isinstance(commits, dict) else None
+    return list(tried) if isinstance(tried, list) else [content]
 
 
-def _as_operation(record: Any) -> tuple[dict[str, Any], list[float]] | None:
+def _coefficients(record: Any) -> tuple[dict[str, Any], list[float]] | None:
     """Return a record with its coefficients, or None if it has none."""
     if not isinstance(record, dict):
         return None
     for prefix in _PREFIXES:
         values = record.get(f"{prefix}coefficients")
-        if isinstance(values, list) and values and all(map(_is_number, values)):
+        if isinstance(values, list) and values and all(type(x) in (int, float) for x in values):
             return record, [float(value) for value in values]
     return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,60 +1,75 @@
-"""`avatarl sample`: what a stored model writes, also under an operation."""
+"""`avatarl sample`: text written by a stored model, with or without an operation."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import numpy as np
+import torch
 import tyro
 
-from agents.cli.parsing import Refusal, read_words, refusing, run_settings
-from agents.cli.unfinished import load_unfinished
-
-if TYPE_CHECKING:
-    from agents.cli.operation import Operation
-    from avatarl_env.lm.protocols import Tokenizer
-    from avatarl_env.lm.storage import StoredModel
-
+from agents.cli import Refusal
+from agents.cli.operation import DEFAULT_OPERATOR, Operation, read_operation
+from agents.cli.parsing import Run, read_json, read_words, refusing, run_settings
+from agents.training.checkpoint import checkpoints, read, read_about, stored_weights
+from avatarl_env.files import is_utf8
+from avatarl_env.lm.generation import generate
+from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.hub import HubTokenizer
+from avatarl_env.lm.protocols import Tokenizer
+from avatarl_env.lm.storage import (
+    StoredModel,
+    check_stored,
+    is_unfinished,
+    load_model,
+    load_weights,
+    move_model,
+)
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.memory import check_memory
+from avatarl_env.text.corpus import load_corpus
 
 MOST_PROMPT = 2**24
-"""Bytes of a prompt in a file: none is longer, and what never ends is not read for ever."""
+"""Most bytes of a prompt file; more is not read, since a device may never end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Write text with a stored model; given an operation, without and with it, on the same dice."""
+    """Write text with a stored model; with an operation, also with it, on the same noise."""
 
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    run: Run
     """Run folder, model folder, or: bundled."""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """What the text begins with; default a line break."""
+    """Beginning of the text; default a line break."""
     prompt_file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """UTF-8 text to begin with instead, every character of it; - for standard input."""
     length: int = 300
-    """New tokens: characters, for a model of ours; may be more than the context."""
+    """New tokens (characters for a model of this package); may exceed the context."""
     temperature: float = 1.0
-    """Divides the logits: the lower, the more often the model writes what it is surest of."""
+    """Divides the logits: a lower one makes probable tokens more probable."""
     top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
-    """Draw from so many of the most probable tokens only; default all."""
+    """Sample from the K most probable tokens; default all."""
     seed: int = 0
-    """Of the dice."""
+    """Of the sampling noise."""
     n: int = 1
-    """Texts, each with dice of its own."""
+    """Number of texts, each with its own noise."""
     operation: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON with coefficients, operator, operator_options; or a run's summary.json, metrics.jsonl"""
     coefficients: tuple[float, ...] = ()
     """The operation, instead of a file."""
     operator: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """What coefficients mean; default the run's own operator, else head_gain."""
+    """Operator of the coefficients; default that of the run, else head_gain."""
     device: str = "cpu"
     """cpu, cuda, ..."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """float32, bfloat16 or float16; default the precision that the model is stored in."""
+    """float32, bfloat16 or float16; default the precision of the stored model."""
 
     def __post_init__(self) -> None:
         for name in ("length", "n", "top_k"):
@@ -66,74 +81,83 @@ class Sample:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.prompt == "":
-            raise ValueError("prompt must not be empty, the model continues something")
+            raise ValueError("prompt must not be empty, got ''")
         if self.prompt is not None and self.prompt_file is not None:
-            raise ValueError("prompt must not be given beside prompt_file, it is the same")
+            raise ValueError("prompt must not be given with prompt_file, got both")
         if self.operation is not None and self.coefficients:
-            raise ValueError("operation must not be given beside coefficients, it has its own")
+            raise ValueError("operation must not be given with coefficients, got both")
 
 
 def main(words: Sequence[str], prog: str) -> str:
-    """Write; return the texts.
+    """Return the texts, each with its prompt; the stored model is not changed.
 
     Raises:
         Refusal: if there is no such model or operation, or the model does not know the prompt.
+        SystemExit: after `--help`.
     """
     request = read_words(Sample, words, prog)
-    return "" if request is None else sample(request)
-
-
-def sample(request: Sample) -> str:
-    """Write what is asked for; the model as it was stored is not changed.
-
-    Raises:
-        Refusal: if there is no such model or operation, or the model does not know the prompt.
-    """
-    from avatarl_env.lm.storage import move_model
-
     prompt = _prompt(request)
     stored = _load(request.run)
     with refusing(ValueError, lm="run"):
         move_model(stored.model, request.device, request.dtype)
-    operation = _operation(request)
-    texts = _write(request, prompt, stored, None)
+    operation, operated = _operation(request), []
     if operation is not None:
-        operated = _write(request, prompt, stored, operation)
-        parts = [
+        with operation.on(stored.model):
+            operated = _write(request, prompt, stored)
+    texts = _write(request, prompt, stored)
+    if operated:
+        texts = [
             f"--- text\n{text}\n--- text of the operated model\n{other}"
             for text, other in zip(texts, operated, strict=True)
         ]
-        if len(parts) == 1:
-            return parts[0]
-    elif len(texts) == 1:
+    if len(texts) == 1:
         return texts[0]
-    else:
-        parts = texts
-    return "\n\n".join(f"=== {number}\n{part}" for number, part in enumerate(parts, start=1))
+    return "\n\n".join(f"=== {number}\n{text}" for number, text in enumerate(texts, start=1))
 
 
 def _load(run: str) -> StoredModel:
-    """Load a stored model, or that of the newest checkpoint of a run that has not finished."""
-    unfinished = load_unfinished(run)
-    if unfinished is not None:
-        stored, place = unfinished
-        warnings.warn(
-            f"{run} has not finished: this is the model of its last checkpoint, {place.name}",
-            stacklevel=2,
-        )
-        return stored
-    from avatarl_env.lm.storage import load_model
+    """Load a stored model, or that of the newest checkpoint of an unfinished run."""
+    if not is_unfinished(Path(run)):
+        with refusing(ValueError, lm="run"):
+            return load_model(run)
+    known = checkpoints(Path(run) / "checkpoints")
+    if not known:
+        raise Refusal(f"run must have a checkpoint, {run!r} has not finished and has none yet")
+    try:
+        stored = _load_checkpoint(Path(run), known[-1])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise Refusal(
+            f"run must have a valid checkpoint, {run!r} has not finished and "
+            f"{os.fspath(known[-1])!r} cannot be read: {error}"
+        ) from error
+    warnings.warn(
+        f"{run} has not finished: this is the model of its last checkpoint, {known[-1].name}",
+        stacklevel=2,
+    )
+    return stored
 
+
+def _load_checkpoint(run: Path, checkpoint: Path) -> StoredModel:
+    """Load the model of a checkpoint; its vocabulary is that of the corpus, which must be there."""
+    settings = read_json(run / "config.json")
+    read_about(checkpoint)
+    corpus = load_corpus(settings["corpus"])
+    if corpus.sha256 != settings["corpus_sha256"]:
+        raise Refusal(
+            f"corpus {corpus.name!r} must be the text of {str(run)!r}, with sha256 "
+            f"{settings['corpus_sha256']}, got {corpus.sha256}"
+        )
+    tokenizer = CharTokenizer.from_text(corpus.split("train"))
+    sizes = GPTConfig(vocab_size=tokenizer.vocab_size, **settings["lm"])
     with refusing(ValueError, lm="run"):
-        return load_model(run)
+        check_stored(checkpoint, sizes, stored_weights(checkpoint), "config.json")
+        check_memory("run", sizes.building_bytes)
+    model = GPT(sizes)
+    load_weights(model, read(checkpoint)["model"])
+    return StoredModel(model.eval(), tokenizer, {})
 
 
 def _prompt(request: Sample) -> str:
-    """Return what the texts begin with.
-
-    Raises:
-        Refusal: if the file cannot be read, or is no text or too long a one.
-    """
     name = request.prompt_file
     if name is None:
         return "\n" if request.prompt is None else request.prompt
@@ -154,63 +178,47 @@ def _prompt(request: Sample) -> str:
 
 
 def _operation(request: Sample) -> Operation | None:
-    from agents.cli.operation import DEFAULT_OPERATOR, Operation, read_operation
-
-    settings = run_settings(Path(request.run)) or {}
-    name = request.operator or settings.get("operator")
     if request.operation is not None:
         return read_operation(Path(request.operation), request.operator)
     if request.coefficients:
-        layers = settings.get("layers")
-        return Operation(name or DEFAULT_OPERATOR, {}, request.coefficients, layers)
+        settings = run_settings(Path(request.run)) or {}
+        return Operation(
+            operator=request.operator or settings.get("operator") or DEFAULT_OPERATOR,
+            coefficients=request.coefficients,
+            layers=settings.get("layers"),
+        )
     if request.operator is not None:
         raise Refusal("operator must come with coefficients or an operation, got neither")
     return None
 
 
-def _write(
-    request: Sample, text: str, stored: StoredModel, operation: Operation | None
-) -> list[str]:
-    """Return the texts, prompt and all; the dice depend on the request alone."""
-    import numpy as np
-    import torch
-
-    from avatarl_env.lm.generation import generate
-    from avatarl_env.memory import check_memory
-
+def _write(request: Sample, text: str, stored: StoredModel) -> list[str]:
+    """Return the texts; their noise depends on the request alone."""
     prompt, n, length = _encode(stored.tokenizer, text), request.n, request.length
-    with refusing(ValueError):  # a token in 8 bytes, its dice in 4 and its probability in 8
+    with refusing(ValueError):  # bytes: a token has 8, its noise 4 and its probability 8
         check_memory("n times length", n * (8 * len(prompt) + 20 * length))
     device = next(stored.model.parameters()).device
     prompts = torch.tensor(prompt, device=device).repeat(n, 1)
-    dice = np.random.default_rng(request.seed).random((n, length), np.float32)
-    uniforms = torch.from_numpy(dice).to(device)
-    with contextlib.nullcontext() if operation is None else operation.on(stored.model):
-        generation = generate(
-            stored.model, prompts, uniforms, temperature=request.temperature, top_k=request.top_k
-        )
+    noise = np.random.default_rng(request.seed).random((n, length), np.float32)
+    generation = generate(
+        stored.model,
+        prompts,
+        torch.from_numpy(noise).to(device),
+        temperature=request.temperature,
+        top_k=request.top_k,
+    )
     return [stored.tokenizer.decode(row) for row in generation.tokens.cpu().numpy()]
 
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the prompt's tokens.
-
-    Raises:
-        Refusal: if the model does not know all of it.
-    """
-    from avatarl_env.files import is_utf8
-    from avatarl_env.lm.hub import HubTokenizer
-    from avatarl_env.lm.tokenizer import CharTokenizer
-
     if isinstance(tokenizer, HubTokenizer) and not is_utf8(prompt):
         raise Refusal(f"prompt must be text that UTF-8 can hold, got {prompt!r}")
     tokens = [int(token) for token in tokenizer.encode(prompt)]
+    unknown = ""
     if isinstance(tokenizer, CharTokenizer):
         unknown = "".join(sorted({c for c in prompt if c not in tokenizer.characters}))
     elif isinstance(tokenizer, HubTokenizer) and tokenizer.tokenizer.unk_token_id in tokens:
         unknown = prompt
-    else:
-        unknown = ""
     if unknown or not tokens:
         raise Refusal(f"prompt must be of characters that the model knows, got {unknown!r}")
     return tokens

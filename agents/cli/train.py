@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast, get_origin
 
-from agents.cli.parsing import Failure, Refusal, read_words, refusing
-from agents.launch import has_begun
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from agents.cli import Failure, Refusal
+from agents.cli.parsing import read_words, refusing
+from agents.distributed import joined
+from agents.errors import BadInput, DivergedError, DriftError, LostError
+from agents.tracking.run_folder import NotWritten, start_command
+from agents.training.config import TrainConfig, preset
+from agents.training.loop import train
+from agents.training.resume import stored_run
 from avatarl_env.files import parse_json
 
-if TYPE_CHECKING:
-    from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-    from agents.training.config import TrainConfig
-    from agents.training.summary import RunSummary
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """The arguments that decide the defaults of all others."""
+
+    preset: str = "laptop"
+    resume: str | None = None
 
 
-def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "train")) -> str:
-    """Train; return what came out, in words.
-
-    Args:
-        words: the command line; `--help` prints and returns nothing more to print.
-        prog: what the command is called in the help.
-        started: the command itself, for the run's record.
+def main(words: Sequence[str], prog: str) -> str:
+    """Train; return the results in words.
 
     Raises:
-        Refusal: if something in it is unknown, of the wrong kind, or does not fit.
-        Failure: if the model or the surgeon diverged, the disk took no more of the run, or its
-            processes lost one another.
+        Refusal: if the configuration is not valid, or does not fit the corpus or the machine.
+        Failure: if the model or the surgeon diverges, the run cannot be written, or processes
+            lose one another.
+        SystemExit: after `--help`.
     """
-    from agents.distributed import joined
-
     with joined() as ranks:
         with ranks.agreeing(Refusal):
-            config = _read(words, prog, resumes=ranks.is_first)
-        if config is None:
-            return ""
-        run = _train(config, shlex.join([*started, *words]))
+            config = read_config(words, prog, resumes=ranks.is_first)
+        try:
+            with refusing(BadInput):
+                run = train(config, command=shlex.join([*start_command(), *words]))
+        except (DivergedError, DriftError, LostError, NotWritten) as error:
+            raise Failure(str(error)) from error
     metrics = run.summary["validation"]
     return (
         f"\nvalidation: accuracy {metrics['accuracy']:.1%}, loss {metrics['loss']:.3f} nats/char, "
@@ -48,100 +55,56 @@ def main(words: Sequence[str], prog: str, started: Sequence[str] = ("avatarl", "
     )
 
 
-def _train(config: TrainConfig, command: str) -> RunSummary:
-    from agents.errors import BadInput, DivergedError, DriftError, LostError
-    from agents.tracking.run_folder import NotWritten
-    from agents.training.loop import train
+def read_config(words: Sequence[str], prog: str, *, resumes: bool = True) -> TrainConfig:
+    """Read the configuration of a run from a command line.
 
-    has_begun()
-    try:
-        with refusing(BadInput):
-            return train(config, command=command)
-    except (DivergedError, DriftError, LostError, NotWritten) as error:
-        raise Failure(str(error)) from error
+    Args:
+        words: the command line.
+        prog: the name of the command in the help.
+        resumes: whether to take the defaults from the run that `--resume` names.
 
-
-def _read(words: Sequence[str], prog: str, *, resumes: bool) -> TrainConfig | None:
-    """Read the command line; `resumes`: also the run that it goes on with, if it does."""
-    import tyro
-
-    from agents.training.config import TrainConfig, preset
-
+    Raises:
+        Refusal: if it is not valid.
+        SystemExit: after `--help`.
+    """
+    read = read_words(_Base, words, prog, add_help=False, return_unknown_args=True)
+    known, _ = cast("tuple[_Base, list[str]]", read)
     with refusing(ValueError):
-        run = _given(words, "--resume") if resumes else None
-        name = _given(words, "--preset")
-        base = _stored(run) if run else preset("laptop" if name is None else name)
-    # As the default of a flag, options would each be a flag of its own.
-    usual = dataclasses.replace(base, surgeon_options={})
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_of_weights)
-    with registry:
-        config = read_words(
-            TrainConfig, words, prog, default=usual, markers=(tyro.conf.FlagConversionOff,)
-        )
-    if config is None:
+        base = stored_run(Path(known.resume)).config if resumes and known.resume else None
+        base = base or preset(known.preset)
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_names_with_values)
+    markers = (tyro.conf.FlagConversionOff,)
+    return read_words(TrainConfig, words, prog, default=base, config=markers, registry=registry)
+
+
+def _names_with_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """Read a dictionary from one flag; tyro would make a flag of each key of its default."""
+    if get_origin(info.type) is not dict:
         return None
-    if "--surgeon-options" in words and not config.surgeon_options:
-        raise Refusal("surgeon_options must be names and values in turn, got none")
-    options = {name: _value(value) for name, value in config.surgeon_options.items()}
-    with refusing(ValueError):
-        return dataclasses.replace(config, surgeon_options=options or base.surgeon_options)
-
-
-def _stored(run: str) -> TrainConfig:
-    from agents.training.resume import stored_run
-
-    return stored_run(Path(run)).config
-
-
-def _of_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]] | None:
-    """Let a score be one name, or names with weights; tyro makes a flag of each default weight."""
-    from tyro.constructors import PrimitiveConstructorSpec
-
-    if info.type != dict[str, float]:
-        return None
+    # A score may be one term, whose weight is 1.
+    may_be_alone = info.type == dict[str, float]
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="TERM [WEIGHT [TERM WEIGHT ...]]",
-        instance_from_str=_weights,
+        metavar="NAME VALUE ...",
+        instance_from_str=lambda words: _pairs(
+            [*words, "1"] if may_be_alone and len(words) == 1 else words
+        ),
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [
-            word for name, weight in weights.items() for word in (name, f"{weight:g}")
-        ],
+        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
     )
 
 
-def _weights(words: list[str]) -> dict[str, float]:
-    """Read terms and their weights.
-
-    Raises:
-        ValueError: if they are not one name, or pairs of a name and a number.
-    """
-    pairs = [words[0], "1"] if len(words) == 1 else words
-    names, weights = pairs[::2], pairs[1::2]
-    rule = "must be a term, or terms each with its weight (kl_ref 1 heldout_loss 20)"
-    if not words or len(names) != len(weights) or len(set(names)) != len(names):
-        raise ValueError(f"{rule}, got {' '.join(words)!r}")
-    try:
-        return {name: float(weight) for name, weight in zip(names, weights, strict=True)}
-    except ValueError as error:
-        raise ValueError(f"{rule}, got {' '.join(words)!r}") from error
+def _pairs(words: list[str]) -> dict[str, Any]:
+    names, values = words[::2], words[1::2]
+    if not words or len(names) != len(values) or len(set(names)) != len(names):
+        raise ValueError(f"must be names and values in turn, got {' '.join(words) or 'none'}")
+    return {name: _value(word) for name, word in zip(names, values, strict=True)}
 
 
-def _value(word: Any) -> Any:
-    """Read an option's value as JSON, and what is none as text."""
+def _value(word: str) -> Any:
+    """Read a value as JSON, or else as text."""
     try:
         return parse_json(word)
-    except (TypeError, ValueError):
+    except ValueError:
         return word
-
-
-def _given(words: Sequence[str], flag: str) -> str | None:
-    """Find a flag's value before everything else: it decides all other defaults."""
-    value = None
-    for index, word in enumerate(words):
-        if word == flag:
-            value = words[index + 1] if index + 1 < len(words) else ""
-        elif word.startswith(f"{flag}="):
-            value = word.removeprefix(f"{flag}=")
-    return value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from agents.extras import import_extra
+from agents.errors import import_extra
 from avatarl_env.errors import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.extras import import_extra
+from agents.errors import import_extra
 from agents.surgeons.base import (
     BoolArray,
     EpisodeRecord,

@@ -1,1 +1,1 @@
-"""What a run writes down: its folder, and who else is told."""
+"""What a run writes: its folder, its rows, and the trackers that receive them too."""

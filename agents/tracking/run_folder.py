@@ -1,50 +1,49 @@
-"""The folder of a run: what its files are called, and what may be done to them from outside."""
+"""The folder of a run: its files, the rows in them, and the command that resumes it."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
-from agents.launch import resume_command
+from agents.distributed import torchrun_words
 from agents.tracking.tensorboard import FOLDER as EVENTS
-from avatarl_env.errors import shown
 from avatarl_env.files import parse_json
 
 LOCK = ".lock"
-PARTIAL = ".*.partial"  # names of files and folders that are not whole yet
+PARTIAL = ".*.partial"  # names of files and folders that are still being written
 CHECKPOINTS = "checkpoints"
 
 
 class NotWritten(OSError):
-    """The disk took no more of a run; the message says what became of it."""
+    """A run could not be written to disk; the message says how to resume it."""
 
 
 class RunFolder:
-    """The folder of one run, made on construction; a folder that holds anything is refused.
+    """The folder of a new run, created on construction; `reopen` opens that of an existing run.
 
-    What a run leaves that was killed before it wrote its `config.json`, the lock and partial files,
-    counts as nothing.
-
-    `RunFolder.reopen(path)` takes one that holds a run already.
+    A lock and partial files, which a run leaves that was killed before it wrote `config.json`,
+    count as nothing.
 
     Args:
-        path: The folder to make. It may exist if it is empty.
+        path: the folder to create; it may exist if it is empty.
 
     Attributes:
-        path: The folder.
+        path: the folder.
         config: `config.json`, the settings of the run.
-        references: `references.json`, what its model is to be held against.
+        references: `references.json`, what its model is compared with.
         metrics: `metrics.jsonl`, the rows of the run.
-        samples: `samples.txt`, the samples in a form to read.
-        summary: `summary.json`, the outcome; absent until the run has finished.
+        samples: `samples.txt`, the samples in readable form.
+        summary: `summary.json`, the results; absent until the run has finished.
 
     Raises:
-        ValueError: If `path` is a file, is not empty, or cannot be made.
+        ValueError: if `path` is a file, is not empty, or cannot be created.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -59,39 +58,35 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | os.PathLike[str]) -> Self:
-        """Open the folder of a run that was begun before, and change nothing in it.
+        """Open the folder of an existing run, without changing anything in it.
 
         Raises:
-            ValueError: If there is no `config.json` in it, or if one of the run's own files is a
-                symbolic link, through which something else would be changed.
+            ValueError: if it has no `config.json`, or one of the run's own files is a symbolic
+                link, through which another file would be changed.
         """
         folder = cls.__new__(cls)
         folder._name_files(path)
         if not folder.config.is_file():
-            raise ValueError(
-                f"folder must hold a run's config.json to go on with, got {str(path)!r}"
-            )
+            raise ValueError(f"folder must hold a run's config.json, got {str(path)!r}")
         folder._refuse_links()
         return folder
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of `metrics.jsonl`."""
-        with self.metrics.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield parse_json(line)
+        """Yield the rows of `metrics.jsonl`; lines that are not rows are skipped."""
+        return (row for row in read_rows(self.metrics) if row is not None)
 
     def check_holds(self, n_metrics: int, n_samples: int) -> None:
-        """Check that `metrics.jsonl` and `samples.txt` have so many bytes of whole lines.
+        """Check that `metrics.jsonl` and `samples.txt` begin with so many bytes of whole lines.
 
-        The lines of `metrics.jsonl` must be rows: after a power cut a file may have its length
-        and not its content.
+        The lines of `metrics.jsonl` must be rows: after a power failure a file may have its length
+        but not its content.
 
         Args:
-            n_metrics: Bytes of `metrics.jsonl`, as `MetricWriter.positions` says.
-            n_samples: Bytes of `samples.txt`.
+            n_metrics: bytes of `metrics.jsonl`, from `MetricWriter.positions`.
+            n_samples: bytes of `samples.txt`.
 
         Raises:
-            ValueError: If one has not; nothing is changed.
+            ValueError: if one of them does not.
         """
         for file, length in ((self.metrics, n_metrics), (self.samples, n_samples)):
             size = file.stat().st_size if file.exists() else 0
@@ -99,21 +94,21 @@ class RunFolder:
                 raise ValueError(
                     f"{file} must have the {length} bytes that were recorded, got {size}"
                 )
-            if not _has_line_end_at(file, length):
+            if not _ends_line(file, length):
                 raise ValueError(f"{file} must have a line that ends at byte {length}, got none")
-        if n_metrics:
-            _check_rows(self.metrics, n_metrics)
+        for number, row in enumerate(read_rows(self.metrics, n_metrics), start=1):
+            if row is None:
+                raise ValueError(f"{self.metrics} must have a row of JSON in line {number}")
 
     def cut_back(self, n_metrics: int, n_samples: int) -> None:
-        """Shorten `metrics.jsonl` and `samples.txt` and remove `summary.json`.
+        """Truncate `metrics.jsonl` and `samples.txt` and remove `summary.json`.
 
         Args:
-            n_metrics: Bytes to keep of `metrics.jsonl`, as `MetricWriter.positions` says.
-            n_samples: Bytes to keep of `samples.txt`.
+            n_metrics: bytes of `metrics.jsonl` to keep, from `MetricWriter.positions`.
+            n_samples: bytes of `samples.txt` to keep.
 
         Raises:
-            ValueError: If a file is shorter, a line does not end there, or one that is to be kept
-                is damaged; nothing is changed then.
+            ValueError: if `check_holds` fails; nothing has been changed then.
         """
         self.check_holds(n_metrics, n_samples)
         self.summary.unlink(missing_ok=True)
@@ -123,32 +118,29 @@ class RunFolder:
 
     @contextmanager
     def written_to(self) -> Iterator[None]:
-        """Let the body write the run.
+        """Turn a failure to write the run, in the body, into a `NotWritten`.
 
         Raises:
-            NotWritten: If the disk is full, or does not take it for another reason. What was there
-                before is whole.
+            NotWritten: if the disk is full or fails otherwise. Files written before are whole.
         """
         try:
             yield
-        except BrokenPipeError:  # of who reads what the run prints
+        except BrokenPipeError:  # the reader of the program's output has left
             raise
         except OSError as error:
             path = str(self.path)
+            remedy = ""
             if self.summary.is_file():
                 command = shlex.join(["avatarl", "report", path])
                 remedy = f"; the run has finished, get its report with: {command}"
             elif self.config.is_file():
-                remedy = f"; once it can, go on with: {resume_command(self.path)}"
-            else:
-                remedy = ""
+                remedy = f"; once it can, resume with: {resume_command(self.path)}"
             reason = error.strerror or str(error)
             raise NotWritten(
                 f"out must be a folder that can be written to, got {path!r}: {reason}{remedy}"
             ) from error
 
     def _refuse_links(self) -> None:
-        """Raise a ValueError if something else would be written through one of the run's files."""
         checkpoints = self.path / CHECKPOINTS
         own = [self.path / LOCK, self.config, self.references, self.metrics, self.samples]
         own += [self.summary, self.path / EVENTS, checkpoints]
@@ -170,58 +162,85 @@ class RunFolder:
 
 
 def refuse_used(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError if `path` is a file or a folder that holds anything but a skeleton."""
+    """Raise a ValueError if `path` is a file, or a folder that holds more than a lock."""
     folder = Path(path)
     try:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"out must be an empty or new folder, got the file {str(path)!r}")
         names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-        if all(name == LOCK or fnmatch(name, PARTIAL) for name in names):
-            names = []
     except OSError as error:
         raise ValueError(
             f"out must be a folder that can be read, got {str(path)!r}: {error.strerror}"
         ) from error
-    if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    if not all(name == LOCK or fnmatch(name, PARTIAL) for name in names):
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise ValueError(
-            f"out must be an empty or new folder, got {str(path)!r} which holds {shown}"
+            f"out must be an empty or new folder, got {str(path)!r} which holds {listed}"
         )
 
 
-def _has_line_end_at(file: Path, length: int) -> bool:
-    """Whether the first `length` bytes of a file are whole lines; there may be none."""
-    if length == 0:
-        return True
-    if length < 0 or not file.is_file():
-        return False
+def read_rows(metrics: Path, n_bytes: int | None = None) -> Iterator[dict[str, Any] | None]:
+    """Yield the row in each line of a `metrics.jsonl`; None for a line that is not a row.
+
+    A last line without a line break is left out: it may still be being written.
+
+    Args:
+        metrics: the file.
+        n_bytes: how much of it to read; None for all.
+    """
+    if n_bytes == 0:
+        return
+    n_read = 0
+    # Bytes: only a line break ends a line here, and a torn line may end within a character.
+    with metrics.open("rb") as lines:
+        for line in lines:
+            n_read += len(line)
+            if not line.endswith(b"\n") or (n_bytes is not None and n_read > n_bytes):
+                return
+            yield _as_row(line)
+
+
+def start_command() -> list[str]:
+    """Return the words that start this program again, without its arguments.
+
+    A program that is neither `train.py` nor `avatarl` uses this package, which has `avatarl`.
+    """
+    script, launcher = sys.argv[0], torchrun_words()
+    if os.path.basename(script) == "train.py":
+        return [*(launcher or [sys.orig_argv[0]]), script]
+    found = shutil.which("avatarl")
+    is_avatarl = os.path.basename(script).partition(".")[0] == "avatarl"
+    if is_avatarl and not (found and os.path.samefile(found, script)):
+        program = script
+    else:  # torchrun needs a path
+        program = found if found and launcher else "avatarl"
+    return [*launcher, program, "train"]
+
+
+def resume_command(folder: os.PathLike[str]) -> str:
+    """Return the shell command that resumes a run."""
+    return shlex.join([*start_command(), "--resume", os.fspath(folder)])
+
+
+def _ends_line(file: Path, length: int) -> bool:
+    """Whether a line ends after `length` bytes of a file; 0 bytes are no lines."""
+    if length <= 0:
+        return length == 0
     with file.open("rb") as content:
         content.seek(length - 1)
         return content.read(1) == b"\n"
 
 
-def _check_rows(metrics: Path, length: int) -> None:
-    """Raise a ValueError unless the lines in the first `length` bytes are rows of a run."""
-    n_read = 0
-    with metrics.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            n_read += len(line)
-            if n_read > length:
-                return
-            if not _is_row(line):
-                raise ValueError(
-                    f"{metrics} must have a row of JSON in line {number}, got {shown(line[:40])}"
-                )
-
-
-def _is_row(line: bytes) -> bool:
-    """Whether a line is a row as `MetricWriter.write` makes them."""
+def _as_row(line: bytes) -> dict[str, Any] | None:
+    """Parse a row as `MetricWriter.write` makes it."""
     try:
         row = parse_json(line)
     except ValueError:
-        return False
-    return (
-        isinstance(row, dict)
-        and isinstance(row.get("kind"), str)
-        and isinstance(row.get("seconds"), int | float)
+        return None
+    if not isinstance(row, dict):
+        return None
+    texts, numbers = ("kind", "phase"), ("forward_tokens", "seconds")
+    is_row = all(type(row.get(name)) is str for name in texts) and all(
+        type(row.get(name)) in (int, float) for name in numbers
     )
+    return row if is_row else None

@@ -1,87 +1,72 @@
-"""What a run's record has in common with the places that it is passed on to.
+"""Trackers that receive a run's rows besides its own files.
 
-A sink is an addition: whatever goes wrong there costs one warning, and never the run or a row.
+Whatever fails in a tracker costs one warning and the rest of that tracker, never a row or the run.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 _logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Takes what a run writes, in JSON's types, and may raise whatever it likes."""
+    """A tracker; it receives JSON types, and its methods may raise anything."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Take a row of `metrics.jsonl`."""
+        """Receive a row of `metrics.jsonl`."""
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
-        """Take the content of `summary.json`."""
+        """Receive the content of `summary.json`."""
 
     def finish(self, *, failed: bool) -> None:
-        """Write down what is left; nothing comes after it."""
+        """Write what is left; the last call."""
 
 
-class Guarded:
-    """A sink whose first fault costs one warning and the rest of it, but not the run."""
+class Sinks:
+    """The trackers of a run; each method passes its arguments on to all of them."""
 
-    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
-        """Make the sink.
+    def __init__(self) -> None:
+        self._sinks: dict[str, Sink] = {}
 
-        Args:
-            name: What to call it in a warning.
-            make: Makes it; where that fails, there is a warning and nothing more.
-        """
-        self._name = name
-        self._sink: Sink | None = None
-        try:
-            self._sink = make()
-        except Exception as error:  # nobody can list what other people's services raise
-            self._warn("did not start", error)
+    def start(self, name: str, make: Callable[[], Sink]) -> None:
+        """Make a tracker; `name` is its name in warnings."""
+        with self._warning(name, "did not start"):
+            self._sinks[name] = make()
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Pass a row on."""
-        self._attempt("failed", lambda sink: sink.log(row))
+        for name, sink in list(self._sinks.items()):
+            with self._warning(name, "failed"):
+                sink.log(row)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Pass the summary on."""
-        self._attempt("failed", lambda sink: sink.summarise(summary))
+        for name, sink in list(self._sinks.items()):
+            with self._warning(name, "failed"):
+                sink.summarise(summary)
 
     def finish(self, *, failed: bool) -> None:
-        """Let the sink finish; a second call does nothing."""
-        self._attempt("did not finish", lambda sink: sink.finish(failed=failed))
-        self._sink = None
+        """Finish all trackers; a second call does nothing."""
+        while self._sinks:
+            name, sink = self._sinks.popitem()
+            with self._warning(name, "did not finish"):
+                sink.finish(failed=failed)
 
-    def _attempt(self, what: str, action: Callable[[Sink], None]) -> None:
-        if self._sink is None:
-            return
+    @contextmanager
+    def _warning(self, name: str, what: str) -> Iterator[None]:
+        """Drop a tracker, with a warning, if the body raises an error."""
         try:
-            action(self._sink)
-        except Exception as error:
-            self._sink = None
-            self._warn(what, error)
-
-    def _warn(self, what: str, error: Exception) -> None:
-        _logger.warning("%s %s (%s): the run goes on without it", self._name, what, line(error))
+            yield
+        except Exception as error:  # no list of the errors of other people's services is complete
+            self._sinks.pop(name, None)
+            reason = first_line(error)
+            _logger.warning("%s %s (%s): the run continues without it", name, what, reason)
 
 
-def line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def sample_text(row: Mapping[str, Any]) -> str:
-    """Lay out a row of kind `sample` for a human reader."""
-    lines = [
-        f"=== {row['phase']}, update {row['update']}, operation {row['operation']}",
-        "--- prompt",
-        row["prompt"],
-        "--- text",
-        row["text"],
-    ]
-    if row["operated_text"] is not None:
-        lines += ["--- text of the operated model", row["operated_text"]]
-    return "\n".join(lines) + "\n\n"

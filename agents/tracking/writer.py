@@ -1,21 +1,21 @@
-"""The record of a run: one folder of plain files, and whoever else is to be told.
+"""The record of a run: one folder of plain files.
 
-`config.json` holds the settings, `references.json` what the model is to be held against,
-`metrics.jsonl` one JSON object per line, `samples.txt` text to read, `summary.json` the outcome.
-All of it is strict JSON: a number that is not finite is written as null. Weights & Biases and
-TensorBoard are told what has been written, and a run never depends on them: whatever goes wrong
-there costs one warning.
+`config.json` holds the settings, `references.json` what the model is compared with, `metrics.jsonl`
+one JSON object per line, `samples.txt` readable samples, `summary.json` the results. All of it is
+strict JSON: a number that is not finite is written as null. Weights & Biases and TensorBoard
+receive each row after it has been written.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -23,34 +23,25 @@ import torch
 
 from agents.tracking import wandb as wandb_sink
 from agents.tracking.run_folder import RunFolder, refuse_used
-from agents.tracking.schema import AXES
-from agents.tracking.sinks import Guarded, Sink, sample_text
-from agents.tracking.tensorboard import TensorBoardSink, check_installed
+from agents.tracking.schema import AXES, sample_text
+from agents.tracking.sinks import Sinks
+from agents.tracking.tensorboard import TensorBoardSink
+from avatarl_env.errors import check_choice
 from avatarl_env.files import dump_json, write_atomically
 
-__all__ = [
-    "KINDS",
-    "Clock",
-    "MetricWriter",
-    "RunFolder",
-    "check_tracking",
-    "refuse_used",
-    "to_json",
-]
-
-KINDS = tuple(AXES)
+__all__ = ["Clock", "MetricWriter", "RunFolder", "check_tracking", "refuse_used", "to_json"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock:
-    """Where a run stands when a row is written.
+    """Progress of a run when a row is written.
 
     Attributes:
-        phase: Name of the phase of the curriculum.
-        update: GRPO updates done so far.
-        operation: Operations done so far.
-        forward_tokens: Compute spent so far, in tokens of one forward pass.
-        seconds: Time since the start of the run.
+        phase: name of the phase of the curriculum.
+        update: GRPO updates so far.
+        operation: operations so far.
+        forward_tokens: compute so far, in tokens of one forward pass.
+        seconds: time since the start of the run.
     """
 
     phase: str
@@ -64,32 +55,33 @@ def check_tracking(track: str | None, tensorboard: bool) -> None:
     """Raise what `MetricWriter` would raise for these choices, before there is a run.
 
     Raises:
-        ImportError: If TensorBoard is asked for and not installed; says which extra has it.
-        ValueError: If `track` or WANDB_MODE is not one of its choices.
+        ImportError: if TensorBoard is asked for but not installed; names the extra.
+        ValueError: if `track` or WANDB_MODE is not one of its choices.
     """
     wandb_sink.is_wanted(track)
-    if tensorboard:
-        check_installed()
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ImportError(
+            "tensorboard must be installed to be written to: pip install 'avatarl-env[tensorboard]'"
+        )
 
 
 class MetricWriter:
-    """Everything that a run writes down while it goes on; a context manager.
+    """Writes the files of a run while it goes on; a context manager.
 
     Args:
-        folder: The run's folder.
-        config: The resolved settings: a dataclass or a mapping, nested at will.
-        track: `off`, `offline` or `online` for Weights & Biases. None means that nobody chose:
-            then the variable WANDB_MODE decides, and without it the answer is `off`.
-        tensorboard: Whether to write event files for TensorBoard too.
-        resume_from: For a run that goes on in a reopened folder: how many bytes of `metrics.jsonl`
-            and `samples.txt` to keep, as `positions` said. Weights & Biases and TensorBoard are
-            told all rows that are kept once more, as of a run of their own: what they had been told
-            may be more than that.
+        folder: the run's folder.
+        config: the resolved settings, a dataclass or a mapping, nested at will.
+        track: `off`, `offline` or `online` for Weights & Biases; None for what the variable
+            WANDB_MODE says, and without it `off`.
+        tensorboard: whether to write event files for TensorBoard.
+        resume_from: for a resumed run in a reopened folder: the bytes of `metrics.jsonl` and
+            `samples.txt` to keep, from `positions`. The trackers receive all kept rows again, as a
+            new run, because they may have received more than these.
 
     Raises:
-        ImportError: If TensorBoard is asked for and not installed; says which extra has it.
-        ValueError: If `track` or WANDB_MODE is not one of its choices, or no line ends where
-            `resume_from` says. Nothing has been changed then.
+        ImportError: if TensorBoard is asked for but not installed; names the extra.
+        ValueError: if `track` or WANDB_MODE is not one of its choices, or no line ends at
+            `resume_from`. Nothing has been changed then.
     """
 
     def __init__(
@@ -106,59 +98,56 @@ class MetricWriter:
         settings = to_json(config, "config")
         if resume_from is not None:
             folder.cut_back(*resume_from)
-        # Before all else: it makes the folder a run.
-        write_atomically(folder.config, dump_json(settings, indent=2) + "\n")
+        # First: this file makes the folder a run.
+        _write_json(folder.config, settings)
         self._metrics = folder.metrics.open("a", encoding="utf-8", newline="\n")
         self._samples = folder.samples.open("a", encoding="utf-8", newline="\n")
         kept = list(folder.rows())
-        self._sinks: list[Guarded] = []
+        self._sinks = Sinks()
         if wandb_sink.is_wanted(track):
-            start: Callable[[], Sink] = functools.partial(
-                wandb_sink.start, folder.path, settings, track
-            )
-            self._sinks.append(Guarded("Weights & Biases", start))
+            start = functools.partial(wandb_sink.start, folder.path, settings, track)
+            self._sinks.start("Weights & Biases", start)
         if tensorboard:
             seconds = kept[-1]["seconds"] if kept else 0.0
-            start = functools.partial(TensorBoardSink, folder.path, settings, seconds)
-            self._sinks.append(Guarded("TensorBoard", start))
+            begin = functools.partial(TensorBoardSink, folder.path, settings, seconds)
+            self._sinks.start("TensorBoard", begin)
         for row in kept:
-            self._tell(row)
+            self._sinks.log(row)
 
     def write(self, kind: str, clock: Clock, metrics: Mapping[str, object]) -> None:
-        """Append one row to `metrics.jsonl`, then tell Weights & Biases and TensorBoard.
+        """Append one row to `metrics.jsonl`, then pass it on to the trackers.
 
         A row of kind `sample` has `prompt`, `text` and `operated_text` (a string or None), and is
         also appended to `samples.txt`.
 
         Args:
-            kind: One of `KINDS`.
-            clock: Where the run stands.
-            metrics: Names and values: numbers, scalars or arrays of numpy or torch, strings, None,
+            kind: a key of `agents.tracking.schema.AXES`.
+            clock: the progress of the run.
+            metrics: names and values: numbers, scalars or arrays of numpy or torch, strings, None,
                 and sequences or mappings of these.
 
         Raises:
-            ValueError: If the kind is unknown or a metric has the name of a field of the clock.
-            TypeError: If a value has no form in JSON.
+            ValueError: if the kind is unknown or a metric has the name of a field of the clock.
+            TypeError: if JSON cannot hold a value.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        check_choice("kind", kind, AXES)
         head = {"kind": kind, **dataclasses.asdict(clock)}
         if taken := sorted(head.keys() & metrics.keys()):
             raise ValueError(f"metrics must not be named like a field of the clock, got {taken}")
         row = {**head, **{name: to_json(value, name) for name, value in metrics.items()}}
         line = dump_json(row) + "\n"
         sample = sample_text(row) if kind == "sample" else ""
-        # A run may be killed at any time: a row that was written is on the disk, whole.
+        # A run may be killed at any time: each row is on disk, whole, when this returns.
         self._metrics.write(line)
         self._metrics.flush()
         self._samples.write(sample)
         self._samples.flush()
-        self._tell(row)
+        self._sinks.log(row)
 
     def positions(self) -> tuple[int, int]:
-        """Return the lengths of `metrics.jsonl` and `samples.txt`, bytes, when the disk has them.
+        """Return the lengths of `metrics.jsonl` and `samples.txt`, bytes, once they are synced.
 
-        What is written up to here survives a power cut, and `resume_from` goes back to here.
+        Rows up to here survive a power failure; `resume_from` returns to here.
         """
         for file in (self._metrics, self._samples):
             file.flush()
@@ -166,68 +155,56 @@ class MetricWriter:
         return self.folder.metrics.stat().st_size, self.folder.samples.stat().st_size
 
     def write_references(self, references: Mapping[str, object]) -> None:
-        """Write `references.json`: what is known of the text before anything is learned from it.
+        """Write `references.json`, what is known of the text before any training.
 
         Args:
             references: `references`, the scores of n-gram tables, and `corpus_nats_per_char`, the
-                true entropy of the text or None. The summary has them too.
+                true entropy of the text or None. The summary repeats them.
 
         Raises:
-            TypeError: If a value has no form in JSON.
+            TypeError: if JSON cannot hold a value.
         """
-        content = to_json(references, "references")
-        write_atomically(self.folder.references, dump_json(content, indent=2) + "\n")
+        _write_json(self.folder.references, to_json(references, "references"))
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
-        """Write `summary.json` in one piece: a reader finds all of it or nothing.
+        """Write `summary.json` atomically: a reader finds all of it or nothing.
 
         Raises:
-            TypeError: If a value has no form in JSON.
+            TypeError: if JSON cannot hold a value.
         """
         content = to_json(summary, "summary")
-        write_atomically(self.folder.summary, dump_json(content, indent=2) + "\n")
-        for sink in self._sinks:
-            sink.summarise(content)
+        _write_json(self.folder.summary, content)
+        self._sinks.summarise(content)
 
     def close(self, *, failed: bool = False) -> None:
-        """Close the files and let the others finish; a second call does nothing."""
-        with ExitStack() as stack:  # all of them, also where a full disk takes no last row
-            for sink in self._sinks:
-                stack.callback(sink.finish, failed=failed)
+        """Close the files and finish the trackers; a second call does nothing."""
+        with ExitStack() as stack:  # all of them, even if a full disk refuses a last row
+            stack.callback(self._sinks.finish, failed=failed)
             stack.callback(self._samples.close)
             stack.callback(self._metrics.close)
-
-    def _tell(self, row: Mapping[str, Any]) -> None:
-        for sink in self._sinks:
-            sink.log(row)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.close(failed=kind is not None)
 
 
 def to_json(value: object, name: str, *, exact: bool = False) -> Any:
-    """Turn a value into what strict JSON can hold.
+    """Convert a value to types that strict JSON can hold.
 
     Args:
         value: None, numbers, strings, paths, scalars and arrays of numpy or torch, dataclasses, and
             lists, tuples and mappings with string keys of these.
-        name: What to call the value in an error.
-        exact: Whether a float that is not finite is to be had back.
+        name: the name of the value in an error.
+        exact: whether to keep which float a non-finite one was.
 
     Returns:
         None, bool, int, float, str, list or dict; a float that is not finite becomes None, or, if
         `exact`, "inf", "-inf" or "nan".
 
     Raises:
-        TypeError: If some part of the value is of another type.
+        TypeError: if a part of the value is of another type.
     """
     value = _unwrap(value)
     if isinstance(value, Mapping):
@@ -244,7 +221,7 @@ def to_json(value: object, name: str, *, exact: bool = False) -> Any:
 
 
 def _unwrap(value: object) -> object:
-    """Strip the outermost type that JSON does not know."""
+    """Replace the outermost type if JSON does not have it."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().tolist()
     if isinstance(value, np.ndarray | np.generic):
@@ -254,3 +231,7 @@ def _unwrap(value: object) -> object:
     if isinstance(value, os.PathLike | torch.device | torch.dtype):
         return str(value)
     return value
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_atomically(path, dump_json(content, indent=2) + "\n")

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents.distributed import Ranks
+from agents.distributed import Ranks, own_device
 from agents.grpo.learner import GRPOLearner
-from agents.launch import own_device
 from agents.surgeons.registry import NONE, Surgeon, make_surgeon
 from agents.training.config import TrainConfig
 from agents.training.curriculum import Curriculum

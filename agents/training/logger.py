@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agents.errors import printable
 from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_text
 from agents.evaluation.surgeon_effect import Ending
 from agents.grpo.learner import GRPOStats
 from agents.surgeons.registry import EpisodeRecord
-from agents.terminal import printable
 from agents.tracking.writer import Clock, MetricWriter
 from agents.training.best_model import BestModel
 from agents.training.build import Parts

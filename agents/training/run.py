@@ -10,10 +10,9 @@ from typing import Any
 from agents.distributed import require_same
 from agents.errors import Stopped
 from agents.evaluation.surgeon_effect import measure_effect
-from agents.launch import resume_command
 from agents.report import LiveReport
 from agents.surgeons.registry import save_surgeon
-from agents.tracking.run_folder import CHECKPOINTS
+from agents.tracking.run_folder import CHECKPOINTS, resume_command
 from agents.training import checkpoint
 from agents.training.build import Parts
 from agents.training.curriculum import Phase, make_phases

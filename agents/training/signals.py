@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-from agents.launch import STOPPING, leave_closed_terminal
+from agents.errors import STOPPING
 
 _HANGUP = getattr(signal, "SIGHUP", None)
 
@@ -51,5 +53,17 @@ class StopSignals:
         for each, handler in self._before.items():
             signal.signal(each, signal.SIG_IGN if each == _HANGUP else handler)
         if number == _HANGUP:
-            leave_closed_terminal()
+            _leave_closed_terminal()
         self._noted()
+
+
+def _leave_closed_terminal() -> None:
+    """Discard stdout and stderr if they lead to a terminal that has been closed."""
+    for number in (1, 2):
+        try:
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        except OSError:  # not open at all
+            continue

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.distributed import ALONE, Ranks, joined, require_same
+from agents.distributed import ALONE, Ranks, joined, own_device, place, require_same
 from agents.errors import DriftError
-from agents.launch import own_device, place, resume_command, started_by
+from agents.tracking.run_folder import resume_command, start_command
 from agents.training import checkpoint
 from agents.training.curriculum import CurriculumConfig
 from agents.training.loop import train
@@ -178,17 +178,17 @@ def test_the_launchers_environment_says_who_one_is(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setattr("sys.orig_argv", ["python", "train.py"])
     assert place() == (0, 1)
-    assert started_by("train.py") == ("python", "train.py")
+    assert start_command() == ["python", "train.py"]
     assert own_device("cuda:1") == "cuda:1"
     assert resume_command(Path("run")) == "python train.py --resume run"
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     assert place() == (5, 8)
     command = "torchrun --nnodes 2 --nproc-per-node 4 train.py"
-    assert " ".join(started_by("train.py")) == command
+    assert " ".join(start_command()) == command
     assert resume_command(Path("run")) == f"{command} --resume run"
     assert [own_device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
-    message = r"^device must have no number where each process takes its own, got 'cuda:0'$"
+    message = r"^device must have no number with several processes, got 'cuda:0'$"
     with pytest.raises(ValueError, match=message):
         own_device("cuda:0")
 

@@ -1,16 +1,30 @@
-"""As much of a Weights & Biases server, on loopback, as the real client needs to finish a run."""
+"""As much of a Weights & Biases server, on loopback, as the real client needs to finish a run.
+
+As a program: makes a run for each of `FAULTS` in the current folder, and prints what the server
+received of each, as JSON.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import json
+import logging
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from agents.tracking import wandb as wandb_sink
+from agents.tracking.writer import Clock, MetricWriter, RunFolder
+
+TIMEOUT = 2.0  # seconds, of start and end alike
+KEY = "x" * 40
+FAULTS = ("none", "network lost", "no account", "unknown key", "dead host")
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -111,12 +125,49 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until something is so.
-
-    Raises:
-        AssertionError: If it is not so in time.
-    """
+    """Wait until a condition holds, or fail."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def run(fault: str) -> dict[str, Any]:
+    """Write six rows; return what the server received and how long it took."""
+    server = FakeServer(refuses_keys=fault == "unknown key")
+    if fault == "dead host":
+        server.die()
+    key = "" if fault == "no account" else KEY
+    os.environ |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": key}
+    start = time.monotonic()
+    with MetricWriter(RunFolder(fault), config={"seed": 3}, track="online") as writer:
+        for n in range(6):
+            if fault == "network lost" and n == 3:
+                wait_for(lambda: server.streams)  # it has begun to send
+                server.die()
+            clock = Clock(phase="joint", update=n, operation=0, forward_tokens=n, seconds=0.0)
+            writer.write("grpo", clock, {"grpo/loss": n / 2})
+        writer.write_summary({"seconds": 1.0})
+    seconds = time.monotonic() - start
+    server.die()
+    return {
+        "seconds": seconds,
+        "history": server.history,
+        "configs": server.configs,
+        "exit_codes": server.exit_codes,
+        "uploads": server.uploads,
+    }
+
+
+if __name__ == "__main__":
+    import wandb
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    wandb_sink.INIT_TIMEOUT = wandb_sink.FINISH_TIMEOUT = TIMEOUT
+    found = {}
+    for each in FAULTS:
+        sys.stderr.write(f"== {each}\n")
+        sys.stderr.flush()
+        found[each] = run(each)
+        wandb.teardown()  # so that it reads the variables again
+    sys.stdout.write(json.dumps(found))
