@@ -322,7 +322,7 @@ def stopped(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     changes = {"surgeon": "none", "checkpoint_seconds": 0.0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.training.loop.summarise", stop)
+        patch.setattr("agents.training.run.summarise", stop)
         with pytest.raises(KeyboardInterrupt):
             train(small_config(write_text(tmp_path), folder, **changes), quiet=True)
     return folder

@@ -167,7 +167,7 @@ def test_a_control_can_be_asked_for() -> None:
         (["--corpus", "no/such.txt"], "corpus file 'no/such.txt' must exist", "no such file"),
         (["--corpus", "."], "corpus must be a text file, got the directory", ""),
         (["--corpus", "tinyshakespeare"], "corpus 'tinyshakespeare' cannot be downloaded", "DIR"),
-        (["--resume", "."], "resume must be a run folder, with its config.json", "got '.'"),
+        (["--resume", "."], "resume must be a run folder with a config.json", "got '.'"),
     ],
 )
 def test_bad_input_gets_one_line(
