@@ -34,7 +34,7 @@ def page() -> Iterator[dict[str, Any]]:
     names: dict[str, Any] = {"__name__": "contributing"}
     try:
         for block in blocks:
-            exec(block, names)  # noqa: S102
+            exec(block, names)
         yield names
     finally:
         for table, before in zip(TABLES, tables, strict=True):

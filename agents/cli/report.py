@@ -35,9 +35,9 @@ def main(words: Sequence[str], prog: str) -> str:
     request = read_words(Report, words, prog)
     if request is None:
         return ""
-    from agents.report import rebuild
+    from agents.report import write_reports
 
     folders = [Path(folder) for folder in request.folders]
     with refusing(ValueError, OSError):
-        pages = rebuild(folders, None if request.out is None else Path(request.out))
+        pages = write_reports(folders, None if request.out is None else Path(request.out))
     return "\n".join(str(page) for page in pages)

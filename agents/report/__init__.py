@@ -1,10 +1,8 @@
-"""Self-contained pages that say what a run was worth, for somebody who has seen nothing else."""
+"""Self-contained HTML reports of runs."""
 
 from __future__ import annotations
 
-from agents.report.comparison import write_comparison
-from agents.report.live import LiveReport
-from agents.report.page import write_report
-from agents.report.rebuild import rebuild
+from agents.report.pages import LiveReport, write_report, write_reports
+from agents.report.sections import SECTIONS, Section
 
-__all__ = ["LiveReport", "rebuild", "write_comparison", "write_report"]
+__all__ = ["SECTIONS", "LiveReport", "Section", "write_report", "write_reports"]

@@ -1,10 +1,10 @@
-"""What a report is made from: the files of a run folder, read back into one record."""
+"""Run folders read back: one record per run, and its metrics as series against compute."""
 
 from __future__ import annotations
 
 import re
 from collections import ChainMap, Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -13,51 +13,34 @@ from typing import Any, NamedTuple
 
 from avatarl_env.files import parse_json
 
-CONTROLS = frozenset({"ce"})  # estimators that are shown the right characters
+CONTROLS = frozenset({"ce"})  # estimators that are trained on the right characters
+MOST_POINTS = 1000  # of all runs' lines; a plot of this size cannot show more
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhaseSpan:
-    """A stretch of the run that belongs to one phase.
-
-    Attributes:
-        name: The phase's name.
-        start: Compute spent when it began, in forward tokens.
-        end: Compute spent at its last row, in forward tokens.
-    """
-
-    name: str
-    start: int
-    end: int
-
-
 class Series(NamedTuple):
-    """A metric against compute: three lists of one length.
-
-    Attributes:
-        x: Compute spent, in forward tokens; never falls.
-        y: The metric's values.
-        phase: Names of the phases.
-    """
+    """A metric against compute: three lists of equal length."""
 
     x: list[int]
+    """Compute spent, in forward tokens; never falls."""
     y: list[float]
     phase: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class Run:
     """The files of one run.
 
     Attributes:
-        name: Name of the run's folder.
+        name: What the page calls the run: its folder's name, unique on the page.
         config: The content of `config.json`.
         rows: The rows of `metrics.jsonl`, in the order of writing.
         summary: The content of `summary.json`; empty for a run that has not finished.
         references: The content of `references.json`; empty where there is none.
-        torn: How many lines of `metrics.jsonl` are no rows, and were left out.
+        n_damaged: Lines of `metrics.jsonl` that could not be read and were skipped.
+        index: Place among the runs of the page, from 0; gives the run its colour.
+        link: Address of the run's own report, as seen from the page; empty where there is none.
     """
 
     name: str
@@ -65,7 +48,9 @@ class RunRecord:
     rows: list[Row]
     summary: dict[str, Any]
     references: dict[str, Any] = field(default_factory=dict)
-    torn: int = 0
+    n_damaged: int = 0
+    index: int = 0
+    link: str = ""
 
     @property
     def finished(self) -> bool:
@@ -73,40 +58,72 @@ class RunRecord:
         return bool(self.summary)
 
     @property
-    def estimator(self) -> str:
-        """Name of the estimator that the language model learned by; empty if unknown."""
-        return str((self.config.get("grpo") or {}).get("estimator") or "")
+    def grpo(self) -> dict[str, Any]:
+        """Settings of the language model's training; empty if unknown."""
+        return self.config.get("grpo") or {}
 
     @property
     def is_control(self) -> bool:
-        """Whether the model was shown the right characters: a supervised control, not RL."""
-        return self.estimator in CONTROLS
+        """Whether the model was trained on the right characters: supervised, not RL."""
+        return str(self.grpo.get("estimator")) in CONTROLS
+
+    @property
+    def tags(self) -> list[str]:
+        """What a reader must know wherever the run is named."""
+        tags = ["supervised control"] if self.is_control else []
+        return tags if self.finished else [*tags, "unfinished"]
 
     @property
     def seconds(self) -> float:
-        """How long the run took, or has taken so far."""
-        return float(
-            self.fact("seconds") or (self.rows[-1].get("seconds") if self.rows else 0) or 0
-        )
+        """Duration of the run so far."""
+        last = self.rows[-1].get("seconds") if self.rows else 0
+        return float(self.fact("seconds") or last or 0)
+
+    @property
+    def measurements(self) -> list[Row]:
+        """Measurements of the surgeon's effect, in order."""
+        return (self.summary.get("surgeon_effect") or {}).get("measurements") or []
+
+    @property
+    def scores(self) -> Row:
+        """Final scores on the whole held-out text, else the latest on a fixed slice, else none."""
+        if self.finished:
+            return self.summary.get("validation") or {}
+        latest = (self.of_kind("evaluation") or [{}])[-1]
+        stem = "validation/"
+        return {name.removeprefix(stem): x for name, x in latest.items() if name.startswith(stem)}
 
     def fact(self, name: str) -> Any:
-        """Look a fact up in the summary, references and settings; None where none has it."""
+        """Look up a fact in summary, references and settings, in this order; None if unknown."""
         return ChainMap(self.summary, self.references, self.config).get(name)
 
-    def scores(self) -> Row:
-        """Give the final scores on held-out text, else the latest of a fixed slice, else none."""
-        if self.finished:
-            return dict(self.summary.get("validation") or {})
-        latest = (self.of_kind("evaluation") or [{}])[-1]
-        return {
-            name.removeprefix("validation/"): value
-            for name, value in latest.items()
-            if name.startswith("validation/")
-        }
-
     def of_kind(self, kind: str) -> list[Row]:
-        """Pick the rows of one kind."""
+        """Return the rows of one kind."""
         return self._kinds.get(kind, [])
+
+    def series(self, kind: str, metric: str) -> Series:
+        """Return a metric against compute, without the rows where it is not a number."""
+        rows = [row for row in self.of_kind(kind) if is_number(row.get(metric))]
+        return Series(
+            [row["forward_tokens"] for row in rows],
+            [float(row[metric]) for row in rows],
+            [row["phase"] for row in rows],
+        )
+
+    def metrics(self, kind: str) -> list[str]:
+        """Return the names of a kind's numeric metrics, in order of appearance."""
+        items = (item for row in self.of_kind(kind) for item in row.items())
+        return list(dict.fromkeys(name for name, x in items if "/" in name and is_number(x)))
+
+    @cached_property
+    def phases(self) -> list[Row]:
+        """Stretches of the run: `name`, `start` and `end` in forward tokens, without gaps."""
+        spans: list[Row] = []
+        for name, rows in groupby(self.rows, key=lambda row: row["phase"]):
+            *_, last = rows
+            start = spans[-1]["end"] if spans else 0
+            spans.append({"name": name, "start": start, "end": last["forward_tokens"]})
+        return spans
 
     @cached_property
     def _kinds(self) -> dict[str, list[Row]]:
@@ -115,105 +132,115 @@ class RunRecord:
             kinds[row["kind"]].append(row)
         return dict(kinds)
 
-    def kept_commits(self) -> list[Row]:
-        """Pick the rows of the operations that were kept."""
-        return [row for row in self.of_kind("commit") if row.get("commit/kept")]
 
-    def series(self, kind: str, metric: str) -> Series:
-        """Give a metric against compute, leaving out the rows where it is no number."""
-        rows = [row for row in self.of_kind(kind) if _is_number(row.get(metric))]
-        return Series(
-            [row["forward_tokens"] for row in rows],
-            [float(row[metric]) for row in rows],
-            [row["phase"] for row in rows],
-        )
-
-    def metrics(self, kind: str) -> list[str]:
-        """List the metrics of a kind that have a number in some row, in the order of appearance."""
-        names = {
-            name: None
-            for row in self.of_kind(kind)
-            for name, value in row.items()
-            if "/" in name and _is_number(value)
-        }
-        return list(names)
-
-    def phases(self) -> list[PhaseSpan]:
-        """Cut the run into phases; each begins where the one before it ended."""
-        return list(self._phases)
-
-    @cached_property
-    def _phases(self) -> list[PhaseSpan]:
-        spans: list[PhaseSpan] = []
-        for name, rows in groupby(self.rows, key=lambda row: row["phase"]):
-            *_, last = rows
-            start = spans[-1].end if spans else 0
-            spans.append(PhaseSpan(name=name, start=start, end=last["forward_tokens"]))
-        return spans
-
-
-def load_run(folder: Path) -> RunRecord:
-    """Read a run folder; the run may still be going on.
+def load_run(folder: Path, **page: Any) -> Run:
+    """Read a run folder; the run may still be in progress.
 
     Args:
         folder: A folder with at least `config.json` and `metrics.jsonl`.
+        page: The fields of `Run` that say how the page shows it; `name` defaults to the folder's.
 
     Raises:
-        ValueError: If one of these is missing, or a file does not hold what it should. Lines of
-            the metrics that are no rows are left out and counted, but for the last one, which may
-            be half written while the run goes on.
+        ValueError: If one of these is missing, or a JSON file does not hold an object. Damaged
+            lines of the metrics are skipped and counted; an incomplete last line is just skipped.
     """
     missing = [name for name in ("config.json", "metrics.jsonl") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"run_folder must hold {' and '.join(missing)}, got {str(folder)!r}")
-    summary, references = folder / "summary.json", folder / "references.json"
-    rows, torn = _read_rows(folder / "metrics.jsonl")
-    return RunRecord(
-        name=folder.resolve().name,
+    rows, n_damaged = _read_rows(folder / "metrics.jsonl")
+    return Run(
         config=_read_object(folder / "config.json"),
         rows=rows,
-        summary=_read_object(summary) if summary.is_file() else {},
-        references=_read_object(references) if references.is_file() else {},
-        torn=torn,
+        summary=_read_object(folder / "summary.json"),
+        references=_read_object(folder / "references.json"),
+        n_damaged=n_damaged,
+        **{"name": folder.resolve().name, **page},
     )
 
 
-def running_mean(series: Series, window: int) -> Series:
+def distinct(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return run folders by name, each once.
+
+    A run is named after its folder, and after folders above where that is not unique.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    kept: dict[Path, Path] = {}
+    for folder in folders:
+        kept.setdefault(folder.resolve(), folder)
+    if not kept:
+        raise ValueError("run_folders must name at least one folder, got none")
+    depths = dict.fromkeys(kept, 1)
+    while True:
+        names = {path: "/".join(path.parts[-depth:]) for path, depth in depths.items()}
+        counts = Counter(names.values())
+        if len(counts) == len(kept):
+            return {names[path]: folder for path, folder in kept.items()}
+        depths = {path: depth + (counts[names[path]] > 1) for path, depth in depths.items()}
+
+
+def same_text(runs: Sequence[Run]) -> bool:
+    """Whether all runs read the same text, so that their scores can be compared."""
+    return len({run.fact("corpus_sha256") for run in runs}) == 1
+
+
+def references(runs: Sequence[Run]) -> list[Row]:
+    """Return the n-gram references that hold for all runs; none if they read different texts."""
+    found = [run.fact("references") for run in runs] if same_text(runs) else []
+    return next((rows for rows in found if rows), [])
+
+
+def running_mean(series: Series) -> list[Series]:
     """Average each value with those before it in its phase.
 
-    Args:
-        series: The values.
-        window: How many to average where there are as many, at least 1.
+    The window is a tenth of the values, at least 3 and at most 50, but never less than one round
+    of operations, which share one place in `x`.
 
     Returns:
-        The means, one for each place in `x`: the last of several values that share one.
+        One series for each stretch of a phase, with one value for each place in `x`.
     """
-    means = Series([], [], [])
-    begin = 0
-    for end, (x, phase) in enumerate(zip(series.x, series.phase, strict=True), start=1):
-        if means.phase and means.phase[-1] != phase:
-            begin = end - 1
-        recent = series.y[max(begin, end - window) : end]
-        if means.x and (means.x[-1], means.phase[-1]) == (x, phase):
-            means.y[-1] = sum(recent) / len(recent)
-            continue
-        means.x.append(x)
-        means.y.append(sum(recent) / len(recent))
-        means.phase.append(phase)
-    return means
+    window = max(3, min(50, len(series.y) // 10), *Counter(series.x).values())
+    lines = []
+    for phase, points in groupby(zip(*series, strict=True), key=lambda point: point[2]):
+        x, y, _ = zip(*points, strict=True)
+        means = {}
+        for end, place in enumerate(x, start=1):
+            recent = y[max(0, end - window) : end]
+            means[place] = sum(recent) / len(recent)
+        lines.append(Series([*means], [*means.values()], [phase] * len(means)))
+    return lines
+
+
+def plotted(series: Series, most: int) -> Row:
+    """Return `x` and `y` of at most so many points, the last among them, with six digits."""
+    stride = -(-len(series.x) // most) or 1
+    kept = slice((len(series.x) - 1) % stride, None, stride)
+    return {"x": series.x[kept], "y": [float(f"{value:.6g}") for value in series.y[kept]]}
 
 
 def flatlines(rows: Iterable[Row]) -> Counter[str]:
-    """Count what patients died of, without the figures that each cause is told with."""
+    """Count flatlines by cause, without the numbers in each message."""
     causes = (row.get("surgeon/flatline") for row in rows)
     return Counter(re.split(r"\s+[-+]?\d", str(cause))[0] for cause in causes if cause)
 
 
-def _is_number(value: object) -> bool:
+def mean(values: Sequence[float | None], digits: int | None = None) -> float | None:
+    """Average the values that are not None, rounded if asked; None if there are none."""
+    known = [value for value in values if value is not None]
+    average = sum(known) / len(known) if known else None
+    return average if average is None or digits is None else round(average, digits)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a row can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    """Read an object of JSON; empty if there is no such file."""
+    if not path.is_file():
+        return {}
     try:
         content = parse_json(path.read_bytes())
     except ValueError as error:
@@ -224,29 +251,28 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> tuple[list[Row], int]:
-    """Return the rows, and the number of lines that are none."""
+    """Return the rows and the number of damaged lines."""
     rows: list[Row] = []
-    torn = 0
-    # Bytes, because a row that is being written right now may end within a character. What follows
-    # the last newline is such a row, or nothing.
+    n_damaged = 0
+    # Bytes, because a row that is being written may end within a character. Such a row stands after
+    # the last newline and is not damage.
     for line in path.read_bytes().split(b"\n")[:-1]:
         row = _read_row(line)
         if row is None:
-            torn += 1
+            n_damaged += 1
             continue
-        # Compute never falls, but where a run went on from an older state: that part came anew.
+        # Compute falls only where a run was resumed from an older state: drop what was redone.
         while rows and rows[-1]["forward_tokens"] > row["forward_tokens"]:
             rows.pop()
         rows.append(row)
-    return rows, torn
+    return rows, n_damaged
 
 
 def _read_row(line: bytes) -> Row | None:
-    """Read one line; None if a run that was killed left only a piece of it."""
     try:
         row = parse_json(line)
     except ValueError:
         return None
     if type(row) is not dict or not all(type(row.get(name)) is str for name in ("kind", "phase")):
         return None
-    return row if _is_number(row.get("forward_tokens")) else None
+    return row if is_number(row.get("forward_tokens")) else None

@@ -1,240 +1,251 @@
-"""The report's figures as plain Plotly dictionaries.
-
-Colours are the names of CSS variables, `var(--model)`: the page looks them up when it draws, so
-that a figure follows the reader's light or dark theme.
-"""
+"""The data of the figures; draw.js turns each into a plot by its `type`."""
 
 from __future__ import annotations
 
-import html
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
-from agents.report.curves import Curve
-from agents.report.data import Row, RunRecord, Series, flatlines
-from agents.report.marks import (
-    CONTROL,
-    HEIGHT,
-    KEPT,
-    MARGIN,
-    POINTS,
-    Figure,
-    commit_shapes,
-    level_labels,
-    level_shapes,
-    phase_labels,
-    phase_shapes,
-    reference_levels,
+from agents.report.data import (
+    MOST_POINTS,
+    Run,
+    Series,
+    flatlines,
+    is_number,
+    mean,
+    plotted,
+    references,
+    running_mean,
+    same_text,
 )
-from agents.report.traces import line, markers, means, part, thin
+from agents.report.html import DASH, Html, figure
 
-WHO = ("surgeon", "random", "zero")
+Figure = dict[str, Any]
 
-_LOSS_HEADROOM = 0.9  # nats above the bigram table, which every model soon leaves behind
+LIMIT = "limit"  # name of the level at the true entropy of the text
+NATS = "nats per character"
+
+_MOST_CELLS = 20_000  # of a heat map; beyond this only every n-th round is shown
 
 
-def curve_figure(run: RunRecord, curve: Curve, control: RunRecord | None = None) -> Figure | None:
-    """Draw one metric against compute, with phases, n-gram lines and kept operations.
+class Curve(NamedTuple):
+    """A metric that is drawn against compute; as a running mean if it is not an evaluation."""
 
-    Args:
-        run: The run.
-        curve: What to draw of it.
-        control: A supervised run to draw beside it, where the metric is one of held-out text.
+    kind: str
+    """Kind of the rows that carry the metric."""
+    metric: str
+    """The metric's name in the rows, and the key of its figure."""
+    title: str
+    caption: str = ""
+    """What the figure shows, for a reader who knows nothing else."""
+    unit: str = ""
+    reference: str = ""
+    """Field of the n-gram references to draw as levels; empty for none."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the metric is shown in percent."""
+        return self.unit.startswith("share")
+
+    def show(self, value: float | None) -> str:
+        """Format a value of the metric."""
+        if value is None:
+            return DASH
+        return f"{100 * value:.1f} %" if self.is_share else f"{value:.4g}"
+
+
+CURVES = [
+    Curve(
+        "evaluation",
+        "validation/accuracy",
+        "Next-character accuracy",
+        "How often the model's most likely next character is the right one, on held-out text. "
+        "Higher is better.",
+        "share of characters",
+        reference="accuracy",
+    ),
+    Curve(
+        "evaluation",
+        "validation/loss",
+        "Loss",
+        "Cross-entropy on held-out text. Lower is better.",
+        NATS,
+        reference="loss",
+    ),
+    Curve(
+        "evaluation",
+        "validation/entropy",
+        "Entropy of the predictions",
+        "How uncertain the model is about the next character. Near zero it repeats itself; far "
+        "above the loss it is less confident than it could be.",
+        NATS,
+    ),
+    Curve(
+        "grpo",
+        "grpo/reward",
+        "Probability of the right character",
+        "The probability that a character sampled by the language model in training is the right "
+        "one. The estimator turns this into the reward.",
+        "probability",
+    ),
+    Curve(
+        "grpo",
+        "grpo/text_reward",
+        "Reward of the model's own texts",
+        "The training reward for texts of many characters: how much more likely they are under the "
+        "n-gram reference than under the model, plus a bonus for a beginning that matches the real "
+        "text.",
+        NATS,
+    ),
+    Curve(
+        "operation",
+        "surgeon/return",
+        "Return of the operations",
+        "The surgeon's reward for one operation: score of the operated model minus score of the "
+        "same model without the operation.",
+        NATS,
+    ),
+    Curve(
+        "operation",
+        "surgeon/mean_abs_action",
+        "Size of the surgeon's actions",
+        "Zero leaves the model unchanged; one is the largest possible action.",
+        "mean absolute action, 0 to 1",
+    ),
+]
+"""The metrics that every page draws, in order."""
+
+
+def other_curves(runs: Sequence[Run]) -> list[Curve]:
+    """Return a curve for each metric of training and operations that `CURVES` lacks."""
+    kinds = ("grpo", "operation", "surgeon")
+    found = {name: kind for run in runs for kind in kinds for name in run.metrics(kind)}
+    known = {curve.metric for curve in CURVES}
+    return [Curve(kind, name, name) for name, kind in found.items() if name not in known]
+
+
+def curve_frames(
+    runs: Sequence[Run], curves: Iterable[Curve], figures: dict[str, Figure]
+) -> list[Html]:
+    """Return a frame for each curve that some run has, and add its data to the figures."""
+    frames = []
+    for curve in curves:
+        drawn = curve_figure(runs, curve)
+        if drawn is None:
+            continue
+        figures[curve.metric] = drawn
+        ends = (
+            f"{runs[series['run']].name} from {curve.show(series['lines'][0]['y'][0])} to "
+            f"{curve.show(series['lines'][-1]['y'][-1])}"
+            for series in drawn["series"]
+        )
+        caption = " ".join(filter(None, [curve.caption, *_notes(runs, drawn)]))
+        spoken = f"{curve.title}: {'; '.join(ends)}"
+        frames.append(figure(curve.metric, curve.title, caption, spoken))
+    return frames
+
+
+def _notes(runs: Sequence[Run], drawn: Figure) -> Iterable[str]:
+    """Explain what a figure shows besides the metric."""
+    if "points" in drawn:
+        yield "Faint points are single values, the line is their running mean."
+    elif drawn["noisy"]:
+        yield "Lines are running means."
+    if drawn.get("flatlines"):
+        yield "Crosses mark flatlines: operations that broke the text. The mean includes them."
+    if drawn["levels"].keys() - {LIMIT}:
+        yield "Dashed levels are n-gram models: bigram (uses the last character) to 5-gram (four)."
+    if LIMIT in drawn["levels"]:
+        yield "The limit is the entropy of the grammar that wrote the text: the best possible loss."
+    if len(runs) > 1 and any(runs[series["run"]].is_control for series in drawn["series"]):
+        yield "Supervised controls are dashed."
+
+
+def curve_figure(runs: Sequence[Run], curve: Curve) -> Figure | None:
+    """Return one metric of all runs as `series`, with `levels`; None where no run has it.
+
+    The figure of one run also has its `phases`, `points`, `flatlines` and `commits`, which would
+    cover one another if there were several.
+    """
+    found = {run.index: run.series(curve.kind, curve.metric) for run in runs}
+    found = {index: series for index, series in found.items() if series.y}
+    if not found:
+        return None
+    noisy = curve.kind != "evaluation"
+    most = max(100, MOST_POINTS // len(runs))
+    drawn: Figure = {
+        "type": "curve",
+        "unit": curve.unit,
+        "colour": "surgeon" if curve.kind in ("operation", "surgeon") else "model",
+        "share": curve.is_share,
+        "noisy": noisy,
+        "end": max(row["forward_tokens"] for run in runs for row in run.rows),
+        "levels": levels(runs, curve),
+        "series": [
+            {
+                "run": index,
+                "lines": [
+                    plotted(line, most) for line in (running_mean(series) if noisy else [series])
+                ],
+            }
+            for index, series in found.items()
+        ],
+    }
+    if len(runs) == 1:
+        kept = [row for row in runs[0].of_kind("commit") if row.get("commit/kept")]
+        drawn["phases"] = runs[0].phases
+        drawn["commits"] = [row["forward_tokens"] for row in kept]
+        if noisy:
+            drawn |= _points(runs[0], curve)
+    return drawn
+
+
+def _points(run: Run, curve: Curve) -> Figure:
+    """Return single values, and flatlines apart: their penalty is far below all other returns."""
+    rows = [row for row in run.of_kind(curve.kind) if is_number(row.get(curve.metric))]
+    if curve.metric != "surgeon/return":
+        return {"points": plotted(run.series(curve.kind, curve.metric), MOST_POINTS)}
+    alive = [row for row in rows if not row.get("surgeon/flatline")]
+    crosses = []
+    dead = (row for row in rows if row.get("surgeon/flatline"))
+    for x, group in groupby(dead, key=lambda row: row["forward_tokens"]):
+        causes = ", ".join(f"{n} {cause}" for cause, n in flatlines(group).items())
+        crosses.append({"x": x, "text": causes})
+    points = Series([r["forward_tokens"] for r in alive], [r[curve.metric] for r in alive], [])
+    return {"points": plotted(points, MOST_POINTS), "flatlines": crosses}
+
+
+def levels(runs: Sequence[Run], curve: Curve) -> dict[str, float]:
+    """Return the levels of the n-gram references by name, and the limit of the loss."""
+    if not curve.reference:
+        return {}
+    found = {row["name"]: row.get(curve.reference) for row in references(runs)}
+    if curve.reference == "loss" and same_text(runs):
+        found[LIMIT] = runs[0].fact("corpus_nats_per_char")
+    return {name: float(level) for name, level in found.items() if level is not None}
+
+
+def coefficient_figure(run: Run) -> Figure | None:
+    """Return the mean coefficients of each round of operations.
 
     Returns:
-        The figure, or None where the run has no such metric.
+        The figure, or None where there are no coefficients, or not equally many in all rows.
     """
-    series = run.series(curve.kind, curve.metric)
-    if not series.y:
+    rows = [row for row in run.of_kind("operation") if row.get("surgeon/coefficients")]
+    if len({len(row["surgeon/coefficients"]) for row in rows}) != 1:
         return None
-    levels = reference_levels(run, curve)
-    data = _curve_traces(curve, series)
-    aims = list(levels.values())
-    if control is not None and curve.kind == "evaluation":
-        beside = control.series(curve.kind, curve.metric)
-        data += _control_traces(curve, beside)
-        aims += beside.y[-1:]
-    low, high = value_range(run, curve, series, aims)
-    if curve.key == "return":
-        data += _flatline_traces(run, low + 0.03 * (high - low))
-    commits = run.kept_commits()
-    if commits and curve.kind == "evaluation":
-        data.append(_commit_trace(commits, series))
-    end = max(row["forward_tokens"] for row in run.rows)
-    layout = curve_layout(curve, end, low, high)
-    layout["shapes"] = phase_shapes(run) + level_shapes(levels) + commit_shapes(commits)
-    layout["annotations"] = phase_labels(run) + level_labels(levels, low, high)
-    return {"data": data, "layout": layout}
-
-
-def curve_layout(curve: Curve, end: float, low: float, high: float) -> Figure:
-    """Lay out the axes of a curve.
-
-    Args:
-        curve: What is drawn.
-        end: Compute at the right edge, in forward tokens.
-        low: Value at the lower edge.
-        high: Value at the upper edge.
-    """
+    rounds = [list(group) for _, group in groupby(rows, key=lambda row: row["forward_tokens"])]
+    stride = -(-len(rounds) * len(rows[0]["surgeon/coefficients"]) // _MOST_CELLS)
+    rounds = rounds[(len(rounds) - 1) % stride :: stride]
+    columns = [
+        [
+            mean(values, 3)
+            for values in zip(*(r["surgeon/coefficients"] for r in group), strict=True)
+        ]
+        for group in rounds
+    ]
     return {
-        "height": HEIGHT,
-        "margin": MARGIN,
-        "showlegend": False,
-        # Along a line one need not hit it; among many points one has to.
-        **({} if curve.noisy else {"hovermode": "x", "hoverdistance": -1}),
-        "xaxis": {
-            "title": {"text": "compute, in forward tokens"},
-            "hoverformat": ".3~s",
-            "range": [0, end or 1],
-            "exponentformat": "SI",
-        },
-        "yaxis": {
-            "title": {"text": html.escape(curve.unit)},
-            "range": [low, high],
-            "tickformat": ".0%" if curve.percent else "",
-        },
+        "type": "heat",
+        "x": [group[-1].get("operation") for group in rounds],
+        "z": [list(row) for row in zip(*columns, strict=True)],
     }
-
-
-def effect_figure(
-    measurements: list[Row], quantity: str, unit: str, labels: list[str] | None = None
-) -> Figure:
-    """Draw what the surgeon, random and zero operations gained, with their intervals.
-
-    Args:
-        measurements: The measurements of the summary, in order.
-        quantity: Which gain to draw, `kl_ref_gain` or `heldout_loss_fall`.
-        unit: Its unit, in words.
-        labels: What to call the measurements; default by the phases that they follow.
-    """
-    data: list[Figure] = []
-    for place, who in enumerate(WHO):
-        gains = [measurement[quantity][who] for measurement in measurements]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": who,
-                "x": [gain["mean"] for gain in gains],
-                # The first measurement on top, and within it the surgeon first.
-                "y": [0.25 * (1 - place) - index for index in range(len(gains))],
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [_distance(gain["mean"], gain["high"]) for gain in gains],
-                    "arrayminus": [_distance(gain["low"], gain["mean"]) for gain in gains],
-                    "color": f"var(--{who})",
-                    "thickness": 2,
-                    "width": 5,
-                },
-                "marker": {"color": f"var(--{who})", "size": 9},
-                "hovertemplate": f"{who}: %{{x:.4f}}<extra></extra>",
-            }
-        )
-    names = labels or [f"after {measurement['after']}" for measurement in measurements]
-    longest = max(map(len, names), default=0)
-    layout = {
-        "height": 110 + 90 * len(names),
-        "margin": {"l": min(max(90, 24 + 7 * longest), 190), "r": 16, "t": 34, "b": 44},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xref": "container",
-            "y": 1,
-            "yanchor": "bottom",
-            "font": {"size": 11},
-        },
-        "xaxis": {"title": {"text": unit}, "zeroline": True, "zerolinewidth": 2},
-        "yaxis": {
-            "tickvals": [-index for index in range(len(names))],
-            "ticktext": [html.escape(name) for name in names],
-            "range": [0.6 - len(names), 0.6],
-            "showgrid": False,
-            "zeroline": False,
-        },
-    }
-    return {"data": data, "layout": layout}
-
-
-def hover_text(curve: Curve, where: str = " at %{x:.3~s} tokens") -> str:
-    """Write what to show at a point of a curve, as Plotly's template."""
-    number = "%{y:.1%}" if curve.percent else "%{y:.4~g}"
-    return f"{number}{where}<extra></extra>"
-
-
-def _control_traces(curve: Curve, series: Series) -> list[Figure]:
-    hover = f"supervised control: {hover_text(curve)}"
-    return [line(series, "var(--good)", hover, layer=CONTROL, dash="dash")] if series.y else []
-
-
-def _curve_traces(curve: Curve, series: Series) -> list[Figure]:
-    hover = hover_text(curve)
-    colour = f"var({curve.colour})"
-    if not curve.noisy:
-        return [line(series, colour, hover)]
-    average = thin(means(series))
-    series = thin(series)
-    faint = {"color": colour, "size": 4, "opacity": 0.35}
-    points = markers(series.x, series.y, faint, hover, POINTS)
-    phases = dict.fromkeys(average.phase)
-    return [points, *(line(part(average, name), colour, f"mean {hover}") for name in phases)]
-
-
-def _flatline_traces(run: RunRecord, bottom: float) -> list[Figure]:
-    """Mark flatlines at the bottom: their fine is a constant, far below the other returns.
-
-    Those of one round stand at one place: they are one cross.
-    """
-    rounds: dict[int, list[Row]] = {}
-    for row in run.of_kind("operation"):
-        if row.get("surgeon/flatline"):
-            rounds.setdefault(row["forward_tokens"], []).append(row)
-    if not rounds:
-        return []
-    marker = {"color": "var(--bad)", "size": 7, "symbol": "x"}
-    places = [bottom] * len(rounds)
-    trace = markers([*rounds], places, marker, "flatlines: %{text}<extra></extra>", POINTS)
-    counts = [flatlines(rows) for rows in rounds.values()]
-    texts = [", ".join(f"{n} {html.escape(cause)}" for cause, n in c.items()) for c in counts]
-    return [{**trace, "text": texts}]
-
-
-def _commit_trace(commits: list[Row], series: Series) -> Figure:
-    """Mark the kept operations on a curve."""
-    places = [row["forward_tokens"] for row in commits]
-    marker = {
-        "color": "var(--surgeon)",
-        "size": 11,
-        "symbol": "diamond",
-        "line": {"color": "var(--paper)", "width": 1.5},
-    }
-    heights = [_interpolate(place, series.x, series.y) for place in places]
-    return markers(places, heights, marker, "an operation was kept here<extra></extra>", KEPT)
-
-
-def _interpolate(place: float, x: list[int], y: list[float]) -> float:
-    """Read a curve of rising x between its points, and flat beyond them."""
-    after = next((index for index, value in enumerate(x) if value >= place), len(x) - 1)
-    before = max(after - 1, 0)
-    width = x[after] - x[before]
-    share = min(max((place - x[before]) / width, 0.0), 1.0) if width else 1.0
-    return y[before] + share * (y[after] - y[before])
-
-
-def value_range(
-    run: RunRecord, curve: Curve, series: Series, levels: list[float]
-) -> tuple[float, float]:
-    """Choose what part of the vertical axis to show."""
-    values = series.y
-    if curve.key == "return":
-        # The fine of a flatline is far below all else: it counts in the mean, and is shown apart.
-        rows = [row for row in run.of_kind(curve.kind) if not row.get("surgeon/flatline")]
-        lasting = [row[curve.metric] for row in rows if row.get(curve.metric) is not None]
-        values = lasting + means(series).y
-    low, high = min(values + levels), max(values + levels)
-    if curve.key == "loss" and levels:
-        high = min(high, max(*levels, series.y[-1]) + _LOSS_HEADROOM)
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
-    return low - pad, high + pad
-
-
-def _distance(low: float | None, high: float | None) -> float | None:
-    return None if low is None or high is None else high - low

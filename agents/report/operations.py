@@ -1,197 +1,178 @@
-"""The report's section on operations: what they were worth, how they went, which were kept."""
+"""The section on operations: the surgeon's effect, returns, commits and coefficients."""
 
 from __future__ import annotations
 
-from agents.report.data import Row, RunRecord, flatlines
-from agents.report.figures import WHO, effect_figure
-from agents.report.heat import coefficient_cells, coefficient_figure
-from agents.report.marks import Figure
-from agents.report.parts import (
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from agents.report.data import Run, flatlines, mean
+from agents.report.figures import NATS, Figure, coefficient_figure
+from agents.report.html import (
     DASH,
     Html,
+    by_run,
     figure,
+    grid,
     interval,
     join,
     number,
     paragraph,
     percent,
+    run_table,
     signed,
-    table,
 )
 
-EFFECTS = (
-    (
+POLICIES = ("surgeon", "random", "zero")
+
+_MOST_COEFFICIENTS = 16  # shown of a tested operation
+
+
+class Effect(NamedTuple):
+    """A quantity that the surgeon's effect is measured in; positive is better."""
+
+    key: str
+    """Its name in the measurements of `summary.json`; a run may lack it."""
+    title: str
+    unit: str
+    caption: str
+
+
+EFFECTS = [
+    Effect(
+        "score_gain",
+        "Gain in the surgeon's score",
+        "score",
+        "How much an operation raises the score that the surgeon is rewarded for.",
+    ),
+    Effect(
         "kl_ref_gain",
         "Gain in kl_ref",
-        "nats per character",
-        "By how much the operation raises kl_ref: the model's own texts after fresh held-out "
-        "prompts, and how near they are to the n-gram reference. Right of zero is better.",
+        NATS,
+        "How much an operation raises kl_ref: how close the texts that the model writes after "
+        "unseen prompts are to the n-gram reference.",
     ),
-    (
+    Effect(
         "heldout_loss_fall",
         "Fall in held-out loss",
-        "nats per character",
-        "By how much an operation lowers the loss on real held-out text. Right of zero is better.",
+        NATS,
+        "How much an operation lowers the loss on real held-out text.",
     ),
-)
+]
 
 
-def operations_section(run: RunRecord, figures: dict[str, Figure]) -> Html:
-    """Write the whole section.
-
-    Args:
-        run: The run.
-        figures: The page's figures by key; those of this section are added.
-    """
-    operations = run.of_kind("operation")
-    effect = run.summary.get("surgeon_effect") or {}
-    measurements = effect.get("measurements") or []
-    if not operations and not measurements:
+def operations_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
+    """Show the surgeon's effect, and all operations by phase, test and round."""
+    if not any(run.of_kind("operation") or run.measurements for run in runs):
         return paragraph("There were no operations.")
-    parts = [_effect(measurements, figures)] if measurements else []
-    if operations:
-        parts.append(_operation_table(run, operations))
-    parts.append(_commits(run))
-    parts.append(_coefficients(run, figures))
-    return join(parts)
+    head = ["Phase", "Operations", "Mean return", "Best return", "Above zero", "Flatlines"]
+    parts = [*_effects(runs, figures), run_table("Operations by phase", head, runs, _returns)]
+    if any(run.of_kind("commit") or run.summary.get("commits") for run in runs):
+        parts.append(by_run(runs, _commits))
+    if any(run.of_kind("commit") for run in runs):
+        title = "Operations tested for a commit, with 95 % intervals"
+        head = ["Test", "Phase", "Update", "Outcome", "Gain in kl_ref", "Fall in held-out loss"]
+        parts.append(run_table(title, [*head, "Coefficients"], runs, _tests))
+    frames = [frame for run in runs for frame in _coefficients(run, figures)]
+    return join([*parts, grid(frames)])
 
 
-def _coefficients(run: RunRecord, figures: dict[str, Figure]) -> Html:
-    drawn = coefficient_figure(run)
-    if drawn is None:
-        return Html("")
-    figures["coefficients"] = drawn
-    (trace,) = drawn["data"]
-    spoken = "Mean coefficients of the last round: " + ", ".join(
-        number(line[-1], 2) for line in trace["z"]
-    )
-    caption = (
-        "Each column is one round of operations, each row one coefficient, averaged over it. "
-        "Zero leaves the model as it is. Even colours along a row mean that the surgeon has made "
-        "up its mind about it."
-    )
-    frame = figure("coefficients", "What the surgeon did to the weights", caption, spoken)
-    return Html(f'<div class="figures">{frame}</div>')
+def measured(runs: Sequence[Run]) -> list[Effect]:
+    """Return the quantities that some run has measured."""
+    rows = [row for run in runs for row in run.measurements]
+    return [effect for effect in EFFECTS if any(row.get(effect.key) for row in rows)]
 
 
-def _effect(measurements: list[Row], figures: dict[str, Figure]) -> Html:
-    frames = []
-    for quantity, title, unit, caption in EFFECTS:
-        key = f"effect-{quantity}"
-        figures[key] = effect_figure(measurements, quantity, unit)
-        spoken = "; ".join(
-            f"after {measurement['after']}, {who}: {interval(measurement[quantity][who])}"
-            for measurement in measurements
-            for who in WHO
-        )
-        frames.append(figure(key, title, f"{caption} The bars are 95 % intervals.", spoken))
-    rows = [
-        (
-            f"after {measurement['after']}",
-            who,
-            *(interval(measurement[quantity][who]) for quantity, *_ in EFFECTS),
-            measurement["n_prompts"],
-            measurement["n_operations"],
-        )
-        for measurement in measurements
-        for who in WHO
-    ]
-    head = (
-        "Measured",
-        "Who operated",
-        *(title for _, title, *_ in EFFECTS),
-        "Prompts",
-        "Operations",
-    )
-    return join(
-        [
-            Html(f'<div class="figures">{join(frames)}</div>'),
-            table("The surgeon beside chance and beside doing nothing", head, rows),
+def _effects(runs: Sequence[Run], figures: dict[str, Figure]) -> Iterable[Html]:
+    """Yield figures, with the last measurement of each of several runs, and a table of all."""
+    effects, frames = measured(runs), []
+    if not effects:
+        return
+    for effect in effects:
+        rows = [
+            {"label": f"after {row['after']}" if len(runs) == 1 else run.name, **row[effect.key]}
+            for run in runs
+            for row in (run.measurements if len(runs) == 1 else run.measurements[-1:])
+            if row.get(effect.key)
         ]
-    )
+        key = f"effect-{effect.key}"
+        figures[key] = {"type": "effect", "unit": effect.unit, "rows": rows}
+        spoken = "; ".join(f"{row['label']}: {interval(row['surgeon'])}" for row in rows)
+        caption = f"{effect.caption} Right of zero is better. Bars are 95 % intervals."
+        frames.append(figure(key, effect.title, caption, spoken))
+
+    def rows_of(run: Run) -> Iterable[tuple[object, ...]]:
+        for row in run.measurements:
+            for policy in POLICIES:
+                gains = (interval((row.get(e.key) or {}).get(policy)) for e in effects)
+                yield f"after {row['after']}", policy, *gains, row["n_prompts"], row["n_operations"]
+
+    titles = (effect.title for effect in effects)
+    head = ("Measured", "Operations by", *titles, "Prompts", "Operations")
+    yield grid(frames)
+    yield run_table("The surgeon compared with random operations and none", head, runs, rows_of)
 
 
-def _operation_table(run: RunRecord, operations: list[Row]) -> Html:
-    rows = []
-    for name in dict.fromkeys(row["phase"] for row in operations):
-        mine = [row for row in operations if row["phase"] == name]
-        returns = [row["surgeon/return"] for row in mine if row.get("surgeon/return") is not None]
-        helped = sum(value > 0 for value in returns)
-        rows.append(
-            (
-                name,
-                len(mine),
-                signed(_mean(returns)),
-                signed(max(returns, default=None)),
-                percent(helped / len(returns) if returns else None),
-                ", ".join(f"{count} {cause}" for cause, count in flatlines(mine).items()) or "none",
-                number(_mean([row.get("surgeon/length") for row in mine]), 1),
-                number(_mean([row.get("surgeon/mean_abs_action") for row in mine]), 2),
-            )
+def _returns(run: Run) -> Iterable[tuple[object, ...]]:
+    operations = run.of_kind("operation")
+    for phase in dict.fromkeys(row["phase"] for row in operations):
+        rows = [row for row in operations if row["phase"] == phase]
+        returns = [row["surgeon/return"] for row in rows if row.get("surgeon/return") is not None]
+        yield (
+            phase,
+            len(rows),
+            signed(mean(returns)),
+            signed(max(returns, default=None)),
+            percent(mean([float(value > 0) for value in returns])),
+            ", ".join(f"{n} {cause}" for cause, n in flatlines(rows).items()) or "none",
         )
-    head = (
-        "Phase",
-        "Operations",
-        "Mean return",
-        "Best return",
-        "Above zero",
-        "Flatlines",
-        "Mean length",
-        "Mean |action|",
-    )
-    return table("Operations, by phase", head, rows)
 
 
-def _commits(run: RunRecord) -> Html:
-    tries = run.of_kind("commit")
-    summary = run.summary.get("commits") or {}
+def _commits(run: Run) -> Html:
+    """Explain how operations could be kept, and how many were."""
     parts = []
-    if summary:
+    if summary := run.summary.get("commits"):
         text = (
-            f"Commit policy: {summary.get('policy', DASH)}. Put to the test on fresh draws from "
-            "the text reserved for the surgeon: "
-            f"{summary.get('tried', len(tries))}; kept: {summary.get('kept', 0)}."
+            f"Commit policy: {summary.get('policy', DASH)}. Operations tested on fresh prompts: "
+            f"{summary.get('tried', 0)}; kept: {summary.get('kept', 0)}."
         )
-        expected = summary.get("expected_false_at_most")
-        if expected:
-            text += f" Luck alone would keep at most {number(expected, 2)} of them on average."
+        if expected := summary.get("expected_false_at_most"):
+            text += f" Chance alone would keep at most {number(expected, 2)} on average."
         parts.append(paragraph(text))
-    chosen = run.of_kind("behavior")
-    if chosen:
-        n_operated = sum(bool(row.get("behavior/operated")) for row in chosen)
+    if rounds := run.of_kind("behavior"):
+        n_operated = sum(bool(row.get("behavior/operated")) for row in rounds)
         text = (
-            f"After {n_operated} of {len(chosen)} rounds an operation was found that helped on its "
-            "own prompts: until the next one the operated model wrote what the model as it stands "
-            "learned from."
+            f"After {n_operated} of {len(rounds)} rounds an operation helped on its own prompts; "
+            "until the next round the operated model sampled the training texts."
         )
         parts.append(paragraph(text))
-    if tries:
-        rows = [_commit_row(index, row) for index, row in enumerate(tries, start=1)]
-        head = (
-            "Try",
-            "Phase",
-            "Update",
-            "Kept",
-            "Gain in kl_ref",
-            "Fall in held-out loss",
-            "Coefficients",
-        )
-        parts.append(table("Operations put to the test, with 95 % intervals", head, rows))
     return join(parts)
 
 
-def _commit_row(index: int, row: Row) -> tuple[object, ...]:
-    return (
-        index,
-        row["phase"],
-        row["update"],
-        Html('<span class="yes">kept</span>') if row.get("commit/kept") else "undone",
-        interval(row["commit/kl_ref_gain"]),
-        interval(row["commit/heldout_loss_fall"]),
-        coefficient_cells(row.get("commit/coefficients") or []),
-    )
+def _tests(run: Run) -> Iterable[tuple[object, ...]]:
+    for index, row in enumerate(run.of_kind("commit"), start=1):
+        coefficients = row.get("commit/coefficients") or []
+        shown = [number(value, 2) for value in coefficients[:_MOST_COEFFICIENTS]]
+        yield (
+            index,
+            row["phase"],
+            row["update"],
+            Html('<span class="yes">kept</span>') if row.get("commit/kept") else "undone",
+            interval(row["commit/kl_ref_gain"]),
+            interval(row["commit/heldout_loss_fall"]),
+            ", ".join(shown) + (", \u2026" if len(coefficients) > len(shown) else "") or DASH,
+        )
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _coefficients(run: Run, figures: dict[str, Figure]) -> Iterable[Html]:
+    drawn = coefficient_figure(run)
+    if drawn is not None:
+        key = f"coefficients-{run.index}"
+        figures[key] = drawn
+        yield figure(
+            key,
+            f"Coefficients of the operations: {run.name}",
+            "Columns are rounds of operations, rows are coefficients, averaged over the round. "
+            "Zero leaves the model unchanged. An even colour along a row means that the surgeon "
+            "has settled on a value.",
+            "Means of the last round: " + ", ".join(number(row[-1], 2) for row in drawn["z"]),
+        )

@@ -7,42 +7,38 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-NO_ICON = "data:,"  # keeps a browser from asking for one
-
 
 class Page(HTMLParser):
-    """The parts of a page that tests ask for."""
+    """A page, parsed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.ids: list[str] = []
-        self.open: list[str] = []
-        self.scripts: list[str] = []
-        self.texts: list[str] = []
         self.links: list[str] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self._open: list[str] = []
         self.html = path.read_text(encoding="utf-8")
         self.feed(self.html)
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.open.append(tag)
-        values = dict(attributes)
-        if values.get("id"):
-            self.ids.append(str(values["id"]))
-        self.links += [str(values[name]) for name in ("href", "src") if values.get(name)]
-        if tag == "script":
-            self.scripts.append("")
+        self._open.append(tag)
+        values = {name: value for name, value in attributes if value}
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values[name] for name in ("href", "src") if name in values]
+        self.scripts += [""] if tag == "script" else []
 
     def handle_endtag(self, tag: str) -> None:
-        while self.open and self.open.pop() != tag:
+        while self._open and self._open.pop() != tag:
             pass
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
+        if self._open and self._open[-1] == "script":
             self.scripts[-1] += data
-        elif "style" not in self.open:
+        elif "style" not in self._open:
             self.texts.append(data)
 
     @property
@@ -52,4 +48,8 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> dict[str, Any]:
-        return dict(json.loads(self.scripts[0]))
+        return dict(json.loads(self.scripts[0])["figures"])
+
+    def section(self, key: str) -> str:
+        """The markup of a section; empty if the page lacks it."""
+        return self.html.partition(f'<section id="{key}">')[2].partition("</section>")[0]

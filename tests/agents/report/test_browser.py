@@ -1,181 +1,172 @@
-"""The pages as a reader has them: in a real browser, with a mouse."""
+"""The pages as a reader sees them, in a real browser: agents/report/draw.js and style.css."""
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agents.report import rebuild, write_report
+from agents.report import write_reports
 from tests.agents.fake_runs import MadeUpRun, make_run
-from tests.agents.report.browser import NAMES, Browser, find_browser
+from tests.agents.report.browser import NAMES, find_browser, run_in
 
-MISSING = f"needs a browser: none of {', '.join(NAMES)}, nor playwright's"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason=MISSING)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason=f"needs one of {', '.join(NAMES)}"),
+    pytest.mark.xdist_group("browser"),
+]
 
-DRAWN = "document.querySelectorAll('.plot .main-svg').length > 0"
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-RANGE = "document.getElementById('plot-loss').layout.xaxis.range"
-TRACES = "document.getElementById('plot-loss').data.map(trace => trace.meta ?? '')"
-SHAPES = "document.getElementById('plot-loss').layout.shapes.map(shape => shape.name)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_browser()
-    assert path is not None
-    with Browser(path) as browser:
-        yield browser
+DRAW_ALL = """
+    document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+    await pause(500);
+    const loss = document.getElementById("plot-validation/loss");
+    const style = getComputedStyle(document.documentElement);
+    const plots = [...document.querySelectorAll(".plot")];
+    const seen = {
+      undrawn: plots.filter((plot) => !plot.querySelector(".main-svg")).length,
+      overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+      loaded: performance.getEntriesByType("resource").map((entry) => entry.name),
+      paper: style.getPropertyValue("--paper").trim(),
+      theme: style.getPropertyValue("--model").trim(),
+      colour: loss.data[0].line.color};
+"""
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
-    going = MadeUpRun(root / "going")
-    going.train("bootstrap", 60)
-    going.operate("surgery", 16)
-    going.save()
-    folders = [make_run(root / "run").folder, going.folder]
-    report, unfinished, comparison = rebuild(folders, root / "comparison.html")
-    return {"report": report, "unfinished": unfinished, "comparison": comparison}
+    run = make_run(root / "<i>run")
+    run.finish(corpus_nats_per_char=1.66)  # so close to the 5-gram that the labels would touch
+    other = MadeUpRun(root / "other")
+    other.train("bootstrap", 60)
+    other.operate("surgery", 16)
+    other.save()
+    names = ("report", "unfinished", "comparison")
+    written = write_reports([run.folder, other.folder], root / "comparison.html")
+    return dict(zip(names, written, strict=True))
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "unfinished", "comparison"])
-def test_a_page_opens_without_complaint_and_fits_narrow_and_wide(
-    browser: Browser, pages: dict[str, Path], name: str, dark: bool
+@pytest.fixture(scope="module")
+def report(pages: dict[str, Path]) -> dict[str, Any]:
+    """What the figures of one run hold, and what becomes of them by zooming and switching."""
+    script = """
+      const {shapes, annotations, yaxis} = loss.layout;
+      const named = (name) => loss.layout.shapes.filter((shape) => shape.name === name);
+      const scale = (300 - 26 - 44) / (yaxis.range[1] - yaxis.range[0]);
+      const labels = annotations.filter((label) => label.name === "levels");
+      const returns = document.getElementById("plot-surgeon/return");
+      const effect = document.getElementById("plot-effect-kl_ref_gain");
+      const heat = document.getElementById("plot-coefficients-0").data[0];
+      Object.assign(seen, {
+        phases: named("phases").map((shape) => [shape.x0, shape.x1]),
+        levels: named("levels").map((shape) => shape.y0),
+        texts: annotations.map((label) => label.text),
+        places: labels.map((label) => label.y * scale + label.yshift).sort((a, b) => a - b),
+        commits: named("commits").map((shape) => shape.x0),
+        line: loss.data[0], diamonds: loss.data.at(-1), range: yaxis.range,
+        crosses: returns.data.find((trace) => trace.marker.symbol === "x"),
+        returns: returns.layout.yaxis.range,
+        effect: effect.data, labels: effect.layout.yaxis.ticktext,
+        heat: [heat.z.length, heat.zmin]});
+      const drag = loss.querySelector(".nsewdrag"), box = drag.getBoundingClientRect();
+      const mouse = (type, share) => (document.querySelector(".dragcover") ?? drag).dispatchEvent(
+        new MouseEvent(type, {bubbles: true, buttons: 1, clientY: box.top + 50,
+                              clientX: box.left + share * box.width}));
+      mouse("mousedown", 0.25);
+      mouse("mousemove", 0.4);
+      mouse("mousemove", 0.5);
+      mouse("mouseup", 0.5);
+      await pause(500);
+      seen.zoomed = [...loss.layout.xaxis.range];
+      seen.counts = [];
+      for (const name of ["phases", "levels", "commits"]) {
+        const input = document.querySelector(`input[data-layer=${name}]`);
+        for (let n = 0; n < 2; n++) {
+          input.click();
+          await pause(100);
+          seen.counts.push(named(name).length);
+        }
+      }
+      seen.kept = loss.layout.xaxis.range;
+      return seen;"""
+    answer, problems = run_in(pages["report"], DRAW_ALL + script)
+    assert problems == []
+    check(answer, dark=False)
+    return dict(answer)
+
+
+def check(seen: dict[str, Any], *, dark: bool) -> None:
+    assert seen["undrawn"] == 0
+    assert seen["overflow"] <= 0
+    assert [url for url in seen["loaded"] if not url.startswith(("data:", "blob:"))] == []
+    assert seen["paper"] == ("#171614" if dark else "#fbfaf7")
+    assert seen["colour"] == seen["theme"]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "dark"), [("report", 420, True), ("unfinished", 420, False)]
+)
+def test_a_page_opens_without_a_problem_draws_every_figure_and_fits(
+    pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
-    browser.open(pages[name], width=420, dark=dark)
-    browser.until(DRAWN)
-    for width in (420, 1280, 420):
-        browser.resize(width)
-        browser.until("document.querySelector('#plot-loss .main-svg').clientWidth < innerWidth")
-        browser.until(f"{OVERFLOW} === 0")
-    assert browser.errors == []
-    # It asks for itself, and for nothing that is not within it.
-    assert browser.requests[0] == pages[name].resolve().as_uri()
-    assert all(url.startswith("data:") for url in browser.requests[1:])
+    seen, problems = run_in(pages[name], DRAW_ALL + "return seen;", width=width, dark=dark)
+    assert problems == []
+    check(seen, dark=dark)
 
 
-def test_figures_follow_the_colours_of_the_reader(browser: Browser, pages: dict[str, Path]) -> None:
-    ink = "getComputedStyle(document.body).color"
-    line = "document.getElementById('plot-loss').data[0].line.color"
-    seen = []
-    for dark in (False, True):
-        browser.open(pages["report"], dark=dark)
-        seen.append((browser.run(ink), browser.until(line)))
-    assert seen[0][0] != seen[1][0]
-    assert [colour for _, colour in seen] == ["#0b6a73", "#62c4cc"]
-    # Also if they change while the page is open.
-    scheme = {"name": "prefers-color-scheme", "value": "light"}
-    browser.call("Emulation.setEmulatedMedia", features=[scheme])
-    browser.until(f"{line} === '#0b6a73'")
+def test_the_curve_of_one_run_has_phases_levels_and_commits(report: dict[str, Any]) -> None:
+    assert len(report["phases"]) == 3
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(report["phases"]))
+    assert report["levels"] == [2.486, 2.049, 1.774, 1.669, 1.66]
+    assert {"bootstrap", "surgery", "joint", "5-gram", "limit"} <= set(report["texts"])
+    assert min(b - a for a, b in itertools.pairwise(report["places"])) > 12.9
+    assert len(report["commits"]) == 2
+    assert report["diamonds"]["x"] == report["commits"]
+    assert all(1.8 < y < 2.1 for y in report["diamonds"]["y"])  # on the curve
+    low, high = report["range"]
+    assert low < 1.66
+    assert 2.486 < high < 4.0  # the loss of random weights, 4.2, is cut off
 
 
-def test_pointing_at_a_curve_tells_its_value(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["report"])
-    browser.until(DRAWN)
-    x, y = browser.middle("#plot-loss .nsewdrag")
-    browser.mouse("move", x, y)
-    browser.mouse("move", x + 3, y)
-    told = browser.until("document.querySelector('#plot-loss .hoverlayer').textContent")
-    assert re.search(r"\d\.\d+ at [\d.]+M tokens", told)
+def test_flatlines_are_marked_at_the_edge_of_the_returns(report: dict[str, Any]) -> None:
+    low, high = report["returns"]
+    assert low > -1.0  # their penalty
+    assert all(low < y < low + 0.1 * (high - low) for y in report["crosses"]["y"])
+    assert all("entropy" in text for text in report["crosses"]["text"])
 
 
-def test_dragging_zooms_and_a_double_click_comes_back(
-    browser: Browser, pages: dict[str, Path]
-) -> None:
-    browser.open(pages["report"])
-    browser.until(DRAWN)
-    before = browser.run(RANGE)
-    x, y = browser.middle("#plot-loss .nsewdrag")
-    browser.mouse("move", x, y)
-    browser.mouse("press", x, y)
-    for step in range(1, 6):
-        browser.mouse("move", x + 20 * step, y, button="left", buttons=1)
-    browser.mouse("release", x + 100, y)
-    browser.until(f"{RANGE}[0] > {before[0]}")
-    zoomed = browser.run(RANGE)
-    assert zoomed[1] < before[1]
-    # What is hidden or shown meanwhile leaves the zoom as it is.
-    browser.click("input[data-layer=phases]")
-    browser.until(f"!{SHAPES}.includes('phases')")
-    assert browser.run(RANGE) == zoomed
-    x, y = browser.middle("#plot-loss .nsewdrag")
-    for _ in range(20):  # on a busy machine two clicks may come too far apart to be a double one
-        for count in (1, 2):
-            browser.mouse("press", x, y, button="left", clickCount=count)
-            browser.mouse("release", x, y, button="left", clickCount=count)
-        time.sleep(0.5)
-        if browser.run(RANGE) == before:
-            break
-    assert browser.run(RANGE) == before
-    assert browser.errors == []
+def test_the_effect_and_the_coefficients_are_drawn(report: dict[str, Any]) -> None:
+    surgeon, random, zero = report["effect"]
+    assert [trace["name"] for trace in report["effect"]] == ["surgeon", "random", "zero"]
+    assert surgeon["x"] == [0.012, 0.021]
+    assert surgeon["error_x"]["array"] == pytest.approx([0.008, 0.008])
+    assert surgeon["y"] > random["y"] > zero["y"]
+    assert report["labels"] == ["after surgery", "after joint"]
+    assert report["heat"] == [8, -1]
 
 
-def test_layers_are_switched_off_and_on(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["report"])
-    browser.until(DRAWN)
-    for layer in ("phases", "references", "kept"):
-        assert layer in browser.run(SHAPES)
-        browser.click(f"input[data-layer={layer}]")
-        browser.until(f"!{SHAPES}.includes('{layer}')")
-        browser.click(f"input[data-layer={layer}]")
-        browser.until(f"{SHAPES}.includes('{layer}')")
-    assert browser.errors == []
+def test_layers_are_switched_off_and_on_and_the_zoom_stays(report: dict[str, Any]) -> None:
+    low, high = report["zoomed"]
+    assert 1e6 < low < high < 5e6
+    assert report["counts"] == [0, 3, 0, 5, 0, 2]
+    assert report["kept"] == report["zoomed"]
 
 
-def test_runs_of_a_comparison_are_switched_off_and_on(
-    browser: Browser, pages: dict[str, Path]
-) -> None:
-    browser.open(pages["comparison"], width=420)
-    browser.until(DRAWN)
-    assert browser.run(TRACES) == ["run-0", "run-1"]
-    browser.click("input[data-layer=run-0]")
-    browser.until(f"JSON.stringify({TRACES}) === '[\"run-1\"]'")
-    # In every figure, and with the keyboard too.
-    browser.run("document.querySelector('input[data-layer=run-0]').focus()")
-    for kind in ("keyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key=" ", code="Space", text=" ")
-    browser.until(f"{TRACES}.length === 2")
-    assert browser.errors == []
-
-
-def test_the_other_metrics_are_drawn_when_they_are_unfolded(
-    browser: Browser, pages: dict[str, Path]
-) -> None:
-    browser.open(pages["report"])
-    count = "document.querySelectorAll('.plot .main-svg').length"
-    before = browser.until(count)
-    browser.click("#curves details > summary")
-    browser.until(f"{count} > {before}")
-    assert browser.run("[...document.querySelectorAll('.plot')].every(p => p.clientWidth)") is True
-    assert browser.errors == []
-
-
-def test_links_of_a_comparison_lead_to_the_reports(
-    browser: Browser, pages: dict[str, Path]
-) -> None:
-    browser.open(pages["comparison"])
-    browser.click("#numbers a[href]")
-    browser.until("document.title === 'What the surgeon was worth \u00b7 run'")
-
-
-def test_the_page_of_a_run_that_goes_on_loads_the_newest_by_itself(
-    browser: Browser, tmp_path: Path
-) -> None:
-    run = MadeUpRun(tmp_path)
-    run.train("bootstrap", 20)
-    run.save()
-    browser.open(write_report(tmp_path, reload_seconds=1))
-    browser.until("document.body.textContent.includes('update 20,')")
-    run.train("bootstrap", 20)
-    run.finish()
-    write_report(tmp_path, reload_seconds=1)
-    browser.until("document.body.textContent.includes('raised the score by 0.021')")
-    browser.until("document.readyState === 'complete'")
-    assert browser.run("document.querySelector('meta[http-equiv=refresh]')") is None
-    assert browser.errors == []
+def test_runs_of_a_comparison_are_switched_in_every_figure(pages: dict[str, Path]) -> None:
+    script = """
+      const runs = () => loss.data.map((trace) => trace.meta);
+      const before = runs();
+      seen.looks = new Set(loss.data.map((trace) => trace.line.color + trace.line.dash)).size;
+      document.querySelector("input[data-layer=run-0]").click();
+      await pause(100);
+      Plotly.Fx.hover(loss, {xval: 1e5});
+      await pause(100);
+      seen.told = loss.querySelector(".hoverlayer").textContent;
+      return {...seen, before, after: runs()};"""
+    seen, problems = run_in(pages["comparison"], DRAW_ALL + script)
+    assert problems == []
+    check(seen, dark=False)
+    assert (seen["before"], seen["after"], seen["looks"]) == (["run-0", "run-1"], ["run-1"], 2)
+    assert "other" in seen["told"]
