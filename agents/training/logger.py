@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.errors import printable
-from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_text
+from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_references, evaluate_text
 from agents.evaluation.surgeon_effect import Ending
 from agents.grpo.learner import GRPOStats
 from agents.surgeons.registry import EpisodeRecord
@@ -20,7 +20,6 @@ from agents.tracking.writer import Clock, MetricWriter
 from agents.training.best_model import BestModel
 from agents.training.build import Parts
 from agents.training.curriculum import FALSE_COMMIT_RATE, Commit, Phase
-from agents.training.summary import references
 
 WRITE_EVERY = 5
 """Updates between two rows of kind "grpo"."""
@@ -83,8 +82,11 @@ class RunLogger(Logger):
         self._surgeon = parts.surgeon
         self._config = parts.config.curriculum
         self._quiet = quiet
-        self.references = references(parts)
-        """What the model is compared with: known before anything is learned."""
+        self.references = {
+            "references": evaluate_references(parts.patient),
+            "corpus_nats_per_char": parts.corpus.nats_per_char,
+        }
+        """Scores of n-gram tables on the validation text, and the text's own entropy."""
         writer.write_references(self.references)
         self.n_operations = 0
         self.commits: list[dict[str, Any]] = []

@@ -13,8 +13,8 @@ import torch
 
 from agents.errors import BadCheckpoint
 from agents.evaluation.surgeon_effect import Effect
+from agents.tracking.environment import versions
 from agents.training.config import TrainConfig, from_settings, preset, to_settings
-from agents.training.summary import versions
 from avatarl_env.files import read_json
 from avatarl_env.text.corpus import Corpus, CorpusError, load_corpus
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from agents.evaluation.language_model import evaluate_references, evaluate_text
+from agents.evaluation.language_model import evaluate_text
 from agents.evaluation.surgeon_effect import verdict
 from agents.grpo.estimators import ESTIMATORS, SAMPLED
 from agents.grpo.learner import PRECISIONS
+from agents.tracking.environment import environment
+from agents.training.build import Parts
+from agents.training.logger import RunLogger
+from agents.training.resume import Progress
 from avatarl_env.lm.attention import attention_backend
-
-if TYPE_CHECKING:
-    from agents.training.build import Parts
-    from agents.training.logger import RunLogger
-    from agents.training.resume import Progress
-
-PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "avatarl-env")
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def summarise(parts: Parts, log: RunLogger, progress: Progress) -> dict[str, Any
         "skipped_updates": parts.learner.n_skipped,
         "forward_tokens": log.forward_tokens,
         "n_parameters": model.n_parameters,
-        "environment": _environment(parts),
+        "environment": environment(parts.device, parts.learner.ranks.count),
         "best": log.best.found,
         "model_beats_reference": validation.loss < _reference_loss(log.references),
         **log.references,
@@ -75,14 +68,6 @@ def summarise(parts: Parts, log: RunLogger, progress: Progress) -> dict[str, Any
 def _reference_loss(found: dict[str, Any]) -> float:
     """Return the validation loss of the n-gram that `kl_ref` compares texts with."""
     return float(found["references"][-1]["loss"])
-
-
-def references(parts: Parts) -> dict[str, Any]:
-    """Return the scores of n-gram tables on the validation text, and the text's entropy."""
-    return {
-        "references": evaluate_references(parts.patient),
-        "corpus_nats_per_char": parts.corpus.nats_per_char,
-    }
 
 
 def introduction(parts: Parts, folder: Path) -> str:
@@ -108,27 +93,3 @@ def about_model(parts: Parts, command: str | None) -> dict[str, Any]:
     corpus = parts.corpus
     made_by = command or "agents.train"
     return {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "made_by": made_by}
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _environment(parts: Parts) -> dict[str, Any]:
-    device = parts.device
-    return {
-        **versions(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "processes": parts.learner.ranks.count,
-        "cpu_count": os.cpu_count(),
-    }
