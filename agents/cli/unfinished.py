@@ -32,11 +32,10 @@ def load_unfinished(run: str) -> tuple[StoredModel, Path] | None:
     folder = Path(run)
     if not is_unfinished(folder):
         return None
-    from agents.training.checkpoint import checkpoints, read, read_about, stored_weights
-    from avatarl_env.lm.gpt import GPT, GPTConfig
-    from avatarl_env.lm.storage import StoredModel, check_stored, load_weights
+    from agents.training.checkpoint import checkpoints, read, read_about
+    from avatarl_env.lm.gpt import GPTConfig
+    from avatarl_env.lm.storage import StoredModel, build_stored
     from avatarl_env.lm.tokenizer import CharTokenizer
-    from avatarl_env.memory import check_memory
     from avatarl_env.text.corpus import load_corpus
 
     known = checkpoints(folder / "checkpoints")
@@ -54,13 +53,10 @@ def load_unfinished(run: str) -> tuple[StoredModel, Path] | None:
         tokenizer = CharTokenizer.from_text(corpus.split("train"))
         sizes = GPTConfig(vocab_size=tokenizer.vocab_size, **settings["lm"])
         with refusing(ValueError, lm="run"):
-            check_stored(newest, sizes, stored_weights(newest), "config.json")
-            check_memory("run", sizes.building_bytes)
-        model = GPT(sizes)
-        load_weights(model, read(newest)["model"])
+            model = build_stored(newest, sizes, read(newest)["model"], "config.json")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise Refusal(
             f"run must have a whole checkpoint, {run!r} has not finished and {os.fspath(newest)!r} "
             f"cannot be read: {error}"
         ) from error
-    return StoredModel(model.eval(), tokenizer, {}), newest
+    return StoredModel(model, tokenizer, {}), newest

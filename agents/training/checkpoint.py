@@ -25,7 +25,6 @@ from torch import Tensor
 
 from agents.tracking.run_folder import LOCK, PARTIAL
 from avatarl_env.files import read_json
-from avatarl_env.lm.hub_folder import StoredTensor, stored_tensors
 
 State = dict[str, Any]
 
@@ -165,18 +164,6 @@ def sound(checkpoint: Path) -> Iterator[None]:
             f"checkpoint must hold the state of this run, got {checkpoint}: {type(e).__name__}: "
             f"{reason}"
         ) from e
-
-
-def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Return what a checkpoint says of the model's weights, which are not read.
-
-    Raises:
-        OSError: if its file cannot be read.
-        ValueError: if that is not a safetensors file.
-    """
-    prefix = "/model/"
-    found = stored_tensors(checkpoint / TENSORS)
-    return {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
 
 
 def check_state(state: State) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from avatarl_env.lm.export import export_model, to_transformers
@@ -151,9 +150,14 @@ def test_a_process_without_this_package_loads_it_and_writes_the_same(tmp_path: P
 
 
 def test_it_is_a_patient_again(tmp_path: Path) -> None:
-    model = trained()
-    export_model(tmp_path / "out", model, tokenizer())
-    stored = load_model(str(tmp_path / "out"))
+    model, states = trained(), global_random_states()
+    export_model(tmp_path, model, tokenizer(), "a made-up text")
+    assert global_random_states() == states
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "a made-up text" in card
+    assert f"the last {CONTEXT} of them" in card
+    assert not list(tmp_path.glob("*.py"))  # no code
+    stored = load_model(str(tmp_path))
     assert isinstance(stored.model, HubLM)
     assert isinstance(stored.tokenizer, HubTokenizer)
     assert (stored.model.context, stored.model.vocab_size) == (CONTEXT, len(CHARACTERS) + 1)
@@ -161,6 +165,9 @@ def test_it_is_a_patient_again(tmp_path: Path) -> None:
     prompts, uniforms = windows(3, 5), torch.rand(3, 2 * CONTEXT, generator=torch.Generator())
     found, expected = (generate(m, prompts, uniforms).tokens for m in (stored.model, model))
     assert torch.equal(found, expected)
+    half = tmp_path / "half"
+    export_model(half, model.to(torch.bfloat16), tokenizer())
+    assert next(load_model(str(half)).model.parameters()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -173,18 +180,17 @@ def test_ids_and_text_are_ours(text: str) -> None:
     ids = mine.encode(text).tolist()
     assert theirs(text)["input_ids"] == ids
     assert theirs.decode(ids) == mine.decode(ids)
+    theirs.eos_token = "\n"  # so that a line is the end of a text
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.eos_token_id == mine.encode("\n")[0]
     assert len(theirs) == mine.vocab_size
     assert theirs.model_max_length == CONTEXT
 
 
-def test_the_unknown_symbol_keeps_its_place_where_the_text_had_it() -> None:
-    mine = CharTokenizer("b\ufffda")
-    _, theirs = to_transformers(tiny_gpt(vocab_size=3), mine)
-    assert theirs("ab\ufffd?")["input_ids"] == mine.encode("ab\ufffd?").tolist() == [2, 0, 1, 1]
-    assert theirs.pad_token_id == 1
-
-
-@pytest.mark.parametrize(("characters", "start"), [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd")])
+@pytest.mark.parametrize(
+    ("characters", "start"),
+    [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd"), ("b\ufffd€", "\ufffd")],
+)
 def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_path: Path) -> None:
     """Libraries for fine-tuning (TRL) cannot do without the first two."""
     mine = CharTokenizer.from_text(characters)
@@ -204,17 +210,6 @@ def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_
     assert len(text[0]["generated_text"]) <= 6
 
 
-def test_the_line_can_be_the_end(tmp_path: Path) -> None:
-    export_model(tmp_path, trained(), tokenizer())
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    text = "and,\nso\n"
-    theirs.eos_token = "\n"
-    assert theirs.eos_token_id == tokenizer().encode("\n")[0]
-    ids = theirs(text)["input_ids"]
-    assert ids == tokenizer().encode(text).tolist()
-    assert theirs.decode(ids, skip_special_tokens=True) == text
-
-
 def test_left_to_itself_it_samples_half_a_context_from_the_whole_distribution() -> None:
     exported, _ = to_transformers(trained(), tokenizer())
     with torch.no_grad():  # all tokens alike: whatever is cut off would be missed
@@ -226,36 +221,13 @@ def test_left_to_itself_it_samples_half_a_context_from_the_whole_distribution() 
     assert set(written.flatten().tolist()) == set(range(len(CHARACTERS) + 1))
 
 
-def test_the_precision_is_kept(tmp_path: Path) -> None:
-    export_model(tmp_path, trained().to(torch.bfloat16), tokenizer())
-    weights = load_file(tmp_path / "model.safetensors")
-    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
-    stored = load_model(str(tmp_path))
-    assert next(stored.model.parameters()).dtype == torch.bfloat16
-
-
-def test_nobodys_dice_are_touched(tmp_path: Path) -> None:
-    before = global_random_states()
-    export_model(tmp_path, trained(), tokenizer())
-    assert global_random_states() == before
-
-
-def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
-    export_model(tmp_path, trained(), tokenizer(), "a made-up text")
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "It learned a made-up text." in card
-    assert f"the last {CONTEXT} of them" in card
-    assert not list(tmp_path.glob("*.py"))  # no code
-
-
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match=r"^out must be an empty or new folder, got .*notes\.txt$"):
         export_model(tmp_path, trained(), tokenizer())
-    with pytest.raises(ValueError, match=r"^out must be an empty or new folder, got the file "):
-        export_model(tmp_path / "notes.txt", trained(), tokenizer())
-    with pytest.raises(ValueError, match=r"^out must be a folder that can be written to, got "):
-        export_model(tmp_path / "notes.txt" / "out", trained(), tokenizer())
+    for name in ("notes.txt", "notes.txt/out"):
+        with pytest.raises(ValueError, match=r"^out must be a folder .* written to, got .*notes"):
+            export_model(tmp_path / name, trained(), tokenizer())
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
 
 
