@@ -57,12 +57,6 @@ def test_token_whose_interval_contains_the_uniform(
     assert picked.tolist() == tokens
 
 
-def test_shapes_are_rows_by_draws() -> None:
-    log_probs = torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]).log()  # (1, 2, 2)
-    uniforms = torch.tensor([[[0.1, 0.6, 0.9], [0.1, 0.6, 0.9]]])  # (1, 2, 3)
-    assert inverse_cdf(log_probs, uniforms).tolist() == [[[0, 1, 1], [0, 0, 0]]]
-
-
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     logits=st.lists(
@@ -150,16 +144,6 @@ def test_results_equal_one_forward_over_the_text(temperature: float, use_cache: 
     entropies = -(p * log_p.double().clamp_min(-1e9)).sum(-1)
     assert written.entropies is not None
     torch.testing.assert_close(written.entropies.double(), entropies, atol=1e-5, rtol=1e-5)
-
-
-def test_tokens_follow_the_models_frequencies() -> None:
-    """Evenly spread uniforms for the first new token give each token its share, to one draw."""
-    model, prompt = tiny_gpt(), torch.tensor([[3, 1, 2]])
-    probs = model(prompt)[0, -1].softmax(-1).double()
-    written = generate(model, prompt.expand(2000, 3), stratified(2000)[:, None])
-    counts = written.tokens[:, 3].bincount(minlength=16)
-    assert (counts - 2000 * probs).abs().max() <= 1.1
-    assert probs.max() > 0.2  # it is not the uniform model again
 
 
 def test_a_half_precision_model_gives_a_full_precision_policy() -> None:
@@ -269,12 +253,6 @@ def test_everything_is_left_as_it_was(mode: type) -> None:
     assert global_random_states() == states
 
 
-def test_no_rows_are_no_error() -> None:
-    written = generate(tiny_gpt(), some_tokens(0, 3), noise(0, 4))
-    assert written.tokens.shape == (0, 7)
-    assert written.log_probs.shape == (0, 4)
-
-
 @pytest.mark.parametrize(
     ("prompts", "uniforms", "options", "message"),
     [
@@ -316,12 +294,9 @@ def test_a_low_temperature_takes_the_most_probable_token(temperature: float) -> 
 
 @pytest.mark.parametrize("temperature", [1e30, 1e39, 1e308])
 def test_a_high_temperature_is_uniform_over_the_possible_tokens(temperature: float) -> None:
-    policy = tempered(torch.tensor([[3.0, -2.0, 0.0, -math.inf]]), temperature)
+    logits = torch.tensor([[3.0, -2.0, 0.0, -math.inf]])
+    policy = tempered(logits, temperature)
     assert policy.exp()[0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])
-
-
-def test_at_temperature_one_the_log_probabilities_are_those_of_the_logits() -> None:
-    logits = 10 * torch.randn(50, 65, generator=torch.Generator().manual_seed(0))
     assert torch.equal(tempered(logits, 1.0), torch.log_softmax(logits, -1))
 
 
