@@ -85,5 +85,5 @@ def _capture(
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        made = generate(model, prompts, uniforms, temperature=temperature)
-    return _Capture(key, graph, prompts, uniforms, made)
+        generation = generate(model, prompts, uniforms, temperature=temperature)
+    return _Capture(key, graph, prompts, uniforms, generation)

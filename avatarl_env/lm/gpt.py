@@ -70,7 +70,7 @@ class GPTConfig:
 
     @property
     def n_parameters(self) -> int:
-        """Distinct parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
+        """Number of parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
         layers, width = self.n_layers, self.width
         return 12 * layers * width**2 + (2 * layers + 1 + self.vocab_size) * width
 
@@ -192,16 +192,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw new weights.
-
-        ======================  =================================
-        tensor                  distribution
-        ======================  =================================
-        embedding (tied), c_*   normal, std 0.02
-        both c_proj             normal, std 0.02 / sqrt(2 L)
-        norms                   one
-        ======================  =================================
-        """
+        """Draw new weights: normal with std 0.02, or 0.02 / sqrt(2 L) for both c_proj; norms 1."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
@@ -260,7 +251,7 @@ class GPT(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Distinct parameters (the tied matrix counts once)."""
+        """Number of parameters (the tied matrix counts once)."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, n_past: int) -> int:

@@ -110,14 +110,7 @@ class HubLM(nn.Module):
         self._vocab_size = vocab_size
 
     def forward(self, tokens: Tensor, cache: HubCache | None = None) -> Tensor:
-        """Return the next-token logits after every position.
-
-        Args:
-            tokens: (B, T) int64; with a cache they follow the positions that it holds.
-            cache: keys and values of the earlier positions, extended in place.
-
-        Returns:
-            (B, T, V) logits.
+        """Return the next-token logits (B, T, V) after every position; see `GPT.forward`.
 
         Raises:
             ValueError: if the positions exceed the context.

@@ -36,9 +36,6 @@ from avatarl_env.text.playwright.grammar import (
     with_article,
 )
 
-SHA256: Final = "e6c56ac85d50eec9082d51f6d6c7ded6868b85cbab73539e0c8e809ee953e515"
-"""Checksum of `write_play().text`."""
-
 _LINE_WIDTH: Final = 64
 """Longest line of prose, characters."""
 _MIN_BEATS: Final = 8

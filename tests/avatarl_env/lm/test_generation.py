@@ -57,7 +57,7 @@ def test_token_whose_interval_contains_the_uniform(
     assert picked.tolist() == tokens
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     logits=st.lists(
         st.one_of(st.just(-math.inf), st.floats(-200, 50, width=32)), min_size=1, max_size=40
@@ -79,7 +79,7 @@ def test_a_token_of_probability_zero_is_never_picked(
 
 
 @given(n_nan=st.integers(1, 3), position=st.integers(0, 4), uniform=st.floats(0, 0.999))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_a_row_with_a_nan_gives_token_0_and_leaves_its_neighbours_alone(
     n_nan: int, position: int, uniform: float
 ) -> None:
@@ -178,7 +178,7 @@ def test_cache_changes_no_token(n_prompt: int, n_new: int, seed: int) -> None:
     assert_cache_changes_nothing(tiny_gpt(seed), n_prompt, n_new, seed)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(context=st.integers(1, 9), n_prompt=st.integers(1, 12), n_new=st.integers(1, 20))
 def test_cache_changes_no_token_in_the_tiniest_contexts(
     context: int, n_prompt: int, n_new: int

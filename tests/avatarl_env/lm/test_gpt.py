@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from avatarl_env.lm.gpt import GPT, GPTConfig, rotary_table, rotate
+from avatarl_env.lm.gpt import GPT, GPTConfig
 from tests.fakes import fingerprint, reference_logits, tiny_gpt
 from tests.patients import global_random_states
 
@@ -146,35 +146,6 @@ def test_other_precisions_run_and_keep_their_cache_in_kind(
     logits = model(tokens)
     assert k.dtype == v.dtype == logits.dtype == dtype
     assert (logits.double() - reference_logits(model, tokens)).abs().max() < tolerance
-
-
-# --- rotary positions ----------------------------------------------------------------------------
-
-
-def test_rotation_by_hand() -> None:
-    """With D = 4 the pair (0, 2) turns by t radians and the pair (1, 3) by t / 100."""
-    cos, sin = rotary_table(GPTConfig(vocab_size=1, context=4, n_heads=1, width=4))
-    assert cos.shape == sin.shape == (4, 1, 1, 4)
-    x = torch.tensor([1.0, 10.0, 0.0, 0.0]).expand(1, 4, 1, 1, 4)
-    turned = rotate(x, cos, sin)[0, :, 0, 0]
-    expected = [
-        [math.cos(t), 10 * math.cos(t / 100), math.sin(t), 10 * math.sin(t / 100)] for t in range(4)
-    ]
-    torch.testing.assert_close(turned, torch.tensor(expected))
-    assert torch.equal(turned[0], x[0, 0, 0, 0])  # position 0 is not turned at all
-
-
-def test_rotation_keeps_lengths_and_makes_scores_depend_on_the_distance_only() -> None:
-    cos, sin = rotary_table(GPTConfig(vocab_size=1, context=64, n_heads=1, width=8))
-    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    turned_q = rotate(q.expand(1, 64, 1, 1, 8), cos, sin)[0, :, 0, 0]
-    turned_k = rotate(k.expand(1, 64, 1, 1, 8), cos, sin)[0, :, 0, 0]
-    torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(64))
-    scores = turned_q @ turned_k.T  # (64, 64)
-    for distance in (-30, -1, 0, 1, 5, 40):
-        diagonal = scores.diagonal(distance)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
-    assert (scores[0, :8] - scores[0, 0]).abs()[1:].min() > 1e-3
 
 
 # --- weights -------------------------------------------------------------------------------------

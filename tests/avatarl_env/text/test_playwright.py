@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/text/playwright: the grammar engine, and the play that its rules write."""
+"""Tests of avatarl_env/text/playwright: the entropy of a grammar, and the play."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.text.ngram import NGramReference
-from avatarl_env.text.playwright import SHA256, Play, lexicon, write_play
-from avatarl_env.text.playwright.grammar import Grammar, Pattern, Voice, read_rules, with_article
+from avatarl_env.text.playwright import Play, lexicon, write_play
+from avatarl_env.text.playwright.grammar import Grammar, Voice, read_rules
 
 TWENTY = " ".join(chr(ord("a") + i) * 2 for i in range(20))
 CAST = {row[0]: row for row in (entry.split("/") for entry in lexicon.CAST.split())}
@@ -25,17 +25,11 @@ FAMILIAR = {"thou", "thee", "thy", "thine", "hast", "dost", "know'st"}
 FORMAL = {"you", "your", "yours", "yourself"}
 
 
-# --- the grammar engine --------------------------------------------------------------------------
+# --- the entropy ---------------------------------------------------------------------------------
 
 
 def voice(rules: str, local: str = "war N = sword", seed: int = 0) -> Voice:
     return Voice(Grammar(read_rules(rules), read_rules(local)), seed)
-
-
-def test_rules_are_read_with_weights_symbols_and_line_breaks() -> None:
-    rules = read_rules("S = 2 {A} b/{^C}! | d e |\n  f\nA = x y")
-    pattern = Pattern("", (("A", " b\n"), ("^C", "!")))
-    assert rules == {"S": [pattern, pattern, "d e", "f"], "A": ["x", "y"]}
 
 
 @pytest.mark.parametrize("rules", ["W = 3 rain | snow", "W = rain rain snow rain"])
@@ -68,17 +62,6 @@ def test_a_large_class_avoids_its_last_two_words_and_a_small_one_does_not() -> N
     assert {speaker.write("S") for _ in range(100)} == {"x x", "x y", "y x", "y y"}
 
 
-def test_a_context_adds_words_with_a_greater_weight_or_defines_a_symbol() -> None:
-    speaker = voice("N = heart", "war N = sword\nwar P = field\nsea P = ship")
-    assert speaker.write("N") == "heart"
-    speaker.enter("war", "sea")
-    assert speaker.write("P") == "ship"
-    assert speaker.nats == 0.0
-    counts = Counter(speaker.write("N") for _ in range(2000))
-    assert set(counts) == {"heart", "sword"}
-    assert counts["sword"] / 2000 == pytest.approx(0.8, abs=0.04)
-
-
 def test_defined_words_leave_no_choice_and_may_define_others() -> None:
     speaker = voice("S = {WHO}: {^HE}, {a:W}\nW = owl | owl")
     speaker.define_with("WHO", {"king": {"HE": "he"}, "queen": {"HE": "she"}})
@@ -88,11 +71,6 @@ def test_defined_words_leave_no_choice_and_may_define_others() -> None:
     speaker = voice("S = {^WHO} and {WHO}")
     speaker.define(WHO="she")
     assert (speaker.write("S"), speaker.nats) == ("She and she", 0.0)
-
-
-@pytest.mark.parametrize("expected", ["an ash", "a brook", "a useful", "an usher", "an honest"])
-def test_the_article_is_chosen_by_sound(expected: str) -> None:
-    assert with_article(expected.split()[1]) == expected
 
 
 # --- the play ------------------------------------------------------------------------------------
@@ -145,8 +123,11 @@ def parse(text: str) -> Iterator[Speech]:
             yield Speech(scene, label[:-1].title(), frozenset(stage), speech)
 
 
-def test_the_default_play_is_the_one_whose_checksum_is_known(play: Play) -> None:
-    assert hashlib.sha256(play.text.encode("ascii")).hexdigest() == SHA256
+def test_the_default_play_is_always_the_same(play: Play) -> None:
+    assert hashlib.sha256(play.text.encode("ascii")).hexdigest() == (
+        "e6c56ac85d50eec9082d51f6d6c7ded6868b85cbab73539e0c8e809ee953e515"
+    )
+    assert play.nats_per_char == pytest.approx(0.6121828111843702, rel=1e-12)
     assert 1_000_000 <= len(play.text) < 1_002_000
     assert len(set(play.text)) <= 70
 
