@@ -18,22 +18,20 @@ import tyro
 from agents.cli import Refusal
 from agents.cli.operation import DEFAULT_OPERATOR, Operation, read_operation
 from agents.cli.parsing import Run, read_json, read_words, refusing, run_settings
-from agents.training.checkpoint import checkpoints, read, read_about, stored_weights
+from agents.training.checkpoint import checkpoints, read, read_about
 from avatarl_env.files import is_utf8
 from avatarl_env.lm.generation import generate
-from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.gpt import GPTConfig
 from avatarl_env.lm.hub import HubTokenizer
 from avatarl_env.lm.protocols import Tokenizer
 from avatarl_env.lm.storage import (
     StoredModel,
-    check_stored,
+    build_stored,
     is_unfinished,
     load_model,
-    load_weights,
     move_model,
 )
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.memory import check_memory
 from avatarl_env.text.corpus import load_corpus
 
 MOST_PROMPT = 2**24
@@ -150,11 +148,8 @@ def _load_checkpoint(run: Path, checkpoint: Path) -> StoredModel:
     tokenizer = CharTokenizer.from_text(corpus.split("train"))
     sizes = GPTConfig(vocab_size=tokenizer.vocab_size, **settings["lm"])
     with refusing(ValueError, lm="run"):
-        check_stored(checkpoint, sizes, stored_weights(checkpoint), "config.json")
-        check_memory("run", sizes.building_bytes)
-    model = GPT(sizes)
-    load_weights(model, read(checkpoint)["model"])
-    return StoredModel(model.eval(), tokenizer, {})
+        model = build_stored(checkpoint, sizes, read(checkpoint)["model"], "config.json")
+    return StoredModel(model, tokenizer, {})
 
 
 def _prompt(request: Sample) -> str:

@@ -23,7 +23,6 @@ from agents.errors import BadCheckpoint
 from agents.state import State, flatten, unflatten
 from agents.tracking.run_folder import CHECKPOINTS, LOCK, PARTIAL
 from avatarl_env.files import read_json
-from avatarl_env.lm.hub_folder import StoredTensor, stored_tensors
 
 FORMAT = 2
 KEPT = 2
@@ -155,16 +154,9 @@ def sound(checkpoint: Path) -> Iterator[None]:
         ) from e
 
 
-def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Return the shapes and types of a checkpoint's model weights without reading them.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not a safetensors file.
-    """
-    prefix = "/model/"
-    found = stored_tensors(checkpoint / TENSORS)
-    return {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
+def check_state(state: State) -> None:
+    """Raise a TypeError if a state holds anything that no checkpoint can."""
+    json.dumps(_take_apart(state, "", {}))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def _flash_attn_func() -> Callable[..., Tensor] | None:
-    """Return flash-attn's kernel, or None where the package is absent or broken."""
+    """Return flash-attn's kernel, or None if the package is missing or broken."""
     try:
         kernel: Callable[..., Tensor] = importlib.import_module("flash_attn").flash_attn_func
     except (ImportError, AttributeError, OSError):
@@ -30,22 +30,22 @@ def _flash_attn_func() -> Callable[..., Tensor] | None:
 def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
     """Name the kernel that `attention` uses: `"flash-attn"` or `"sdpa"`.
 
-    flash-attn is taken on a CUDA device, in half precision, when it can be imported.
+    flash-attn is used on a CUDA device in half precision, if it can be imported.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     return "flash-attn" if device.type == "cuda" and half and _flash_attn_func() else "sdpa"
 
 
 @functools.cache
-def _say_once(backend: str) -> None:
+def _log_once(backend: str) -> None:
     logger.info("attention backend: %s", backend)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend causally; the queries are the last `T` of the `S` positions.
+    """Compute causal attention; the queries are the last `T` of the `S` positions.
 
-    Either all positions are queries (`T == S`) or one is (`T == 1`, a decoding step): those
-    are the two cases in which SDPA's upper-left causal mask is right or not needed.
+    Either all positions are queries (`T == S`) or only the last is (`T == 1`, a decoding step). In
+    these cases SDPA's causal mask, which is aligned to the upper left, is right or not needed.
 
     Args:
         q: (B, H, T, D) queries.
@@ -62,10 +62,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if n_queries not in (1, n_keys):
         raise ValueError(f"q must hold one position or all {n_keys}, got {n_queries}")
     backend = attention_backend(q.device, q.dtype)
-    _say_once(backend)
+    _log_once(backend)
     if backend == "flash-attn":
         kernel = _flash_attn_func()
         assert kernel is not None
-        # flash-attn wants (B, T, H, D) and aligns its causal mask to the lower right.
+        # flash-attn takes (B, T, H, D) and aligns its causal mask to the lower right.
         return kernel(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, is_causal=n_queries == n_keys and n_keys > 1)

@@ -1,7 +1,7 @@
-"""Sampling as one CUDA graph: all kernels of a text launched at once.
+"""Sampling as one CUDA graph.
 
-Decoding a small model one token at a time leaves a GPU waiting for its host. With the shapes fixed,
-prompt, sampling and all steps are the same kernels every time, and can be captured and replayed.
+Decoding a small model token by token leaves the GPU waiting for the host. With fixed shapes, a
+generation is always the same sequence of kernels, which can be captured once and replayed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avatarl_env.lm.generation import Generation, LanguageModel, generate
 
-_WARM_UP = 2  # runs before the capture: libraries allocate and choose their kernels in the first
+_WARM_UP = 2  # runs before the capture, in which libraries allocate and choose their kernels
 
 
 class _Capture(NamedTuple):
@@ -25,12 +25,12 @@ class _Capture(NamedTuple):
 
 
 class GraphedGeneration:
-    """Calls `generate`; on a CUDA device through a graph.
+    """`generate`, on a CUDA device through a graph.
 
-    The graph reads weights from where they lie, so it writes with what an optimizer or a theater
-    has put there: both leave storage in place. Should a weight have moved, or shapes or temperature
-    differ, it is captured anew; the latest capture is kept. Hooks run on the host and would not be
-    replayed: a model that has any, and one on the CPU, is sampled from as usual.
+    The graph reads the weights in place, so it sees the updates of an optimizer or a theater. It is
+    captured anew if a weight has moved, or shapes or temperature differ; only the latest capture is
+    kept. Hooks run on the host and would not be replayed: with hooks, and on the CPU, this is plain
+    `generate`.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,7 @@ class GraphedGeneration:
     def __call__(
         self, model: LanguageModel, prompts: Tensor, uniforms: Tensor, *, temperature: float = 1.0
     ) -> Generation:
-        """Let a model continue every prompt by one token per column of uniforms.
-
-        Args:
-            model: the writer.
-            prompts: (B, P) int64.
-            uniforms: (B, N) in [0, 1).
-            temperature: divides the logits, > 0.
-
-        Returns:
-            What `generate` returns; the tensors are the caller's own.
-        """
+        """Continue every prompt; arguments and result are those of `generate`."""
         if prompts.device.type != "cuda" or not _can_be_captured(model):
             return generate(model, prompts, uniforms, temperature=temperature)
         with torch.cuda.device(prompts.device):  # streams and graphs are the current device's
@@ -63,7 +53,7 @@ class GraphedGeneration:
         places = tuple(p.data_ptr() for p in model.parameters())
         key = (id(model), places, prompts.shape, uniforms.shape, uniforms.dtype, temperature)
         if self._capture is None or self._capture.key != key:
-            self._capture = None  # its memory goes before the next one's comes
+            self._capture = None  # frees its memory before the next one is allocated
             self._capture = _capture(key, model, prompts, uniforms, temperature)
         _, graph, own_prompts, own_uniforms, made = self._capture
         own_prompts.copy_(prompts)
@@ -73,7 +63,7 @@ class GraphedGeneration:
 
 
 def _can_be_captured(model: object) -> bool:
-    """Whether a forward is kernels only: a module without hooks, no autocast that keeps weights."""
+    """Whether a forward is kernels only: no hooks, and no autocast, which caches weights."""
     if torch.is_autocast_enabled("cuda") or not isinstance(model, nn.Module):
         return False
     return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -95,5 +85,5 @@ def _capture(
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        made = generate(model, prompts, uniforms, temperature=temperature)
-    return _Capture(key, graph, prompts, uniforms, made)
+        generation = generate(model, prompts, uniforms, temperature=temperature)
+    return _Capture(key, graph, prompts, uniforms, generation)

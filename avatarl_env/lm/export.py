@@ -1,22 +1,9 @@
-"""A model of ours as one of transformers: same logits, and no code of ours to load it.
+"""Exports a model of ours to transformers: same logits, loadable without this package.
 
-Transformers has an architecture that computes what `GPT` computes. It is
-Arcee's (https://hf.co/arcee-ai/AFM-4.5B): Llama's pre-norm RMSNorm, rotary positions whose pairs
-are the two halves of a head, no biases, and a feed-forward of two layers without a gate, whose
-activation can be chosen. Only the fused projection has to be divided:
-
-==================  ==========================================
-ours                Arcee's
-==================  ==========================================
-`embed`           `model.embed_tokens`, tied to `lm_head`
-`norm_1`          `input_layernorm`
-`attn.c_attn`     `self_attn.q_proj`, `k_proj`, `v_proj`
-`attn.c_proj`     `self_attn.o_proj`
-`norm_2`          `post_attention_layernorm`
-`mlp.c_fc`        `mlp.up_proj`
-`mlp.c_proj`      `mlp.down_proj`
-`norm`            `model.norm`
-==================  ==========================================
+Transformers has an architecture that computes the same function as `GPT`: Arcee
+(https://hf.co/arcee-ai/AFM-4.5B), with Llama's pre-norm RMSNorm, rotary positions that pair the two
+halves of a head, no biases, and an ungated feed-forward of two layers with any activation. Only the
+fused projection has to be split, see `_weights`.
 """
 
 from __future__ import annotations
@@ -37,7 +24,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 STARTS = ("\n", " ", UNKNOWN)
-"""What an empty prompt stands for: the first of these that the model knows."""
+"""An empty prompt means the first of these that the model knows."""
 
 
 def export_model(
@@ -45,16 +32,14 @@ def export_model(
 ) -> None:
     """Write a model and its tokenizer into a folder of transformers.
 
-    ::
-
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
 
     Args:
         folder: new or empty.
-        model: its weights are written in the precision they have.
-        tokenizer: its own.
-        corpus: name of the text it learned, for the reader of the folder.
+        model: its weights are written in their present precision.
+        tokenizer: the model's own.
+        corpus: name of the training text, for the model card.
 
     Raises:
         ValueError: if the folder holds anything or cannot be written to, its name is not UTF-8, or
@@ -66,7 +51,11 @@ def export_model(
             f"out must be a folder whose name is UTF-8, for transformers, got {str(path)!r}"
         )
     try:
-        _refuse_used(path)
+        held = sorted(os.listdir(path)) if path.exists() else []
+        if held:
+            raise ValueError(
+                f"out must be an empty or new folder, got {str(path)!r} which holds {held[0]}"
+            )
         exported, characters = to_transformers(model, tokenizer)
         path.mkdir(parents=True, exist_ok=True)
         exported.save_pretrained(path)
@@ -83,27 +72,25 @@ def to_transformers(
 ) -> tuple[ArceeForCausalLM, PreTrainedTokenizerFast]:
     r"""Return a transformers model of the same logits, on the CPU, and its tokenizer.
 
-    Arithmetic is the same, bit for bit, but for the rotary angles, which transformers rounds to
+    The arithmetic is equal bit for bit except for the rotary angles, which transformers rounds to
     single precision before it takes their cosine: logits differ in the fifth decimal.
 
-    Rows of a batch are padded on the left, with the unknown symbol, which is also the tokenizer's
-    end of text (eos), for libraries that need one. It is the only token that no text holds:
-    transformers takes special tokens out of what it decodes, and a line break that were one would
-    be missing in every text. To end texts with the line, set `tokenizer.eos_token = "\n"` after
-    loading; what is decoded then stays as it is.
+    Rows of a batch are padded on the left with the unknown symbol, which is also the tokenizer's
+    end of text (eos), for libraries that need one. No other token would do: transformers removes
+    special tokens from decoded text. To stop at the end of a line, set
+    `tokenizer.eos_token = "\n"` after loading.
 
-    Left to itself, `generate` does not stop there: it samples from the whole distribution at
-    temperature 1, half a context. An empty prompt stands for a line break, or for a blank, or for
-    the unknown symbol, the first of these that the model knows. (Positions beyond the context raise
-    no error there, but nothing was ever learned about them.)
+    By default, `generate` samples half a context from the whole distribution at temperature 1. An
+    empty prompt means a line break, a blank or the unknown symbol, the first of these that the
+    model knows. (Positions beyond the context raise no error, but were never trained.)
 
     Args:
-        model: copied, in its own precision.
-        tokenizer: its own.
+        model: copied, in its present precision.
+        tokenizer: the model's own.
 
     Raises:
-        ValueError: if they do not have the same number of tokens, or one of the characters cannot
-            be written as UTF-8.
+        ValueError: if they do not have the same number of tokens, or a character cannot be written
+            as UTF-8.
     """
     if tokenizer.vocab_size != model.vocab_size:
         raise ValueError(
@@ -134,10 +121,10 @@ def _arcee(model: GPT, end_id: int, start_id: int) -> ArceeForCausalLM:
         eos_token_id=end_id,
         pad_token_id=end_id,
     )
-    # It draws weights, which are then replaced; nobody else's dice are to change by it.
+    # It draws weights, which are then replaced, from the global generator.
     with torch.random.fork_rng(devices=[]):
         exported = ArceeForCausalLM(config)
-    # Called by the base class's name: transformers' own have no types.
+    # Called on the base class, since the overrides in transformers are not typed.
     nn.Module.to(exported, model.embed.weight.dtype)
     exported.load_state_dict(_weights(model))
     exported.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -152,7 +139,7 @@ def _arcee(model: GPT, end_id: int, start_id: int) -> ArceeForCausalLM:
 
 
 def _weights(model: GPT) -> dict[str, Tensor]:
-    """Return the weights by the names that Arcee has for them."""
+    """Return the weights by their names in Arcee."""
     weights = {
         "model.embed_tokens.weight": model.embed.weight,
         "lm_head.weight": model.lm_head.weight,
@@ -176,7 +163,7 @@ def _weights(model: GPT) -> dict[str, Tensor]:
 
 
 def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with the same ids: merges of no characters leave one token for each."""
+    """Return a tokenizer with the same ids: BPE without merges has one token per character."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -187,7 +174,7 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
                 f"tokenizer must have characters that UTF-8 can hold, got {character!r}"
             )
     fast = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN))
-    fast.decoder = decoders.Fuse()  # without one, blanks would stand between the characters
+    fast.decoder = decoders.Fuse()  # without it, characters would be separated by blanks
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=fast,
         unk_token=UNKNOWN,
@@ -200,18 +187,8 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
     )
 
 
-def _refuse_used(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be an empty or new folder, got the file {str(folder)!r}")
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    if held:
-        raise ValueError(
-            f"out must be an empty or new folder, got {str(folder)!r} which holds {held[0]}"
-        )
-
-
 def _card(model: GPT, corpus: str | None) -> str:
-    """Return the page that says what is in the folder."""
+    """Return the text of the model card."""
     learned = f" It learned {corpus}." if corpus else ""
     return f"""---
 library_name: transformers

@@ -1,7 +1,7 @@
-"""Sampling text from a language model, driven by a block of uniforms.
+"""Sampling text from a language model with given noise.
 
-Knows nothing of characters, scores or generators: the caller draws the uniforms, so two models
-(or one model before and after surgery) can be compared on the same dice.
+The caller draws the uniforms, so that two models, or one model before and after surgery, can be
+compared on the same noise. Nothing here depends on characters, scores or random generators.
 
 Shapes: B rows, P prompt tokens, N new tokens, S positions seen, V vocabulary.
 """
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 COLD = 1e-3
-"""Temperatures below this are taken of the logits' differences from the largest."""
+"""Temperature below which the largest logit is subtracted first."""
 
 
 class KVCache:
     """Keys and values of the positions seen so far, preallocated.
 
-    For sampling: it works while gradients are recorded, but a backward through it raises.
+    For sampling only: a backward pass through it raises.
     """
 
     def __init__(self, buffer: Tensor) -> None:
@@ -35,7 +35,7 @@ class KVCache:
             ValueError: if the cache has no room for them.
         """
         stop = self.length + k.size(2)
-        if stop > self._buffer.size(4):  # a slice would be cut short without a word
+        if stop > self._buffer.size(4):  # a slice would silently be cut short
             raise ValueError(
                 f"cache must have room for {stop} positions, got one of {self._buffer.size(4)}"
             )
@@ -44,7 +44,7 @@ class KVCache:
         return self._buffer[layer, 0, :, :, :stop], self._buffer[layer, 1, :, :, :stop]
 
     def advance(self, n_tokens: int) -> None:
-        """Count positions as seen, once every layer has appended them."""
+        """Mark positions as seen, once every layer has appended them."""
         self.length += n_tokens
 
     def reset(self) -> None:
@@ -71,7 +71,7 @@ class LanguageModel(Protocol):
         """Longest window the model can read, tokens."""
 
     def new_cache(self, n_rows: int, n_positions: int | None = None) -> Cache:
-        """Return an empty cache for `n_rows` rows and, if given, no more positions than that."""
+        """Return an empty cache for `n_rows` rows and at least `n_positions`, if given."""
 
     def __call__(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Map tokens (B, T) to next-token logits (B, T, V)."""
@@ -81,9 +81,9 @@ class Generation(NamedTuple):
     """What a model wrote."""
 
     tokens: Tensor
-    """(B, P + N) int64: the prompts and what follows them."""
+    """(B, P + N) int64: prompts and new tokens."""
     log_probs: Tensor
-    """(B, N) log-probability of each new token when it was sampled, nats."""
+    """(B, N) log-probability of each new token under the sampling policy, nats."""
     distributions: Tensor | None
     """(B, N, V) log-probabilities of all tokens at each new position, or None if not asked for."""
     entropies: Tensor | None = None
@@ -91,45 +91,44 @@ class Generation(NamedTuple):
 
 
 def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Pick the token whose slice of [0, 1) holds each uniform.
+    """Return the token whose interval of [0, 1) contains each uniform.
 
     Args:
         log_probs: (..., V) normalised log-probabilities.
         uniforms: (..., K) in [0, 1).
 
     Returns:
-        (..., K) int64. A token of probability zero is never picked; a row with a NaN gives
+        (..., K) int64. A token of probability zero is never returned; a row with a NaN gives
         token 0.
     """
-    # Half precision has too few steps for a sum of many small slices, and for the uniforms.
+    # Half precision is too coarse for a sum of many small numbers, and for the uniforms.
     probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)).exp()
     cdf = probs.cumsum(-1)
-    if cdf.device.type != "cpu":  # a parallel scan rounds every prefix its own way
+    if cdf.device.type != "cpu":  # a parallel scan rounds each prefix differently
         cdf = cdf.masked_fill(probs == 0, 0).cummax(-1).values
     cdf = cdf.masked_fill(cdf.isnan().any(-1, keepdim=True), 1.0)
-    # Measured against the sum as it was rounded, a uniform below 1 always falls inside.
+    # Relative to the rounded total, a uniform below 1 always falls inside.
     total = cdf[..., -1:]
     points = torch.minimum(uniforms.to(cdf) * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cdf, points, right=True)
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Return log-probabilities of logits (..., V) at a temperature, float32.
+    """Return the log-probabilities of logits (..., V) at a temperature, float32.
 
-    The closer to 0, the more surely the likeliest token; ever closer to uniform above. Logits that
-    are not finite give NaN.
+    Logits of +inf or NaN give NaN.
     """
     logits = logits.float()
-    if temperature < COLD:  # the quotient could overflow, but that of differences may
+    if temperature < COLD:  # the quotient may overflow, which is harmless for differences <= 0
         logits = logits - logits.amax(-1, keepdim=True)
-    limits = torch.finfo(torch.float32)  # beyond them, the divisor itself would be 0 or infinite
+    limits = torch.finfo(torch.float32)  # beyond them, the divisor would be 0 or infinite
     return torch.log_softmax(logits / min(max(temperature, limits.tiny), limits.max), dim=-1)
 
 
 def keep_top(logits: Tensor, top_k: int | None) -> Tensor:
-    """Return the logits (B, V) with all but the `top_k` largest of each row at minus infinity.
+    """Return the logits (B, V) with all but the `top_k` largest of each row set to -inf.
 
-    Those that equal the last one that is kept are kept too. None keeps all.
+    Ties with the last one are kept. None keeps all.
     """
     if top_k is None or top_k >= logits.size(-1):
         return logits
@@ -162,25 +161,24 @@ def generate(  # noqa: PLR0913 - each is one choice, by keyword
     return_entropies: bool = False,
     use_cache: bool = True,
 ) -> Generation:
-    """Let the model continue every prompt by one token per column of uniforms.
+    """Continue every prompt by one token per column of uniforms.
 
-    When the text outgrows the context, its last half-context is kept and read anew.
+    When the text exceeds the context, the model goes on with its last half-context only.
 
     Args:
-        model: the writer; its weights, mode and generators are not touched.
+        model: the language model; its weights and mode are not changed.
         prompts: (B, P) int64, P >= 1.
-        uniforms: (B, N) in [0, 1): one draw for each new token.
-        temperature: divides the logits, > 0 and finite; the log-probabilities are the tempered
-            policy's.
-        top_k: draw from so many of the most probable tokens, and those as probable as the last of
-            them; the log-probabilities are those among them. Default all.
-        return_distributions: also return every new position's full distribution.
+        uniforms: (B, N) in [0, 1): the noise, one for each new token.
+        temperature: divides the logits, > 0 and finite; the log-probabilities are those of the
+            tempered policy.
+        top_k: sample from this number of most probable tokens (and ties with the last of them);
+            the log-probabilities are those of the truncated policy. Default all.
+        return_distributions: also return the full distribution at every new position.
         return_entropies: also return their entropies, which takes the memory of one position.
-        use_cache: False reads the whole window again for every token: slow, and the oracle
-            that the cached path is tested against.
+        use_cache: False reads the whole window again for every token: slow, a test of the cache.
 
     Returns:
-        The tokens, their log-probabilities and, if asked, the distributions and entropies.
+        The tokens, their log-probabilities and, on request, the distributions and entropies.
 
     Raises:
         ValueError: if a shape, the temperature or `top_k` is out of range.
@@ -191,7 +189,7 @@ def generate(  # noqa: PLR0913 - each is one choice, by keyword
     keep = max(1, model.context // 2)
     tokens = torch.cat([prompts, prompts.new_zeros(n_rows, n_total - n_prompt)], dim=1)
     start = 0 if n_prompt <= model.context else n_prompt - keep  # of the window
-    # No wider than needed: the keys of one row then lie closer to those of the next.
+    # No wider than needed, so that the keys of all rows lie close together.
     cache = model.new_cache(n_rows, n_total - 1) if use_cache else None
     log_probs, distributions, entropies = [], [], []
 
@@ -205,8 +203,8 @@ def generate(  # noqa: PLR0913 - each is one choice, by keyword
         if return_distributions:
             distributions.append(policy)
         if return_entropies:
-            entropies.append(torch.special.entr(policy.exp()).sum(-1))  # nothing where p is zero
-        # 2) read on: the newest token, or the whole window where nothing of it is cached
+            entropies.append(torch.special.entr(policy.exp()).sum(-1))  # 0 where p is 0
+        # 2) read the newest token, or the whole window if nothing of it is cached
         stop = position + 1
         if stop == n_total:
             break

@@ -9,7 +9,6 @@ Shapes: B batch, T tokens, C width, H heads, D head dim, L layers, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -23,9 +22,9 @@ from avatarl_env.lm.generation import KVCache
 ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-5
 MOST_LAYERS = 10_000
-"""Blocks of a model: they are Python objects, each of which takes 10 ms to build."""
+"""Most blocks of a model: each takes 10 ms to build."""
 LAYER_BYTES = 50_000
-"""Memory of a block's Python objects at least, whatever its width."""
+"""Least memory of a block's Python objects, whatever its width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,36 +70,22 @@ class GPTConfig:
 
     @property
     def n_parameters(self) -> int:
-        """Distinct parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
+        """Number of parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
         layers, width = self.n_layers, self.width
         return 12 * layers * width**2 + (2 * layers + 1 + self.vocab_size) * width
 
     @property
     def building_bytes(self) -> int:
-        """Memory that a model of these sizes takes at least while it is built."""
+        """Least memory that building such a model takes."""
         # The weights in single precision; angles, cosines and sines in double, then in single.
         numbers = 4 * self.n_parameters + 36 * self.context * self.head_dim
         return numbers + LAYER_BYTES * self.n_layers
 
 
-def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the names and shapes of a model's parameters, one by one: there may be billions."""
-    width = config.width
-    yield "embed.weight", (config.vocab_size, width)
-    yield "norm.weight", (width,)
-    for layer in range(config.n_layers):
-        yield f"blocks.{layer}.norm_1.weight", (width,)
-        yield f"blocks.{layer}.attn.c_attn.weight", (3 * width, width)
-        yield f"blocks.{layer}.attn.c_proj.weight", (width, width)
-        yield f"blocks.{layer}.norm_2.weight", (width,)
-        yield f"blocks.{layer}.mlp.c_fc.weight", (4 * width, width)
-        yield f"blocks.{layer}.mlp.c_proj.weight", (width, 4 * width)
-
-
 def rotary_table(config: GPTConfig) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines of the rotary angles, each (context, 1, 1, head_dim).
 
-    Position t turns the pair of channels (i, i + D/2) by `t * base ** (-2 i / D)` radians
+    Position t rotates the pair of channels (i, i + D/2) by `t * base ** (-2 i / D)` radians
     (RoFormer, arXiv 2104.09864).
     """
     half = config.head_dim // 2
@@ -111,9 +96,9 @@ def rotary_table(config: GPTConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of `x` (B, T, ..., D) by the angles of its positions."""
+    """Rotate the channel pairs of `x` (B, T, ..., D) by the angles of its positions."""
     left, right = x.chunk(2, dim=-1)
-    # In the activations' own dtype: under autocast these are half precision, the table is not.
+    # In the dtype of the activations, which under autocast is not that of the table.
     return x * cos.to(x) + torch.cat([-right, left], dim=-1) * sin.to(x)
 
 
@@ -121,7 +106,7 @@ class GPTAttention(nn.Module):
     """Causal multi-head self-attention; rows of `c_attn` are q, then k, then v, head by head."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
-        """Build the block's attention; `layer` says which slot of a cache is its own."""
+        """Build the attention of block `layer`, which is its index in a cache."""
         super().__init__()
         self.layer = layer
         self.n_heads = config.n_heads
@@ -174,7 +159,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model: tokens in, logits out. A loss is somebody else's function."""
+    """The language model: tokens in, logits out."""
 
     cos: Tensor
     sin: Tensor
@@ -184,13 +169,13 @@ class GPT(nn.Module):
 
         Args:
             config: sizes.
-            generator: source of the initial weights, on the CPU; default a fresh one seeded 0.
+            generator: source of the initial weights, on the CPU; default a new one with seed 0.
         """
         super().__init__()
         self.config = config
-        # torch's constructors fill weights from the global generator; on "meta" they do not.
+        # Except on "meta", torch's constructors draw weights from the global generator.
         with torch.device("meta"):
-            # Not nn.Embedding(V, C): drawing weights on "meta" imports all of sympy, for a second.
+            # Not nn.Embedding(V, C): drawing weights on "meta" imports sympy, which takes a second.
             empty = torch.empty(config.vocab_size, config.width)
             self.embed: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
                 empty, freeze=False
@@ -207,16 +192,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw new weights.
-
-        ======================  =================================
-        tensor                  distribution
-        ======================  =================================
-        embedding (tied), c_*   normal, std 0.02
-        both c_proj             normal, std 0.02 / sqrt(2 L)
-        norms                   one
-        ======================  =================================
-        """
+        """Draw new weights: normal with std 0.02, or 0.02 / sqrt(2 L) for both c_proj; norms 1."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
@@ -228,14 +204,14 @@ class GPT(nn.Module):
         """Return the next-token logits after every position.
 
         Args:
-            tokens: (B, T) int64; with a cache they follow what it already holds.
+            tokens: (B, T) int64; with a cache they follow the positions that it holds.
             cache: keys and values of the earlier positions, extended in place.
 
         Returns:
             (B, T, V) logits.
 
         Raises:
-            ValueError: if the positions pass the model's context.
+            ValueError: if the positions exceed the model's context.
         """
         start = cache.length if cache is not None else 0
         stop = start + tokens.size(1)
@@ -260,11 +236,9 @@ class GPT(nn.Module):
         return self.config.vocab_size
 
     def new_cache(self, n_rows: int, n_positions: int | None = None) -> KVCache:
-        """Return an empty cache, on the model's device and in its dtype.
+        """Return an empty cache for `n_rows` rows, on the model's device and in its dtype.
 
-        Args:
-            n_rows: rows it will hold.
-            n_positions: most positions it will hold; default, and at most, the whole context.
+        It has room for `n_positions`, and by default and at most for the whole context.
         """
         config = self.config
         room = config.context if n_positions is None else min(n_positions, config.context)
@@ -277,14 +251,9 @@ class GPT(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Distinct parameters (the tied matrix counts once)."""
+        """Number of parameters (the tied matrix counts once)."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, n_past: int) -> int:
-        """Multiply-adds times two of one forward token that attends to `n_past` positions."""
+        """Floating point operations to read one token that attends to `n_past` positions."""
         return 2 * self.n_parameters + 4 * self.config.n_layers * self.config.width * n_past
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes a cache keeps for one position of one row."""
-        return 2 * self.config.n_layers * self.config.width * self.embed.weight.element_size()

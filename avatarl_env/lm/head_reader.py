@@ -1,8 +1,8 @@
-"""How well a model predicts a text, read off at its output head during its first forward.
+"""Reads a model's losses and hidden states at its output head, in the forward it makes anyway.
 
-A large vocabulary makes the logits of a whole text the largest thing in memory by far. So above
-`WHOLE_UP_TO` tokens the head is asked for a few positions at a time, and makes logits for the
-last position alone: memory stays in proportion to rows times vocabulary.
+With a large vocabulary the logits of a whole text need by far the most memory. So above
+`WHOLE_UP_TO` tokens the losses are computed for a few positions at a time, and the model returns
+logits for the last position only: memory is proportional to rows times vocabulary.
 
 Shapes: B rows, T tokens, C width, V vocabulary.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -20,28 +19,28 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 WHOLE_UP_TO = 256
-"""Vocabulary up to which the logits of all positions are made and kept."""
+"""Vocabulary up to which the logits of all positions are computed and kept."""
 
-_CELLS_AT_ONCE = 2**24  # logits asked for together (64 MiB), at least one position's
+_CELLS_AT_ONCE = 2**24  # logits computed at once (64 MiB), at least those of one position
 _RULE = (
-    "model must return what its output head makes, also where that is the last position alone, as "
+    "model must return the output of its output head, also if that is the last position alone, as "
     "it is for large vocabularies"
 )
 
 
 class HeadReader:
-    """Context manager that reads the first forward inside its body off at the model's output head.
+    """Context manager that records the first forward in its body at the model's output head.
 
-    Forward hooks, so it is the model as it stands that is read, under an overlay too. In the frugal
-    way of large vocabularies what the model returns are the logits of the last position, (B, 1, V).
+    It works by forward hooks, also under an overlay. With targets and a large vocabulary the model
+    returns the logits of the last position only, (B, 1, V).
     """
 
     def __init__(self, model: nn.Module, targets: Tensor | None = None) -> None:
-        """Choose the model; the hooks are set on entry and removed on exit.
+        """Choose the model; hooks are registered on entry and removed on exit.
 
         Args:
             model: a `CausalLM`.
-            targets: (B, K) the tokens after its first K positions, for `losses`; K <= T.
+            targets: (B, K) tokens that follow the first K positions, for `losses`; K <= T.
         """
         self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         self._targets = targets
@@ -53,19 +52,14 @@ class HeadReader:
         self._is_asking = False
 
     def __enter__(self) -> Self:
-        """Set the hooks."""
+        """Register the hooks."""
         self._handles.append(self._head.register_forward_hook(self._read))
         if self._targets is not None and self._vocab_size > WHOLE_UP_TO:
-            # Before an overlay's, which is to act once on each position and not first on all.
+            # Before the hooks of an overlay, which must act once on each position.
             self._handles.append(self._head.register_forward_pre_hook(self._ask, prepend=True))
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
@@ -79,7 +73,7 @@ class HeadReader:
 
     @property
     def logits(self) -> Tensor:
-        """(B, T, V) logits, of the last position alone in the frugal way."""
+        """(B, T, V) logits; (B, 1, V) with targets and a large vocabulary."""
         assert self._logits is not None, "the model's output head was never called"
         return self._logits
 
@@ -98,7 +92,7 @@ class HeadReader:
             self._logits = made.detach()[..., : self._vocab_size]
 
     def _ask(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        """Take the losses with a few positions' logits at a time; let the last position go on."""
+        """Compute the losses a few positions at a time; pass on the last position only."""
         if self._losses is not None or self._is_asking:
             return None
         assert self._targets is not None
@@ -121,7 +115,7 @@ class HeadReader:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch every module to eval mode, and each back to what it was."""
+    """Switch every module to eval mode, and back on exit."""
     modes = [(module, module.training) for module in model.modules() if module.training]
     model.eval()
     try:
@@ -133,11 +127,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def hidden_width(model: Any) -> int:
-    """Return the width of a model's final hidden state, C, found by letting it read a little.
+    """Return the width of a model's final hidden state, C, found by a short forward.
 
     Raises:
-        ValueError: if its logits are not those of its output head alone, which is where its losses
-            are read, or if it has another use for them than to return them.
+        ValueError: if the model does anything with the output of its head but return it: the losses
+            are read at the head.
     """
     device = next(model.parameters()).device
     spread = torch.linspace(0, model.vocab_size - 1, 8, device=device).long()
@@ -155,10 +149,9 @@ def hidden_width(model: Any) -> int:
 
 
 def _check_logits(model: Any, tokens: Tensor) -> None:
-    """Put marks in the place of what the output head makes; they must be what the model returns.
+    """Replace the output of the head by marks; the model must return them.
 
-    Its own logits would not do: a cap or a scale leaves zeros as they are, which a head that is not
-    trained yet makes of everything.
+    Its own logits would not do: an untrained head may output zeros, which a cap or scale keeps.
     """
     marks: list[Tensor] = []
 
@@ -179,6 +172,6 @@ def _check_logits(model: Any, tokens: Tensor) -> None:
         return
     found = "changed ones" if has_shape else tuple(logits.shape)
     raise ValueError(
-        f"model must return what its output head makes, {expected} logits of eight texts of two "
-        f"tokens, got {found} of {type(model).__name__}"
+        f"model must return the output of its output head, {expected} logits of eight texts of "
+        f"two tokens, got {found} of {type(model).__name__}"
     )

@@ -1,40 +1,59 @@
 """Causal language models and tokenizers of transformers, as this package uses them.
 
+A folder of transformers is data. Nothing in it may make transformers run code, open a network
+connection, or allocate more memory than there is: see `load_hub`.
+
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from avatarl_env.errors import check_integer
+from avatarl_env.files import read_json
+from avatarl_env.memory import check_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+HUB_CONFIG = "config.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_JSON = (HUB_CONFIG, "tokenizer_config.json", "generation_config.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_FOREIGN = re.compile(r"\.(bin|pt|pth|pkl|ckpt|gguf|h5|msgpack)$|^shard-\d+-model-.*\.safetensors$")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_COUNTS = re.compile(r"layers|_layer$|experts|blocks|depth$|_cycles$")
+"""Settings that may be the number of copies of a part: decoder_layers, num_local_experts, ..."""
+_MANY = 1024
+"""What such a setting may be in any model: configurations have some that are not used."""
+
 
 def is_hub_model(model: object) -> TypeGuard[PreTrainedModel]:
-    """Whether it is a model of transformers, found out without importing that."""
+    """Whether this is a model of transformers; does not import transformers."""
     return _is_a(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def is_hub_tokenizer(tokenizer: object) -> TypeGuard[PreTrainedTokenizerBase]:
-    """Whether it is a tokenizer of transformers, found out without importing that."""
+    """Whether this is a tokenizer of transformers; does not import transformers."""
     return _is_a(tokenizer, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase")
 
 
-def _is_a(value: object, module: str, name: str) -> bool:
-    """Whether `value` is of a class; if its module was never imported, nothing is."""
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(value, getattr(loaded, name))
-
-
 class HubCache:
-    """A transformers cache, with the length and reset that sampling goes by."""
+    """A transformers cache with the interface that generation needs."""
 
     def __init__(self, config: Any) -> None:
         """Start empty; `config` is the model's."""
@@ -56,8 +75,6 @@ class HubCache:
 class HubLM(nn.Module):
     """A causal language model of transformers: tokens in, logits out.
 
-    ::
-
         model = HubLM(AutoModelForCausalLM.from_pretrained(folder))
         generation = generate(model, prompts, uniforms)
 
@@ -71,13 +88,13 @@ class HubLM(nn.Module):
 
         Args:
             model: any with `input_ids`, `past_key_values` and logits.
-            context: longest window, tokens; default what its configuration says.
-            vocab_size: V, if the model has more logits than there are tokens: those beyond are cut
-                off. Default all that its configuration says.
+            context: longest window, tokens; default that of the model's configuration.
+            vocab_size: V, if the model has more logits than there are tokens: the rest is cut off.
+                Default that of the model's configuration.
 
         Raises:
-            ValueError: if the configuration does not say and `context` is not given, or it is
-                not positive.
+            ValueError: if the configuration has no context and none is given, or it is not a
+                positive integer.
         """
         super().__init__()
         self.model = model
@@ -86,26 +103,17 @@ class HubLM(nn.Module):
             context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is None:
             raise ValueError(
-                f"context must be given, {type(model).__name__} does not say its own: wrap it, "
+                f"context must be given, {type(model).__name__} does not have its own: wrap it, "
                 "HubLM(model, context=...)"
             )
-        if context < 1:
-            raise ValueError(f"context must be at least 1, got {context}")
-        self._context = int(context)
+        self._context = check_integer("context", context, 1)
         self._vocab_size = vocab_size
 
     def forward(self, tokens: Tensor, cache: HubCache | None = None) -> Tensor:
-        """Return the next-token logits after every position.
-
-        Args:
-            tokens: (B, T) int64; with a cache they follow what it already holds.
-            cache: keys and values of the earlier positions, extended in place.
-
-        Returns:
-            (B, T, V) logits.
+        """Return the next-token logits (B, T, V) after every position; see `GPT.forward`.
 
         Raises:
-            ValueError: if the positions pass the context.
+            ValueError: if the positions exceed the context.
         """
         stop = tokens.size(1) + (0 if cache is None else cache.length)
         if stop > self._context:
@@ -131,7 +139,7 @@ class HubLM(nn.Module):
         return int(self.model.config.get_text_config().vocab_size)
 
     def new_cache(self, n_rows: int, n_positions: int | None = None) -> HubCache:
-        """Return an empty cache; it takes as many rows and positions as come."""
+        """Return an empty cache, which grows with its rows and positions."""
         return HubCache(self.model.config)
 
     def get_output_embeddings(self) -> nn.Module:
@@ -141,7 +149,7 @@ class HubLM(nn.Module):
 
 
 class HubTokenizer:
-    """A tokenizer of transformers: text in, ids out, and no special tokens around them."""
+    """A tokenizer of transformers: text in, ids out, without special tokens around them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Wrap a tokenizer; it is shared, not copied."""
@@ -149,17 +157,17 @@ class HubTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Token ids, those of added tokens included."""
+        """Number of token ids, added tokens included."""
         return len(self.tokenizer)
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the ids of a text's own tokens, (T,)."""
-        # Not verbose: a corpus is longer than the context, which is no reason to warn.
+        """Return the token ids of a text, (T,)."""
+        # Not verbose: it would warn that a corpus is longer than the context.
         ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return np.array(ids, dtype=np.int64)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]] | Tensor) -> str:
-        """Return the text of tokens (T,); special tokens are none of it."""
+        """Return the text of tokens (T,), without special tokens."""
         text = self.tokenizer.decode(
             [int(token) for token in ids],
             skip_special_tokens=True,
@@ -167,3 +175,169 @@ class HubTokenizer:
         )
         assert isinstance(text, str)  # it would be a list for a list of rows
         return text
+
+
+def load_hub(folder: Path) -> tuple[HubLM, HubTokenizer]:
+    """Load the model and tokenizer in a folder of transformers, on the CPU and in eval mode.
+
+    The weights keep their precision. Only plain safetensors are read, offline and without remote
+    code, and not before the model's sizes were checked against them and the memory.
+
+    Raises:
+        ValueError: if the folder is damaged, incomplete, or holds anything else.
+    """
+    if not any(os.path.isfile(folder / name) for name in _VOCABULARIES):
+        raise ValueError(
+            f"lm must have a tokenizer beside its weights ({', '.join(_VOCABULARIES)}), "
+            f"{folder} has none"
+        )
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        n_stored = _check_folder(folder)
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        # Some models initialise weights, which are then replaced, with the global generator.
+        with offline(), torch.random.fork_rng(devices=[]):
+            config: Any = AutoConfig.from_pretrained(folder, **safe)
+            # Not the folder's choice: it may name code to be downloaded and run.
+            config._attn_implementation = config._experts_implementation = None
+            _check_skeleton(config, n_stored)
+            options = {"config": config, "use_safetensors": True, "output_loading_info": True}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options, **safe)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+    except Exception as error:  # transformers' own exceptions, which differ between versions
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # they would be random
+        raise ValueError(f"lm must hold all weights of its {HUB_CONFIG}, {folder} lacks: {missing}")
+    return HubLM(model.eval()), HubTokenizer(tokenizer)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Make every request of huggingface_hub in the body fail."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _check_folder(folder: Path) -> int:
+    """Refuse a folder that is not plain weights, sizes and a tokenizer; count its tensors."""
+    from safetensors import safe_open
+
+    for entry in folder.iterdir():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise ValueError(f"it must hold files, got {entry.name}, a pipe or a device")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            "it must be a whole model, got an adapter (adapter_config.json): merge it into its "
+            "model first"
+        )
+    content = {name: _read_object(folder / name) for name in _JSON if (folder / name).exists()}
+    parts = list(_nested(content[HUB_CONFIG]))
+    for key in ("quantization_config", "transformers_weights"):
+        if any(part.get(key) is not None for part in parts):
+            raise ValueError(f"it must have plain weights in {_WEIGHTS}, got {key}")
+    n_stored = 0
+    for file in _weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            n_stored += len(tensors.keys())
+    for part in parts:
+        _check_counts(part, n_stored)
+    return n_stored
+
+
+def _check_counts(settings: Mapping[str, Any], n_stored: int) -> None:
+    """Refuse more layers or parts than tensors, for which transformers would make long lists."""
+    for name, value in settings.items():
+        if isinstance(value, int) and _COUNTS.search(name):
+            is_depth = name in _LAYERS
+            most = n_stored if is_depth else max(n_stored, _MANY)
+            if value > most or (is_depth and value < 1):
+                raise ValueError(
+                    f"{name} must be an integer from 1 to {most}, the most that its weights "
+                    f"allow, got {value}"
+                )
+
+
+def _check_skeleton(config: Any, n_stored: int) -> None:
+    """Build the model without weights, of few parts, to find out whether it fits the memory."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights(), _at_most(_MANY + 20 * n_stored):
+        skeleton = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=False
+        )
+    parts = (*skeleton.parameters(), *skeleton.buffers())
+    check_memory("its weights", sum(part.numel() for part in parts) * 2)  # two bytes at least
+
+
+@contextmanager
+def _at_most(n_parts: int) -> Iterator[None]:
+    """Limit the modules and parameters that this thread may build in the body.
+
+    This works whatever the setting is called that asks for more.
+    """
+    from torch.nn.modules import module
+
+    thread, counter = get_ident(), itertools.count(1)
+
+    def count(*_: object) -> None:
+        if get_ident() == thread and next(counter) > n_parts:
+            raise ValueError(
+                f"its {HUB_CONFIG} must describe a model of the tensors in its files, got one of "
+                f"more than {n_parts} parts"
+            )
+
+    with ExitStack() as stack:
+        stack.callback(module.register_module_module_registration_hook(count).remove)
+        stack.callback(module.register_module_parameter_registration_hook(count).remove)
+        yield
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers would load."""
+    foreign = sorted(entry.name for entry in folder.iterdir() if _FOREIGN.search(entry.name))
+    taken = [name for name in foreign if name.startswith("shard-")]  # before all other files
+    if (folder / _WEIGHTS).is_file() and not taken:
+        return [folder / _WEIGHTS]
+    if not (folder / _INDEX).is_file() or taken:
+        found = f"got {foreign[0]}" if foreign else "got neither"
+        raise ValueError(f"it must have its weights in {_WEIGHTS} or {_INDEX}, {found}")
+    parts = _read_object(folder / _INDEX).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise ValueError(f"{_INDEX} must hold a weight_map of file names, got {parts!r:.40}")
+    names = sorted(set(parts.values()))
+    for name in names:
+        if not os.path.isfile(folder / name) or re.search(r"[/\\]", name):
+            raise ValueError(f"{_INDEX} must name files of its own folder, got {name!r}")
+    return [folder / name for name in names]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must hold an object, got {content!r:.40}")  # noqa: TRY004
+    return content
+
+
+def _nested(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the settings and those nested in them: text_config, ..."""
+    yield settings
+    for value in settings.values():
+        if isinstance(value, dict):
+            yield from _nested(value)
+
+
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Whether `value` is of a class; nothing is if its module was never imported."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))

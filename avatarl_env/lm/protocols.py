@@ -1,14 +1,12 @@
-"""What may be a patient: the interfaces of models and tokenizers, and how others are brought in.
+"""The interfaces of models and tokenizers, and adapters for those of transformers.
 
 A model is ours, a causal language model of transformers (of a kind whose attention is known, see
-`avatarl_env.surgery.targets.LAYOUTS`), or anything that satisfies `CausalLM`; a
-tokenizer is a `CharTokenizer`, one of transformers, or anything that satisfies
-`Tokenizer`.
+`avatarl_env.surgery.targets.LAYOUTS`), or anything that satisfies `CausalLM`; a tokenizer is a
+`CharTokenizer`, one of transformers, or anything that satisfies `Tokenizer`.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +18,10 @@ from avatarl_env.lm.hub import HubLM, HubTokenizer, is_hub_model, is_hub_tokeniz
 from avatarl_env.lm.tokenizer import CharTokenizer
 
 PADDING_MULTIPLE, PADDING_SHARE = 128, 0.02
-"""How far a transformers model's vocabulary may be padded beyond its tokenizer's tokens: to the
-next multiple of the one, or by the other as a share of the tokens, whichever is more."""
+"""Padding of a transformers model's vocabulary beyond its tokenizer's tokens: up to the next
+multiple, or by this share of the tokens, whichever is more."""
 LEAST_PADDED = 1024
-"""Tokens below which there is no padding: there, other sizes mean another tokenizer."""
+"""Tokens below which there is no padding: other sizes mean another tokenizer."""
 
 
 class Tokenizer(Protocol):
@@ -34,37 +32,33 @@ class Tokenizer(Protocol):
         """Token ids are 0 to `vocab_size - 1`."""
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the ids of a text's tokens, (T,), without special tokens around them."""
+        """Return the token ids of a text, (T,), without special tokens around them."""
 
     def decode(self, ids: NDArray[np.int64]) -> str:
-        """Return the text of tokens (T,); the length of real text is what nats are divided by."""
+        """Return the text of tokens (T,); scores per character divide by its length."""
 
 
 class CausalLM(LanguageModel, Protocol):
-    """What a patient needs of a model, which has to be an `nn.Module` too.
-
-    That is what generation needs (`context`, `new_cache`, logits of tokens), and these.
-    """
+    """What a patient needs of a model, which must be an `nn.Module` too."""
 
     @property
     def vocab_size(self) -> int:
-        """Logits that the model makes at every position, one for each token."""
+        """Number of logits at every position, one for each token."""
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the module that turns the final hidden states (B, T, C) into the logits.
 
-        The model returns what it makes and nothing else. For more than
-        `WHOLE_UP_TO` tokens, the first of a text's forwards calls
-        it again and again for a few of the positions, and then lets only the last one go on: the
-        model has to return (B, 1, V) then.
+        The model must return its output unchanged. With more than `WHOLE_UP_TO` tokens, the module
+        is called several times for a few positions each in the first forward over a text, and then
+        for the last position, for which the model must return (B, 1, V).
         """
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:
-    """Return the tokenizer, one of transformers wrapped.
+    """Return the tokenizer; one of transformers is wrapped.
 
     Raises:
-        ValueError: if it lacks something that `Tokenizer` has.
+        ValueError: if it lacks a member of `Tokenizer`.
     """
     if is_hub_tokenizer(tokenizer):
         return HubTokenizer(tokenizer)
@@ -74,21 +68,20 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def as_causal_lm(model: nn.Module, n_tokens: int) -> Any:
-    """Return the model, one of transformers wrapped; types cannot say that it is also a module.
+    """Return the model, a `CausalLM` and `nn.Module`; one of transformers is wrapped.
 
-    A transformers model often has more logits than its tokenizer has tokens, since a round number
-    of rows is faster. The rest, which no text ever trained, is cut off: the model's probabilities
-    are those among the tokens that there are. Every other model must have one logit per token.
+    A model of transformers often has more logits than its tokenizer has tokens, since a round
+    number is faster. The padding, which was never trained, is cut off. Every other model must have
+    one logit per token.
 
     Args:
-        model: it is shared, not copied. What is padded by more than `most_padded` can be
-            wrapped by hand, `HubLM(model, vocab_size=...)`.
-        n_tokens: the tokenizer's.
+        model: shared, not copied. A vocabulary padded by more than `most_padded` can be cut by
+            hand, `HubLM(model, vocab_size=...)`.
+        n_tokens: size of the tokenizer's vocabulary.
 
     Raises:
-        ValueError: if it lacks something that `CausalLM` has, or an output head, has no
-            token to be decoded for some of its logits (beyond padding), or fewer logits than there
-            are tokens.
+        ValueError: if it lacks a member of `CausalLM` or an output head, or does not have
+            `n_tokens` logits.
     """
     wrapped = HubLM(model) if is_hub_model(model) else model
     if not isinstance(wrapped, nn.Module):
@@ -112,7 +105,7 @@ def encode(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
     """Return the tokens of a text, (T,), checked.
 
     Raises:
-        ValueError: if the tokenizer's answer is not one row of ids within its vocabulary.
+        ValueError: if the tokenizer does not return one row of ids within its vocabulary.
     """
     tokens = np.asarray(tokenizer.encode(text))
     size = tokenizer.vocab_size
@@ -130,14 +123,14 @@ def encode(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
 
 
 def count_characters(tokenizer: Tokenizer, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return how many characters each row of tokens (B, T) decodes to, (B,)."""
-    if type(tokenizer) is CharTokenizer:  # one for each token: nothing to decode
+    """Return the number of characters that each row of tokens (B, T) decodes to, (B,)."""
+    if type(tokenizer) is CharTokenizer:  # one for each token
         return np.full(len(rows), float(rows.shape[1]))
     return np.array([len(tokenizer.decode(row)) for row in rows], dtype=np.float64)
 
 
 def most_padded(n_tokens: int) -> int:
-    """Return how many logits a model of transformers may have for so many tokens."""
+    """Return the most logits that a model of transformers may have for so many tokens."""
     if n_tokens < LEAST_PADDED:
         return n_tokens
     multiple = -(-n_tokens // PADDING_MULTIPLE) * PADDING_MULTIPLE
@@ -145,25 +138,14 @@ def most_padded(n_tokens: int) -> int:
 
 
 def _check_has(argument: str, value: object, protocol: type) -> None:
-    """Raise a ValueError unless `value` has everything that the protocol names."""
-    names = {
-        name
-        for kind in protocol.__mro__
-        for name in vars(kind)
-        if not name.startswith("_") and getattr(kind, "_is_protocol", False)
-    }
-    missing = sorted(name for name in names if not hasattr(value, name))
-    for name in missing:
-        found = inspect.getattr_static(value, name, None)
-        if isinstance(found, property) and found.fget is not None:  # it is there, and fails
-            try:
-                found.fget(value)
-            except AttributeError as error:
-                raise ValueError(
-                    f"{argument} must have {name}, that of {type(value).__name__} fails: {error}"
-                ) from error
-    if missing:
-        raise ValueError(
-            f"{argument} must have {', '.join(sorted(names))}, "
-            f"got {type(value).__name__} without {', '.join(missing)}"
-        )
+    """Raise a ValueError unless `value` has every member of a protocol."""
+    kinds = [kind for kind in protocol.__mro__ if getattr(kind, "_is_protocol", False)]
+    names = {name for kind in kinds for name in vars(kind) if not name.startswith("_")}
+    for name in sorted(names):
+        try:
+            getattr(value, name)
+        except AttributeError as error:  # also one that a property raises
+            raise ValueError(
+                f"{argument} must have {', '.join(sorted(names))}, got {type(value).__name__}: "
+                f"{error}"
+            ) from error

@@ -1,8 +1,8 @@
-"""A language model in a folder: ours, or one of transformers.
+"""Language models in folders: save our own, load our own or one of transformers.
 
-Ours has its weights as safetensors, sizes and vocabulary as JSON. A folder of transformers is what
-`save_pretrained` of a model and of its tokenizer wrote; it is read without a network, and code
-that lies in it is not run.
+Our format is a safetensors file with the weights, and JSON with sizes and vocabulary. A folder of
+transformers is what `save_pretrained` of a model and of its tokenizer wrote. Both are data: no code
+in a folder is run, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,46 +18,40 @@ import torch
 from torch import Tensor, nn
 
 from avatarl_env.errors import check_choice
-from avatarl_env.files import read_json, write_atomically
-from avatarl_env.lm.gpt import GPT, GPTConfig, parameter_shapes
-from avatarl_env.lm.hub import HubLM, HubTokenizer
-from avatarl_env.lm.hub_folder import (
-    HUB_CONFIG,
-    HUB_VOCABULARIES,
-    StoredTensor,
-    check_hub_folder,
-    check_skeleton,
-    offline,
-    stored_tensors,
-)
+from avatarl_env.files import read_json, read_regular, write_atomically
+from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.hub import HUB_CONFIG, HubLM, load_hub
 from avatarl_env.lm.protocols import Tokenizer
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.memory import check_memory
+from avatarl_env.memory import check_memory, memory_limit
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-RUN_FILES = ("config.json", "metrics.jsonl")  # what every run's folder has from its start
+RUN_FILES = ("config.json", "metrics.jsonl")
+"""Files that the folder of a run has from its start."""
 
 
 class StoredModel(NamedTuple):
-    """What `load_model` found."""
+    """What `load_model` returns."""
 
     model: GPT | HubLM
     tokenizer: Tokenizer
     about: dict[str, Any]
-    """What its maker wrote beside it: `corpus` and `made_by` at least; nothing beside one of
-    transformers."""
+    """Metadata stored with the model: `corpus` and `made_by` at least; {} for transformers."""
 
 
 def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[str, Any]) -> None:
-    """Write a model into `folder`, made if need be.
+    """Write a model into `folder`, which is created if need be.
 
     Args:
-        folder: where to.
+        folder: target.
         model: its weights are stored as they are, tied ones once.
-        tokenizer: stored beside them.
-        about: JSON-able; `corpus` names the text it learned, `made_by` the command.
+        tokenizer: stored with them.
+        about: metadata for JSON; `corpus` names the training text, `made_by` the command.
+
+    Raises:
+        TypeError: if `about` does not fit into JSON; nothing is written then.
     """
     from safetensors.torch import save
 
@@ -72,59 +65,61 @@ def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[s
 
 
 def model_folder(lm: str) -> Path:
-    """Return the folder that `lm` means: the bundled patient, a run folder, or a model folder.
+    """Return the folder of the model `lm`: the bundled patient, a run, or a model folder.
 
     Raises:
         ValueError: if there is no model.
     """
     if lm == BUNDLED:
         return Path(str(files("avatarl_env").joinpath("bundled")))
-    final = Path(lm) / "checkpoints" / "final"
-    for folder in (final, Path(lm)):
+    checkpoints = Path(lm) / "checkpoints"
+    for folder in (checkpoints / "final", Path(lm)):
         if _is_ours(folder) or (os.path.isfile(folder / HUB_CONFIG) and not _is_run(folder)):
             return folder
-    if is_unfinished(Path(lm)):
-        known = sorted(path.name for path in final.parent.glob("step-*"))
-        advice = (
-            f"its last checkpoint is {known[-1]}, which `avatarl sample` writes with and "
-            "`train.py --resume` goes on from"
-            if known
-            else "it has no checkpoint yet"
+    if not is_unfinished(Path(lm)):
+        raise ValueError(
+            f"lm must be {BUNDLED!r}, a finished run's folder, one with {ABOUT} and {WEIGHTS} or "
+            f"one of transformers with {HUB_CONFIG}, got {lm!r}"
         )
-        best = final.parent / "best"
-        if _is_ours(best):
-            advice += f"; its best model so far is {str(best)!r}"
-        raise ValueError(f"lm must be a finished run's folder, {lm!r} has not finished: {advice}")
-    raise ValueError(
-        f"lm must be {BUNDLED!r}, a finished run's folder, one with {ABOUT} and {WEIGHTS} or one "
-        f"of transformers with {HUB_CONFIG}, got {lm!r}"
-    )
+    known = sorted(path.name for path in checkpoints.glob("step-*"))
+    advice = "it has no checkpoint yet"
+    if known:
+        advice = (
+            f"its last checkpoint is {known[-1]}, from which `avatarl sample` generates text and "
+            "`train.py --resume` resumes"
+        )
+    if _is_ours(checkpoints / "best"):
+        advice += f"; its best model so far is {str(checkpoints / 'best')!r}"
+    raise ValueError(f"lm must be a finished run's folder, {lm!r} has not finished: {advice}")
 
 
 def load_model(lm: str = BUNDLED) -> StoredModel:
     """Load a stored model, on the CPU and in eval mode.
 
     Args:
-        lm: `"bundled"`, a run folder, a folder that `save_model` wrote, or one of
-            transformers. A folder that is both is taken for ours.
+        lm: `"bundled"`, a run folder, a folder that `save_model` wrote, or a folder of
+            transformers. A folder that is both is read as ours.
 
     Raises:
-        ValueError: if there is no model, or its files do not fit together.
+        ValueError: if there is no model, it is damaged, or its files do not fit together.
     """
     folder = model_folder(lm)
-    return _load_ours(folder) if _is_ours(folder) else _load_hub(folder)
+    if _is_ours(folder):
+        return _load_ours(folder)
+    model, tokenizer = load_hub(folder)
+    return StoredModel(model, tokenizer, {})
 
 
 def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
-    """Move a model to a device and into a precision, in place.
+    """Move a model to a device and convert its precision, in place.
 
     Args:
-        model: to be moved.
+        model: the model.
         device: `"cpu"`, `"cuda"`, ...
-        dtype: a name in `DTYPES`; default the precision that it has.
+        dtype: a name in `DTYPES`; default the present precision.
 
     Raises:
-        ValueError: if there is no such dtype, or the device is not there.
+        ValueError: if there is no such dtype, or the device is not available.
     """
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
@@ -132,15 +127,15 @@ def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name, once it has held a number.
+    """Return the device of a name, after a test allocation.
 
     Raises:
-        ValueError: if there is no such device here.
+        ValueError: if the device is not available.
     """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta", which holds no numbers, raises too
-    except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
+        torch.zeros(1, device=device).item()  # fails on "meta", which holds no values
+    except torch.OutOfMemoryError:  # a RuntimeError, but the device is there
         raise
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
@@ -150,10 +145,10 @@ def find_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a model's parameters, by name, the values of others; their storage stays in place.
+    """Copy weights into a model's parameters, by name; their storage stays in place.
 
     Raises:
-        ValueError: if one is missing or has another shape; the model is as it was then.
+        ValueError: if one is missing or has another shape; the model is unchanged then.
     """
     parameters = dict(model.named_parameters())
     for name, p in parameters.items():
@@ -168,14 +163,44 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         p.copy_(weights[name])
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether this is the folder of a run that has no final model yet."""
+    return _is_run(folder) and not _is_ours(folder / "checkpoints" / "final")
+
+
+def build_stored(folder: Path, config: GPTConfig, weights: Mapping[str, Tensor], about: str) -> GPT:
+    """Build a model from stored weights, in eval mode.
+
+    Args:
+        folder: where they are stored, for the messages.
+        config: sizes that they should have, which are checked before anything is built.
+        weights: by name.
+        about: name of the file with the sizes, for the messages.
+
+    Raises:
+        ValueError: if the weights are not those of such a model, or it does not fit the memory.
+    """
+    n_stored = sum(weight.numel() for weight in weights.values())
+    if n_stored != config.n_parameters:
+        raise ValueError(
+            f"lm must hold the {config.n_parameters:,} weights that its {about} describes, "
+            f"{folder} has {n_stored:,}"
+        )
+    kinds = sorted({str(w.dtype) for w in weights.values() if not w.is_floating_point()})
+    if kinds:
+        raise ValueError(f"lm must hold floating point weights, {folder} has {', '.join(kinds)}")
+    check_memory("lm", config.building_bytes)
+    model = GPT(config)
+    try:
+        load_weights(model, weights)
+    except ValueError as error:
+        raise ValueError(f"lm must be a stored model, {folder} is damaged: {error}") from error
+    return model.eval()
+
+
 def _is_ours(folder: Path) -> bool:
     # Not Path.is_file, which raises an error for a name that is too long.
     return os.path.isfile(folder / ABOUT) and os.path.isfile(folder / WEIGHTS)
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether it is the folder of a run that has no model yet but, perhaps, in its checkpoints."""
-    return _is_run(folder) and not _is_ours(folder / "checkpoints" / "final")
 
 
 def _is_run(folder: Path) -> bool:
@@ -190,90 +215,14 @@ def _load_ours(folder: Path) -> StoredModel:
         about = read_json(folder / ABOUT)
         config = GPTConfig(**about.pop("gpt"))
         tokenizer = CharTokenizer.from_dict(about.pop("tokenizer"))
-        found = stored_tensors(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        # Not safetensors' load_file, which opens no file whose name is not UTF-8.
+        weights = load(read_regular(folder / WEIGHTS, memory_limit()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
-    check_stored(folder, config, found, ABOUT)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
             f"lm must have as many characters as its vocab_size, {config.vocab_size}, "
             f"{folder} has {tokenizer.vocab_size}"
         )
-    check_memory("lm", config.building_bytes)
-    try:  # read by us: safetensors opens no file whose name is not UTF-8
-        weights = load((folder / WEIGHTS).read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"lm must be a stored model, {folder} is damaged: {error}") from error
-    model = GPT(config)
-    load_weights(model, weights)
-    return StoredModel(model.eval(), tokenizer, about)
-
-
-def check_stored(
-    folder: Path, config: GPTConfig, found: Mapping[str, StoredTensor], about: str
-) -> None:
-    """Refuse weights that are not those of the description, before anything is built.
-
-    Args:
-        folder: where they are, for the message.
-        config: sizes that they should have.
-        found: what the header of their file says.
-        about: name of the file with the sizes, for the message.
-
-    Raises:
-        ValueError: names what differs.
-    """
-    expected = dict(islice(parameter_shapes(config), len(found) + 7))  # there may be billions
-    wrong = sorted(set(found) ^ set(expected)) or [
-        name for name, shape in expected.items() if found[name].shape != shape
-    ]
-    if wrong:
-        more = ", ..." if len(wrong) > 8 else ""
-        raise ValueError(
-            f"lm must hold the weights its {about} describes, {folder} differs: "
-            f"{', '.join(wrong[:8])}{more}"
-        )
-    kinds = sorted({tensor.dtype for tensor in found.values()} - {"F64", "F32", "F16", "BF16"})
-    if kinds:
-        raise ValueError(f"lm must hold floating point weights, {folder} has {', '.join(kinds)}")
-
-
-def _load_hub(folder: Path) -> StoredModel:
-    """Load a model and tokenizer of transformers; the weights keep the precision they have."""
-    if not any(os.path.isfile(folder / name) for name in HUB_VOCABULARIES):
-        raise ValueError(
-            f"lm must have a tokenizer beside its weights ({', '.join(HUB_VOCABULARIES)}), "
-            f"{folder} has none"
-        )
-    try:
-        n_stored = check_hub_folder(folder)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        # Some models draw weights that are then replaced; nobody else's dice are to change by it.
-        with offline(), torch.random.fork_rng(devices=[]):
-            config: Any = AutoConfig.from_pretrained(folder, **safe)
-            # Transformers' own choice: a folder may name code that is to be downloaded and run.
-            config._attn_implementation = config._experts_implementation = None
-            check_skeleton(config, n_stored)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                **safe,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    except Exception as error:  # whatever transformers raises, which differs between versions
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"lm must be a stored model, {folder} is damaged: {reason}") from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:  # they would be random
-        raise ValueError(f"lm must hold all weights of its {HUB_CONFIG}, {folder} lacks: {missing}")
-    return StoredModel(HubLM(model.eval()), HubTokenizer(tokenizer), {})
+    return StoredModel(build_stored(folder, config, weights, ABOUT), tokenizer, about)

@@ -1,7 +1,7 @@
 """Characters to token ids and back, exactly.
 
-Text is handled as an array of Unicode code points (UTF-32), so both directions are one table
-look-up however long the text is.
+Text is handled as an array of Unicode code points (UTF-32), so that encoding and decoding are one
+table look-up each.
 """
 
 from __future__ import annotations
@@ -13,31 +13,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avatarl_env.files import is_utf8
-
 UNKNOWN = "\ufffd"
-"""The replacement character: what every character outside the vocabulary is encoded as."""
+"""The replacement character, which stands for every character outside the vocabulary."""
 
 _FORMAT = "char"
-# "surrogatepass": a Python string may hold lone surrogates, and they too must come back unchanged.
+# "surrogatepass": a Python string may hold lone surrogates, which must survive a round trip.
 _CODEC, _ERRORS = "utf-32-le", "surrogatepass"
 
 
 class CharTokenizer:
     r"""One token per character, plus one for everything unknown.
 
-    Decoding what was encoded gives the same text for every text made of known characters; each
-    unknown character comes back as `"\ufffd"`, so the length is always kept.
+    Decoding an encoded text returns the text, with each unknown character replaced by `"\ufffd"`;
+    so its length never changes.
 
     Args:
-        characters: Distinct characters in the order of their ids, `"\ufffd"` among them.
+        characters: distinct characters in the order of their ids, `"\ufffd"` among them.
 
     Attributes:
-        characters: The vocabulary as one string; the character at index `i` has token id `i`.
-        unknown_id: Token id of `"\ufffd"`.
+        characters: the vocabulary as one string; the character at index `i` has token id `i`.
+        unknown_id: token id of `"\ufffd"`.
 
     Raises:
-        ValueError: If a character is repeated or `"\ufffd"` is missing.
+        ValueError: if a character is repeated or `"\ufffd"` is missing.
 
     Example:
         >>> tokenizer = CharTokenizer.from_text("to be")
@@ -61,7 +59,7 @@ class CharTokenizer:
         self.characters: str = characters
         self.unknown_id: int = characters.index(UNKNOWN)
         self._code_points: npt.NDArray[np.uint32] = _code_points(characters)
-        # Indexed by code point; the extra last entry stands for all code points beyond the table.
+        # Indexed by code point; the last entry is for all code points beyond the table.
         self._ids: npt.NDArray[np.int64] = np.full(
             int(self._code_points.max()) + 2, self.unknown_id, dtype=np.int64
         )
@@ -69,14 +67,9 @@ class CharTokenizer:
 
     @classmethod
     def from_text(cls, text: str) -> CharTokenizer:
-        """Collect the vocabulary of a text.
+        """Return a tokenizer for the distinct characters of a text, in code point order.
 
-        Args:
-            text: Any text, also an empty one.
-
-        Returns:
-            A tokenizer over the distinct characters in code point order. The unknown symbol takes
-            the last id, unless the text holds it: then it keeps its place in the order.
+        The unknown symbol has the last id, or its place in the order if the text contains it.
         """
         known = set(text)
         tail = "" if UNKNOWN in known else UNKNOWN
@@ -84,23 +77,18 @@ class CharTokenizer:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> CharTokenizer:
-        """Rebuild a tokenizer from what `to_dict` gave.
-
-        Args:
-            state: A mapping with the keys `"type"` (`"char"`) and `"characters"`, a string
-                or a list of strings.
+        """Rebuild a tokenizer from the result of `to_dict`.
 
         Raises:
-            TypeError: If the characters are missing or not strings.
-            ValueError: If `state` describes something else, or the characters are not allowed.
+            TypeError: if the characters are missing or not strings.
+            ValueError: if `state` describes something else, or the characters are not allowed.
         """
         if state.get("type") != _FORMAT:
             raise ValueError(f"state['type'] must be {_FORMAT!r}, got {state.get('type')!r}")
         characters = state.get("characters")
-        parts: list[Any] = characters if isinstance(characters, list) else [characters]
-        if not all(isinstance(part, str) for part in parts):
+        if not isinstance(characters, str):
             raise TypeError(f"state['characters'] must be a string, got {characters!r:.80}")
-        return cls("".join(parts))
+        return cls(characters)
 
     @property
     def vocab_size(self) -> int:
@@ -108,29 +96,19 @@ class CharTokenizer:
         return len(self.characters)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Turn a text into token ids.
-
-        Args:
-            text: Any text; characters outside the vocabulary become `unknown_id`.
-
-        Returns:
-            Shape `(len(text),)`, values in `[0, vocab_size)`.
-        """
+        """Return the token ids of a text, (T,) for T characters; unknown ones get `unknown_id`."""
         beyond = np.uint32(len(self._ids) - 1)
         return self._ids[np.minimum(_code_points(text), beyond)]
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer] | torch.Tensor) -> str:
-        """Turn token ids into text.
+        """Return the text of token ids.
 
         Args:
-            ids: Shape `(T,)`, integers in `[0, vocab_size)`; a tensor may be on any device.
-
-        Returns:
-            A text of `T` characters.
+            ids: (T,) integers in `[0, vocab_size)`; a tensor may be on any device.
 
         Raises:
-            TypeError: If `ids` are not integers.
-            ValueError: If `ids` are not one-dimensional or an id is out of range.
+            TypeError: if `ids` are not integers.
+            ValueError: if `ids` are not one-dimensional or an id is out of range.
         """
         array: npt.NDArray[Any] = np.asarray(
             ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids
@@ -150,17 +128,12 @@ class CharTokenizer:
         return code_points.tobytes().decode(_CODEC, _ERRORS)
 
     def n_unknown(self, text: str) -> int:
-        """Count the characters of `text` that `encode` cannot represent."""
+        """Count the characters of a text that are not in the vocabulary."""
         return int(np.count_nonzero(self.encode(text) == self.unknown_id)) - text.count(UNKNOWN)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description that JSON can hold and `from_dict` can read.
-
-        The characters are one string. Where there are lone surrogates they are a list: JSON would
-        read two of them that follow one another as one character.
-        """
-        characters = self.characters if is_utf8(self.characters) else list(self.characters)
-        return {"type": _FORMAT, "characters": characters}
+        """Return a description for JSON: `"type"` (`"char"`) and `"characters"`."""
+        return {"type": _FORMAT, "characters": self.characters}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CharTokenizer) and self.characters == other.characters

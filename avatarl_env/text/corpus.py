@@ -1,8 +1,12 @@
-"""Named corpora: found in a folder, cached, downloaded once, or made on the spot.
+"""Named corpora: found in a folder, in a cache, downloaded once, or generated.
 
-`load_corpus` takes a registered name or the path of a UTF-8 text file. The text is never altered:
-line ends stay as they are, and only a byte order mark is taken off. (The Project Gutenberg file is
-the exception: its licence header and footer and its carriage returns are not part of the plays.)
+`load_corpus` takes a name in `CORPORA` or the path of a UTF-8 text file. To add a corpus, add a row
+to `CORPORA`, here or from outside the package:
+
+    CORPORA["mine"] = Published("https://example.org/mine.txt", sha256="...")
+
+The text is used as it is: line ends are kept, and only a byte order mark is removed. (A Project
+Gutenberg file is the exception: its licence and its carriage returns are not part of the text.)
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import re
 import textwrap
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -23,44 +28,43 @@ from avatarl_env.files import read_regular, write_atomically
 from avatarl_env.memory import memory_limit
 
 SPLITS = ("train", "surgeon", "validation")
-"""Which part of a corpus may be used for what: in reading order, 85, 5 and 10 per cent of it."""
+"""The parts of a corpus in reading order: 85, 5 and 10 per cent of it."""
 
-_MIN_CHARACTERS = 2000
-_MIN_GUTENBERG_CHARACTERS = 4_000_000
+MIN_CHARACTERS = 2000
 _FILE_NAME = "input.txt"
 _MEMORY_PER_BYTE = 16  # of a text: code points, token ids, counts
+_BACK_OFF_SECONDS = 1.0
 
 
 class CorpusError(ValueError):
-    """A corpus cannot be had, or cannot be used; the message is one line that says why."""
+    """A corpus that is missing or unusable; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Corpus:
     """A text and where it came from.
 
-    Attributes:
-        name: What `load_corpus` takes to give this text again: a registered name, or the absolute
-            path of a file.
-        text: The characters, at least 2,000.
-        source: The file, or what else the text was made from.
-        nats_per_char: True entropy of the text's source, nats per character, averaged over the
-            whole text: about what a model would score that knew the source. Known only for
-            `playwright`, otherwise None.
-        sha256: Of the text in UTF-8, as hexadecimal digits.
+    Raises:
+        CorpusError: if the text has fewer than 2,000 characters.
     """
 
     name: str
+    """What `load_corpus` takes to load this text again: a name, or the absolute path of a file."""
     text: str = field(repr=False)
+    """The characters, at least 2,000."""
     source: str
+    """The file or URL, or how the text was made."""
     nats_per_char: float | None = None
+    """Entropy of the process that generated the text, nats per character: about the loss of a
+    model that knows this process. None where it is unknown, which is all but `playwright`."""
     sha256: str = field(init=False)
+    """Hexadecimal checksum of the text in UTF-8."""
 
     def __post_init__(self) -> None:
-        """Check the length and take the checksum."""
-        if len(self.text) < _MIN_CHARACTERS:
+        """Check the length and compute the checksum."""
+        if len(self.text) < MIN_CHARACTERS:
             raise CorpusError(
-                f"corpus {self.name!r} must have at least {_MIN_CHARACTERS} characters, "
+                f"corpus {self.name!r} must have at least {MIN_CHARACTERS} characters, "
                 f"got {len(self.text)}"
             )
         object.__setattr__(self, "sha256", hashlib.sha256(self.text.encode()).hexdigest())
@@ -70,10 +74,7 @@ class Corpus:
         """The disjoint parts by name, in reading order; together they are the whole text."""
         n = len(self.text)
         cuts = (0, n * 85 // 100, n * 9 // 10, n)
-        return {
-            name: self.text[begin:end]
-            for name, begin, end in zip(SPLITS, cuts[:-1], cuts[1:], strict=True)
-        }
+        return {name: self.text[cuts[i] : cuts[i + 1]] for i, name in enumerate(SPLITS)}
 
     def split(self, name: str) -> str:
         """Return one part of the text.
@@ -83,7 +84,7 @@ class Corpus:
                 (the last 10 %).
 
         Raises:
-            CorpusError: If there is no such part.
+            CorpusError: if there is no such part.
         """
         if name not in SPLITS:
             raise CorpusError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
@@ -93,30 +94,31 @@ class Corpus:
         """Check that every split is longer than `n_chars` characters.
 
         Args:
-            n_chars: The longest stretch that somebody will cut out of a split, characters.
-            what: Name of the argument that asks for it; the error begins with it.
+            n_chars: longest window that will be cut out of a split, characters.
+            what: name of the argument that asks for it; the error begins with it.
 
         Raises:
-            CorpusError: If a split is not longer.
+            CorpusError: if a split is not longer.
         """
-        shortest = min(self.splits, key=lambda name: len(self.splits[name]))
-        length = len(self.splits[shortest])
-        if length <= n_chars:
+        lengths = {name: len(part) for name, part in self.splits.items()}
+        shortest = min(SPLITS, key=lengths.__getitem__)
+        if lengths[shortest] <= n_chars:
             raise CorpusError(
-                f"{what} must be less than {length}, the length of the {shortest!r} split of "
-                f"corpus {self.name!r}, got {n_chars}"
+                f"{what} must be less than {lengths[shortest]}, the length of the {shortest!r} "
+                f"split of corpus {self.name!r}, got {n_chars}"
             )
 
 
-class _Source(NamedTuple):
-    """Where a named corpus is published.
-
-    `sha256` is None for a Project Gutenberg file: it is revised now and then, and is known by its
-    marker lines and its size instead.
-    """
+class Published(NamedTuple):
+    """A text that can be downloaded, and how to recognise it."""
 
     url: str
-    sha256: str | None
+    sha256: str | None = None
+    """Hexadecimal checksum of the file; None for a file that is revised now and then."""
+    extract: Callable[[str], str] = str
+    """Returns the corpus in the file's text, or raises a ValueError: "must ..."."""
+    min_characters: int = MIN_CHARACTERS
+    """Least length of the corpus."""
 
 
 class _Patience(NamedTuple):
@@ -128,17 +130,43 @@ class _Patience(NamedTuple):
     total: float
 
 
-_SOURCES = {
-    "tinyshakespeare": _Source(
-        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    ),
-    "shakespeare": _Source(url="https://www.gutenberg.org/cache/epub/100/pg100.txt", sha256=None),
-}
-_NAMES = ("auto", *_SOURCES, "playwright")
 _PATIENT = _Patience(attempts=3, connect=10.0, read=30.0, total=300.0)
 _HASTY = _Patience(attempts=1, connect=3.0, read=5.0, total=10.0)
-_BACK_OFF_SECONDS = 1.0
+
+
+def gutenberg_text(text: str) -> str:
+    """Return the text between the lines `*** START OF ...` and `*** END OF ...`.
+
+    Raises:
+        ValueError: if there are no such lines.
+    """
+    pattern = r"^\*\*\* ?START OF [^\n]*\n(.*)^\*\*\* ?END OF "
+    inner = re.search(pattern, text.replace("\r\n", "\n"), flags=re.MULTILINE | re.DOTALL)
+    if inner is None:
+        raise ValueError("must have the '*** START OF' and '*** END OF' lines, got none")
+    return inner[1].strip("\n") + "\n"
+
+
+def _playwright() -> Corpus:
+    from avatarl_env.text.playwright import write_play
+
+    play = write_play()
+    return Corpus("playwright", play.text, "written by avatarl_env", play.nats_per_char)
+
+
+CORPORA: dict[str, Published | Callable[[], Corpus]] = {
+    "tinyshakespeare": Published(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "shakespeare": Published(
+        "https://www.gutenberg.org/cache/epub/100/pg100.txt",
+        extract=gutenberg_text,
+        min_characters=4_000_000,
+    ),
+    "playwright": _playwright,
+}
+"""The corpora by name: a text to be downloaded, or a function that returns a `Corpus`."""
 
 
 def load_corpus(
@@ -146,116 +174,99 @@ def load_corpus(
 ) -> Corpus:
     """Load a corpus by name or path.
 
-    `tinyshakespeare` and `shakespeare` are looked for in `DATA_DIR/NAME/input.txt`, then in
-    the cache `${XDG_CACHE_HOME:-~/.cache}/avatarl_env/NAME/input.txt`, and downloaded into the
-    cache if they are in neither.
+    `tinyshakespeare` and `shakespeare` are looked for in `DATA_DIR/NAME/input.txt`, then in the
+    cache `${XDG_CACHE_HOME:-~/.cache}/avatarl_env/NAME/input.txt`, and downloaded into the cache if
+    they are in neither.
 
     Args:
         name: `"tinyshakespeare"`; `"shakespeare"`, the complete works from Project Gutenberg;
             `"playwright"`, the embedded synthetic play; the path of a UTF-8 text file; or
-            `"auto"`: tinyshakespeare if it can be had within seconds, else playwright with one
-            warning. A registered name wins over a file of the same name.
-        data_dir: Folder to look in first; by default what `AVATARL_DATA_DIR` names, if set.
-
-    Returns:
-        The corpus, never another one than was asked for by name.
+            `"auto"`: tinyshakespeare if it is available within seconds, else playwright with one
+            warning. A name in `CORPORA` takes precedence over a file of the same name.
+        data_dir: folder to look in first; default `$AVATARL_DATA_DIR`, if set.
 
     Raises:
-        CorpusError: If there is no such corpus, or it cannot be read, downloaded or verified.
-        TypeError: If `name` is neither a string nor a path.
+        CorpusError: if there is no such corpus, or it cannot be read, downloaded or verified.
+        TypeError: if `name` is neither a string nor a path.
     """
     wanted = os.fspath(name)
     if not isinstance(wanted, str):
         raise TypeError(f"corpus must be a name or a path, got {name!r}")
     if wanted == "auto":
         try:
-            return _load_published("tinyshakespeare", data_dir, _HASTY)
+            return _load_named("tinyshakespeare", data_dir, _HASTY)
         except CorpusError as error:
             warnings.warn(
                 f"corpus 'auto' uses the embedded 'playwright' instead of 'tinyshakespeare': "
                 f"{error}. To silence this, ask for corpus 'playwright' by name.",
                 stacklevel=2,
             )
-            return _load_playwright()
-    if wanted == "playwright":
-        return _load_playwright()
-    if wanted in _SOURCES:
-        return _load_published(wanted, data_dir, _PATIENT)
-    path = os.path.expanduser(wanted)
-    if os.path.lexists(path):
-        return _load_file(Path(path))
-    raise _no_such_corpus(wanted)
-
-
-def _load_playwright() -> Corpus:
-    """Write the embedded play."""
-    from avatarl_env.text.playwright import write_play
-
-    play = write_play()
-    return Corpus("playwright", play.text, "written by avatarl_env", play.nats_per_char)
-
-
-def _load_file(path: Path) -> Corpus:
-    """Read a user's own text."""
+            wanted = "playwright"
+    if wanted in CORPORA:
+        return _load_named(wanted, data_dir, _PATIENT)
+    expanded = os.path.expanduser(wanted)
+    if not os.path.lexists(expanded):
+        raise _no_such_corpus(wanted)
+    path = Path(expanded)
     absolute = path.parent.resolve() / path.name
     return Corpus(str(absolute), _decode(_read(absolute), str(absolute)), str(absolute))
 
 
-def _load_published(
-    name: str, data_dir: str | os.PathLike[str] | None, patience: _Patience
-) -> Corpus:
-    """Find or download a corpus of `_SOURCES`."""
+def _load_named(name: str, data_dir: str | os.PathLike[str] | None, patience: _Patience) -> Corpus:
+    """Generate, find or download a corpus of `CORPORA`."""
+    source = CORPORA[name]
+    if not isinstance(source, Published):
+        return source()
     folder = data_dir or os.environ.get("AVATARL_DATA_DIR")
     cache_root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     cached = Path(cache_root, "avatarl_env", name, _FILE_NAME)
     places = [Path(os.path.expanduser(folder), name, _FILE_NAME)] if folder else []
     for path in (*places, cached):
         if os.path.lexists(path):
-            text = _verified_text(_read(path), _SOURCES[name], str(path))
-            return Corpus(name, text, str(path.absolute()))
-    if cache_root.startswith("~"):  # nobody's home: it would be a folder of that name here
+            return Corpus(
+                name, _verified_text(_read(path), source, str(path)), str(path.absolute())
+            )
+    if cache_root.startswith("~"):  # there is no home: it would be a folder of that name here
         raise CorpusError(
-            f"corpus {name!r} must have a folder to be kept in, {cache_root!r} is none: set "
+            f"corpus {name!r} must have a folder for the cache, got {cache_root!r}: set "
             f"XDG_CACHE_HOME, or put the file at DIR/{name}/{_FILE_NAME} and set "
             "AVATARL_DATA_DIR=DIR"
         )
-    url = _SOURCES[name].url
-    content = _download(name, url, patience)
-    text = _verified_text(content, _SOURCES[name], url)  # before anything is kept
-    _keep(cached, content)
-    return Corpus(name, text, url)
+    content = _download(name, source.url, patience)
+    text = _verified_text(content, source, source.url)  # before it is cached
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, content)
+    except OSError as error:
+        raise CorpusError(
+            f"cache file {cached} cannot be written: {error.strerror}; set XDG_CACHE_HOME to a "
+            f"folder that can be"
+        ) from error
+    return Corpus(name, text, source.url)
 
 
-def _verified_text(content: bytes, source: _Source, where: str) -> str:
-    """Check that `content` is the published corpus; return its text."""
-    if source.sha256 is None:
-        return _strip_gutenberg(_decode(content, where), where)
+def _verified_text(content: bytes, source: Published, where: str) -> str:
+    """Check that `content` is the published file; return the corpus in it."""
     digest = hashlib.sha256(content).hexdigest()
-    if digest != source.sha256:
+    if source.sha256 not in (None, digest):
         raise CorpusError(
             f"{where} is not the published text: its sha256 must be {source.sha256}, got {digest}"
         )
-    return _decode(content, where)
-
-
-def _strip_gutenberg(text: str, where: str) -> str:
-    """Return what stands between the lines `*** START OF ...` and `*** END OF ...`."""
-    text = text.replace("\r\n", "\n")
-    inner = re.search(
-        r"^\*\*\* ?START OF [^\n]*\n(.*)^\*\*\* ?END OF ", text, flags=re.MULTILINE | re.DOTALL
-    )
-    if inner is None:
-        raise CorpusError(f"{where} must hold the '*** START OF' and '*** END OF' lines, got none")
-    body = inner[1].strip("\n") + "\n"
-    if len(body) < _MIN_GUTENBERG_CHARACTERS:
+    try:
+        text = source.extract(_decode(content, where))
+    except CorpusError:
+        raise
+    except ValueError as error:
+        raise CorpusError(f"{where} {error}") from error
+    if len(text) < source.min_characters:
         raise CorpusError(
-            f"{where} must have at least {_MIN_GUTENBERG_CHARACTERS} characters, got {len(body)}"
+            f"{where} must have at least {source.min_characters} characters, got {len(text)}"
         )
-    return body
+    return text
 
 
 def _read(path: Path) -> bytes:
-    """Read a regular file; a token takes more memory than the byte it comes from."""
+    """Read a regular file that fits the memory."""
     if os.path.isdir(path):
         raise CorpusError(f"corpus must be a text file, got the directory {path}")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -285,7 +296,7 @@ def _decode(content: bytes, where: str) -> str:
 
 
 def _download(name: str, url: str, patience: _Patience) -> bytes:
-    """Fetch a URL, again with growing pauses where trying again can help."""
+    """Download a URL; retry with growing pauses where that can help."""
     import requests
 
     attempt = 1
@@ -307,7 +318,7 @@ def _download(name: str, url: str, patience: _Patience) -> bytes:
 
 
 def _fetch(url: str, patience: _Patience) -> bytes:
-    """Make one request; a trickle of bytes does not extend it beyond `patience.total`."""
+    """Make one request; stop at `patience.total` also while bytes still arrive."""
     import requests
 
     deadline = time.monotonic() + patience.total
@@ -322,25 +333,13 @@ def _fetch(url: str, patience: _Patience) -> bytes:
     return b"".join(chunks)
 
 
-def _keep(path: Path, content: bytes) -> None:
-    """Write a file into the cache so that no reader ever sees a part of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise CorpusError(
-            f"cache file {path} cannot be written: {error.strerror}; set XDG_CACHE_HOME to a "
-            f"folder that can be"
-        ) from error
-
-
 def _no_such_corpus(name: str) -> CorpusError:
-    """Say what `name` could have been."""
     if os.sep in name or "/" in name or Path(name).suffix:
         return CorpusError(f"corpus file {name!r} must exist, got no such file")
-    close = difflib.get_close_matches(name.lower(), _NAMES, n=1)
+    names = ("auto", *CORPORA)
+    close = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return CorpusError(
-        f"corpus must be one of {', '.join(_NAMES)} or the path of an existing file, "
+        f"corpus must be one of {', '.join(names)} or the path of an existing file, "
         f"got {name!r}{hint}"
     )

@@ -1,16 +1,15 @@
-"""The n-gram reference: interpolated Witten-Bell smoothing, every position at once.
+"""The n-gram reference: interpolated Witten-Bell smoothing, vectorised over all positions.
 
-An n-gram model is counted in a moment, the same on every machine, and predicts far better than
-a language model in its first steps: the yardstick for what that model writes. With `h` a context
-of `k` tokens, `h'` the same context without its oldest token, `c` counts and `N(h)` the
-number of distinct tokens seen after `h` (Witten and Bell 1991, in the recursive form of Chen and
-Goodman 1998, Harvard TR-10-98):
+An n-gram model is counted in a moment, is the same on every machine, and predicts far better than
+a language model early in its training: a yardstick for what that model writes. With `h` a context
+of `k` tokens, `h'` the same context without its oldest token, `c` counts and `N(h)` the number of
+distinct tokens seen after `h` (Witten and Bell 1991, in the recursive form of Chen and Goodman
+1998, Harvard TR-10-98):
 
     p_k(a | h) = (c(h, a) + N(h) * p_{k-1}(a | h')) / (c(h) + N(h)),    p_{-1}(a) = 1 / V
 
-A context that was never followed by anything has `p_k = p_{k-1}`.
-
-How the counts are kept is told in `avatarl_env.text.ngram_counts`.
+A context that was never followed by anything has `p_k = p_{k-1}`. The counts are stored as
+described in `avatarl_env.text.ngram_counts`.
 
 Shapes: `B` rows, `T` tokens a row, `V` vocabulary.
 """
@@ -22,65 +21,72 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from avatarl_env.text.ngram_counts import Level, count_level, ready_distributions
+from avatarl_env.text.ngram_counts import (
+    FloatArray,
+    IntArray,
+    Level,
+    count_level,
+    ready_distributions,
+)
 
-_IntArray = npt.NDArray[np.int64]
-_FloatArray = npt.NDArray[np.float64]
-
+READY_CELLS = 2**20
+"""Probabilities after short contexts that a reference precomputes, at most (8 MiB)."""
 _CELLS_PER_CHUNK = 2**20
 """Probabilities that `NGramReference.evaluate` holds at a time (8 MiB)."""
 
 
 class ReferenceMetrics(NamedTuple):
-    """How well the reference predicts a text.
-
-    Attributes:
-        loss: Mean of `-log p(token)`, nats per token.
-        bits_per_token: The same in bits.
-        accuracy: Share of the tokens that were the most probable one, in [0, 1].
-        entropy: Mean entropy of the predicted distributions, nats per token.
-    """
+    """How well the reference predicts a text."""
 
     loss: float
+    """Mean of `-log p(token)`, nats per token."""
     bits_per_token: float
+    """The same in bits."""
     accuracy: float
+    """Share of the tokens that were the most probable one, in [0, 1]."""
     entropy: float
+    """Mean entropy of the predicted distributions, nats per token."""
 
 
 class NGramReference:
     """An interpolated Witten-Bell n-gram model over token ids.
 
-    Every probability is positive, and each distribution sums to one. Build it with `fit`: the
-    constructor takes what `fit` has counted, one level for each length of context.
+    Every probability is positive, and each distribution sums to one. Build it with `fit`; the
+    constructor takes the counts, one level for each length of context.
 
     Attributes:
-        vocab_size: Number of token ids, `V`.
-        order: Longest n-gram counted; contexts have up to `order - 1` tokens.
+        vocab_size: number of token ids, `V`.
+        order: longest n-gram counted; contexts have up to `order - 1` tokens.
     """
 
-    def __init__(self, levels: tuple[Level, ...], vocab_size: int) -> None:
+    def __init__(
+        self, levels: tuple[Level, ...], vocab_size: int, ready_cells: int = READY_CELLS
+    ) -> None:
         self.vocab_size: int = vocab_size
         self.order: int = len(levels)
         self._levels: tuple[Level, ...] = levels
-        self._ready: _FloatArray
-        self._first_ready: list[int]
-        self._ready, self._first_ready = ready_distributions(levels, vocab_size)
+        self._ready, self._first_ready = ready_distributions(levels, vocab_size, ready_cells)
 
     @classmethod
-    def fit(cls, tokens: npt.ArrayLike, vocab_size: int, order: int = 5) -> NGramReference:
+    def fit(
+        cls,
+        tokens: npt.ArrayLike,
+        vocab_size: int,
+        order: int = 5,
+        *,
+        ready_cells: int = READY_CELLS,
+    ) -> NGramReference:
         """Count the n-grams of a text.
 
         Args:
-            tokens: Shape `(T,)`, integers in `[0, vocab_size)`, at least `order` of them.
+            tokens: shape `(T,)`, integers in `[0, vocab_size)`, at least `order` of them.
             vocab_size: `V`, at least 1; tokens that never occur still get some probability.
-            order: Longest n-gram to count, at least 1.
-
-        Returns:
-            The fitted model.
+            order: longest n-gram to count, at least 1.
+            ready_cells: most probabilities to precompute. Only speed and memory depend on it.
 
         Raises:
-            TypeError: If `tokens` are not integers.
-            ValueError: If an argument breaks the rules above.
+            TypeError: if `tokens` are not integers.
+            ValueError: if an argument breaks the rules above.
         """
         for name, value in (("vocab_size", vocab_size), ("order", order)):
             if value < 1:
@@ -95,25 +101,25 @@ class NGramReference:
             level, grams = count_level(keys, n_grams, vocab_size)
             n_grams = len(level.keys)
             levels.append(level)
-        return cls(tuple(levels), vocab_size)
+        return cls(tuple(levels), vocab_size, ready_cells)
 
     def next_log_probs(self, tokens: npt.ArrayLike, first: int = 0) -> npt.NDArray[np.float32]:
-        """Return the whole distribution before each token from position `first` on.
+        """Return the predicted distribution of each token from position `first` on.
 
-        Row `j` of the result predicts `tokens[:, first + j]` from `tokens[:, :first + j]`, of
-        which the last `order - 1` count; at the start of a row the context is shorter. To score
-        what a model wrote after prompts of `P` tokens, give prompt and new text and `first=P`.
+        Column `j` of the result predicts `tokens[:, first + j]` from the (up to) `order - 1` tokens
+        before it. To score text that a model wrote after prompts of `P` tokens, pass prompts and
+        new text, and `first=P`.
 
         Args:
-            tokens: Shape `(B, T)`, integers in `[0, V)`.
-            first: First position to predict, in `[0, T)`.
+            tokens: shape `(B, T)`, integers in `[0, V)`.
+            first: first position to predict, in `[0, T)`.
 
         Returns:
             Natural logarithms, shape `(B, T - first, V)`.
 
         Raises:
-            TypeError: If `tokens` are not integers.
-            ValueError: If an argument breaks the rules above.
+            TypeError: if `tokens` are not integers.
+            ValueError: if an argument breaks the rules above.
         """
         rows, first = self._checked_rows(tokens, first)
         probs = self._next_probs(rows, first)
@@ -123,19 +129,11 @@ class NGramReference:
     def target_log_probs(self, tokens: npt.ArrayLike, first: int = 0) -> npt.NDArray[np.float32]:
         """Return the log-probability of each token from position `first` on.
 
-        The same numbers as `next_log_probs` at the tokens themselves, with neither time nor memory
-        spent on the rest of the vocabulary.
-
-        Args:
-            tokens: Shape `(B, T)`, integers in `[0, V)`.
-            first: First position to predict, in `[0, T)`.
+        These are the values of `next_log_probs` at the tokens themselves, without the cost of the
+        rest of the vocabulary; arguments and errors are the same.
 
         Returns:
             Natural logarithms, shape `(B, T - first)`.
-
-        Raises:
-            TypeError: If `tokens` are not integers.
-            ValueError: If an argument breaks the rules above.
         """
         rows, first = self._checked_rows(tokens, first)
         grams = self._number_grams(rows, self.order)
@@ -146,17 +144,17 @@ class NGramReference:
         return np.log(probs).astype(np.float32)
 
     def evaluate(self, tokens: npt.ArrayLike) -> ReferenceMetrics:
-        """Predict a whole text, each token from all that stands before it.
+        """Predict each token of a text from the tokens before it.
 
         Args:
-            tokens: Shape `(T,)`, integers in `[0, V)`, at least one.
+            tokens: shape `(T,)`, integers in `[0, V)`, at least one.
 
         Returns:
             Means over the `T` tokens.
 
         Raises:
-            TypeError: If `tokens` are not integers.
-            ValueError: If `tokens` is empty, not one-dimensional or out of range.
+            TypeError: if `tokens` are not integers.
+            ValueError: if `tokens` is empty, not one-dimensional or out of range.
         """
         text = _checked_tokens(tokens, self.vocab_size, n_dims=1)
         if len(text) == 0:
@@ -174,11 +172,11 @@ class NGramReference:
         loss, hits, entropy = (total / len(text) for total in (loss, hits, entropy))
         return ReferenceMetrics(loss, loss / float(np.log(2.0)), hits, entropy)
 
-    def _next_probs(self, rows: _IntArray, first: int) -> _FloatArray:
+    def _next_probs(self, rows: IntArray, first: int) -> FloatArray:
         """Return the distributions of `next_log_probs` as probabilities, `(B*(T-first), V)`."""
         shape = (rows.shape[0], rows.shape[1] - first)
         grams = self._number_grams(rows, self.order - 1)
-        # Begin with what is kept ready after the longest context that was seen.
+        # Begin with the precomputed distribution after the longest context that was seen.
         places = np.zeros(shape, dtype=np.int64)
         for length, begin in enumerate(self._first_ready):
             contexts = _starting_before(grams[length], length, first, shape)
@@ -198,11 +196,10 @@ class NGramReference:
             cells[row_begins + level.followers[seen]] += level.shares[seen]  # cells are distinct
         return probs
 
-    def _number_grams(self, rows: _IntArray, longest: int) -> list[_IntArray]:
+    def _number_grams(self, rows: IntArray, longest: int) -> list[IntArray]:
         """Number the n-grams of 0 to `longest` tokens that start at each position.
 
-        Returns:
-            For each length `k` an array `(B, T - k + 1)` (no columns if `k > T`).
+        The result has, for each length `k`, an array `(B, T - k + 1)` (no columns if `k > T`).
         """
         n_rows, width = rows.shape
         grams = [np.zeros((n_rows, width + 1), dtype=np.int64)]
@@ -212,8 +209,8 @@ class NGramReference:
             grams.append(self._levels[length].find(shorter, tokens, self.vocab_size))
         return grams
 
-    def _checked_rows(self, tokens: npt.ArrayLike, first: int) -> tuple[_IntArray, int]:
-        """Check the arguments; drop the leading columns that no prediction looks at."""
+    def _checked_rows(self, tokens: npt.ArrayLike, first: int) -> tuple[IntArray, int]:
+        """Check the arguments; drop the leading columns that no prediction depends on."""
         rows = _checked_tokens(tokens, self.vocab_size, n_dims=2)
         if not 0 <= first < rows.shape[1]:
             raise ValueError(f"first must lie in [0, {rows.shape[1]}), got {first}")
@@ -222,18 +219,12 @@ class NGramReference:
 
 
 def _starting_before(
-    grams: _IntArray, distance: int, first: int, shape: tuple[int, int]
-) -> _IntArray:
+    grams: IntArray, distance: int, first: int, shape: tuple[int, int]
+) -> IntArray:
     """Pick the n-gram that starts `distance` tokens before each predicted position.
 
-    Args:
-        grams: `(B, .)` numbers of the n-grams by the position where they start.
-        distance: How far back to look.
-        first: First predicted position.
-        shape: Rows and predicted positions.
-
-    Returns:
-        The numbers, of the given shape; -1 where the n-gram would start before the row does.
+    The result has the given shape (rows, predicted positions); it is -1 where the n-gram would
+    start before its row does. `grams` (B, .) are numbers by the position where n-grams start.
     """
     picked = np.full(shape, -1, dtype=np.int64)
     missing = min(max(0, distance - first), shape[1])
@@ -242,7 +233,7 @@ def _starting_before(
     return picked
 
 
-def _checked_tokens(tokens: npt.ArrayLike, vocab_size: int, n_dims: int) -> _IntArray:
+def _checked_tokens(tokens: npt.ArrayLike, vocab_size: int, n_dims: int) -> IntArray:
     """Return `tokens` as int64 if they are integers in range with `n_dims` axes."""
     array: npt.NDArray[Any] = np.asarray(tokens)
     if array.ndim != n_dims:

@@ -15,49 +15,44 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_IntArray = npt.NDArray[np.int64]
-_FloatArray = npt.NDArray[np.float64]
-
-_CELLS_KEPT = 2**20
-"""Probabilities after short contexts that an `NGramReference` keeps ready (8 MiB)."""
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
     """What was seen after the contexts of one length.
 
-    Contexts and n-grams that were never seen have the number -1. The arrays marked with +1 end in
-    an entry for them (share 0, length 0, back-off 1), which is the one that index -1 picks.
-
-    Attributes:
-        keys: `(E,)` sorted, `context * V + follower`.
-        followers: `(E,)` the last token of each n-gram.
-        shares: `(E+1,)` `c(h, a) / (c(h) + N(h))`.
-        starts: `(C+1,)` where the n-grams of a context begin.
-        lengths: `(C+1,)` how many there are, `N(h)`.
-        backoffs: `(C+1,)` `N(h) / (c(h) + N(h))`, the weight of the shorter context.
+    Contexts and n-grams that were never seen have the number -1. The arrays of length +1 end in an
+    entry for them (share 0, length 0, back-off 1), which is the one that index -1 picks.
     """
 
-    keys: _IntArray
-    followers: _IntArray
-    shares: _FloatArray
-    starts: _IntArray
-    lengths: _IntArray
-    backoffs: _FloatArray
+    keys: IntArray
+    """`(E,)` sorted, `context * V + follower`."""
+    followers: IntArray
+    """`(E,)` last token of each n-gram."""
+    shares: FloatArray
+    """`(E+1,)` `c(h, a) / (c(h) + N(h))`."""
+    starts: IntArray
+    """`(C+1,)` where the n-grams of a context begin."""
+    lengths: IntArray
+    """`(C+1,)` how many there are, `N(h)`."""
+    backoffs: FloatArray
+    """`(C+1,)` `N(h) / (c(h) + N(h))`, the weight of the shorter context."""
 
-    def find(self, contexts: _IntArray, tokens: _IntArray, vocab_size: int) -> _IntArray:
-        """Number the n-grams `context + token` (any shape); -1 where one was never seen."""
+    def find(self, contexts: IntArray, tokens: IntArray, vocab_size: int) -> IntArray:
+        """Return the numbers of the n-grams `context + token`; -1 where one was never seen."""
         wanted = contexts * vocab_size + tokens  # negative, so never found, if the context is -1
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[places] == wanted, places, -1)
 
 
-def count_level(keys: _IntArray, n_contexts: int, vocab_size: int) -> tuple[Level, _IntArray]:
+def count_level(keys: IntArray, n_contexts: int, vocab_size: int) -> tuple[Level, IntArray]:
     """Count the n-grams of one length.
 
     Args:
-        keys: `(P,)` the key of the n-gram that starts at each position.
-        n_contexts: How many contexts (n-grams one shorter) there are.
+        keys: `(P,)` key of the n-gram that starts at each position.
+        n_contexts: number of contexts (n-grams one shorter).
         vocab_size: `V`.
 
     Returns:
@@ -67,7 +62,7 @@ def count_level(keys: _IntArray, n_contexts: int, vocab_size: int) -> tuple[Leve
     contexts, followers = np.divmod(unique_keys, vocab_size)
     lengths = np.bincount(contexts, minlength=n_contexts)
     totals = np.bincount(contexts, weights=counts, minlength=n_contexts) + lengths
-    # The text's last tokens may be a context that nothing follows: all weight to the shorter one.
+    # Nothing may follow the text's last tokens: then the shorter context has all the weight.
     backoffs = np.divide(lengths, totals, out=np.ones(n_contexts), where=totals > 0)
     level = Level(
         keys=unique_keys,
@@ -81,13 +76,17 @@ def count_level(keys: _IntArray, n_contexts: int, vocab_size: int) -> tuple[Leve
 
 
 def ready_distributions(
-    levels: tuple[Level, ...], vocab_size: int
-) -> tuple[_FloatArray, list[int]]:
-    """Compute the distributions after all contexts of the shortest lengths, as many as are kept.
+    levels: tuple[Level, ...], vocab_size: int, most_cells: int
+) -> tuple[FloatArray, list[int]]:
+    """Compute the distributions after all contexts of the shortest lengths.
+
+    Args:
+        levels: the counts.
+        vocab_size: `V`.
+        most_cells: most probabilities to compute; that of the empty context always is.
 
     Returns:
-        The distributions, `(contexts of these lengths, V)`, and where those of each length begin;
-        at least that after the empty context.
+        The distributions, `(contexts of these lengths, V)`, and where those of each length begin.
     """
     table = np.full((1, vocab_size), levels[0].backoffs[0] / vocab_size)
     table[0, levels[0].followers] += levels[0].shares[:-1]
@@ -95,7 +94,7 @@ def ready_distributions(
     shorter = np.zeros(1, dtype=np.int64)  # the number of each context without its oldest token
     for length in range(1, len(levels)):
         contexts, level = levels[length - 1], levels[length]
-        if (n_rows + len(contexts.keys)) * vocab_size > _CELLS_KEPT:
+        if (n_rows + len(contexts.keys)) * vocab_size > most_cells:
             break
         if length == 1:
             shorter = np.zeros(len(contexts.keys), dtype=np.int64)
@@ -103,20 +102,15 @@ def ready_distributions(
             prefixes = contexts.keys // vocab_size
             shorter = levels[length - 2].find(shorter[prefixes], contexts.followers, vocab_size)
         table = table[shorter] * level.backoffs[:-1, None]
-        table.reshape(-1)[level.keys] += level.shares[:-1]  # keys are places, each of its own
+        table.reshape(-1)[level.keys] += level.shares[:-1]  # keys are distinct places
         tables.append(table)
         begins.append(n_rows)
         n_rows += len(table)
     return np.concatenate(tables), begins
 
 
-def _tally(keys: _IntArray, n_keys: int) -> tuple[_IntArray, _IntArray, _IntArray]:
-    """Return the sorted distinct keys, the place of each key among them, and how often each is.
-
-    Args:
-        keys: `(P,)` in `[0, n_keys)`.
-        n_keys: Number of possible keys.
-    """
+def _tally(keys: IntArray, n_keys: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the distinct keys sorted, the place of each key among them, and their counts."""
     if n_keys > 4 * len(keys):
         return np.unique(keys, return_inverse=True, return_counts=True)
     # Few possible keys (short n-grams): a table is several times faster than sorting.

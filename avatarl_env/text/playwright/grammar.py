@@ -1,13 +1,14 @@
 """Weighted grammars: text drawn rule by rule, and the surprisal of every draw.
 
-A text of rules has one rule `symbol = alternatives` after the other; further lines of a rule are
-indented. The alternatives are single words, or, where a `|` or a brace is among them, the
-patterns between the bars: text with symbols in braces and `/` for a line break, after a number
-that is its weight (1 if absent). Two prefixes change the word that a symbol gives: `{^X}` begins
-with a capital, `{a:X}` has the indefinite article before it.
+Rules have the form `symbol = alternatives`; continuation lines are indented. The alternatives are
+single words, or, if the right side has a `|` or a brace, the patterns between the bars: text with
+symbols in braces and `/` for a line break, optionally preceded by a weight (default 1). Two
+prefixes change the word that a symbol gives: `{^X}` capitalises it, `{a:X}` puts the indefinite
+article before it.
 
-A rule `context symbol = ...` holds only after `Voice.enter` was called with the context. Where
-the symbol has a rule of its own as well, the context adds to it, with a greater weight.
+A rule `context symbol = ...` applies only after `Voice.enter` was called with the context. If the
+symbol also has a rule without a context, the alternatives of the context are added to it with a
+greater weight.
 """
 
 from __future__ import annotations
@@ -20,22 +21,18 @@ from math import exp, log, log1p
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 _CONTEXT_WEIGHT = 4
-"""How much more frequent a word of the context is than one that may come in every context."""
-
+"""How much more frequent a word of the context is than a word of every context."""
 _OPEN_CLASS_SIZE = 20
-"""A symbol of at least this many words does not give one of its last two words again."""
+"""A symbol with at least this many words never repeats one of its last two."""
 
 
 class Pattern(NamedTuple):
-    """Text with symbols in it.
-
-    Attributes:
-        head: What precedes the first symbol.
-        rest: Each symbol with the text that follows it.
-    """
+    """Text with symbols in it."""
 
     head: str
+    """The text before the first symbol."""
     rest: tuple[tuple[str, str], ...]
+    """Each symbol with the text that follows it."""
 
 
 Item: TypeAlias = str | Pattern
@@ -47,17 +44,15 @@ _NONE_RECENT: Final = ("", 0.0, "", 0.0)
 
 
 def make_table(items: Sequence[Item]) -> Table:
-    """Make a table in which every item is as probable as it is frequent in `items`."""
+    """Return a table in which the probability of an item is its frequency in `items`."""
     counts = Counter(items)
     return tuple((item, log(len(items) / counts[item])) for item in items)
 
 
 def read_rules(text: str) -> dict[str, list[Item]]:
-    """Read a text of rules.
+    """Parse rules; map each symbol, or `context symbol`, to its alternatives.
 
-    Returns:
-        For each symbol, after its context if it has one, its alternatives. An alternative is
-        repeated as often as its weight says.
+    An alternative is repeated by its weight.
     """
     rules: dict[str, list[Item]] = {}
     for rule in re.split(r"\n(?! )", text.strip()):
@@ -68,7 +63,7 @@ def read_rules(text: str) -> dict[str, list[Item]]:
 
 
 def _read_alternative(text: str) -> list[Item]:
-    """Read a word or pattern; repeat it as often as its weight says."""
+    """Parse a word or pattern; repeat it by its weight."""
     number, space, rest = text.partition(" ")
     weight, text = (int(number), rest) if space and number.isdigit() else (1, text)
     head, *pieces = re.split(r"\{([^}]+)\}", text.replace("/", "\n"))
@@ -78,15 +73,15 @@ def _read_alternative(text: str) -> list[Item]:
 
 
 class Grammar:
-    """Tables for all symbols of a set of rules, context by context.
+    """Tables for all symbols of a set of rules, by context.
 
     Args:
-        common: Rules that hold in every context.
-        local: Rules of single contexts; the keys are `context symbol`.
+        common: rules that apply in every context.
+        local: rules of single contexts; the keys are `context symbol`.
 
     Attributes:
-        contexts: The tables of each context by symbol; those that always hold are under `""`.
-        open_class: Symbols with so many words that none need be repeated soon.
+        contexts: the tables of each context by symbol; those that always apply are under `""`.
+        open_class: symbols with so many words that none needs to be repeated soon.
     """
 
     def __init__(
@@ -110,7 +105,7 @@ class Grammar:
 
 
 def _variants(tables: Mapping[str, Table]) -> dict[str, Table]:
-    """Return the tables of words once more, for each prefix that a symbol may have."""
+    """Return the tables of words for each prefix that a symbol may have."""
     words = {s: t for s, t in tables.items() if all(isinstance(item, str) for item, _ in t)}
     return {
         prefix + symbol: tuple((change(str(item)), nats) for item, nats in table)
@@ -120,12 +115,12 @@ def _variants(tables: Mapping[str, Table]) -> dict[str, Table]:
 
 
 def capitalised(word: str) -> str:
-    """Return `word` with a capital at its beginning."""
+    """Return `word` with a capital first letter."""
     return word[:1].upper() + word[1:]
 
 
 def with_article(word: str) -> str:
-    """Return `word` after `a` or `an`, as it sounds."""
+    """Return `word` after `a` or `an`, chosen by sound."""
     vowel = (word[0] in "aeiou" and not word.startswith("use")) or word.startswith("honest")
     return f"{'an' if vowel else 'a'} {word}"
 
@@ -134,13 +129,13 @@ class Voice:
     """Draws texts from a grammar.
 
     Args:
-        grammar: Where the rules are from.
-        seed: Of the draws, at least 0. They are made with `random.Random.random` alone, which
-            gives the same numbers in every version of Python.
+        grammar: the rules.
+        seed: of the draws, at least 0. They use `random.Random.random` alone, which returns the
+            same numbers in every version of Python.
 
     Attributes:
-        nats: `-log p` of all draws so far, added up.
-        last_word: For each symbol the last word that it gave.
+        nats: sum of `-log p` of all draws so far.
+        last_word: for each symbol its last word.
     """
 
     def __init__(self, grammar: Grammar, seed: int) -> None:
@@ -155,34 +150,34 @@ class Voice:
         self._pieces: list[str] = []
 
     def choose(self, items: Sequence[_Choice]) -> _Choice:
-        """Draw one of `items`; what is listed twice is twice as probable."""
+        """Draw one of `items` uniformly; repeated items are more probable."""
         item = items[int(self._random() * len(items))]
         self.nats += log(len(items) / items.count(item))
         return item
 
     def enter(self, *contexts: str) -> None:
-        """Let the rules of some contexts hold, in place of other rules for the same symbols."""
+        """Apply the rules of some contexts, replacing other rules for the same symbols."""
         for context in contexts:
             self._tables.update(self._contexts[context])
 
     def define(self, **words: str) -> None:
-        """Let each symbol stand for one word."""
+        """Give each symbol a single word."""
         for symbol, word in words.items():
             self._tables[symbol] = ((word, 0.0),)
             self._tables[f"^{symbol}"] = ((capitalised(word), 0.0),)
 
     def define_with(self, symbol: str, consequences: Mapping[str, Mapping[str, str]]) -> None:
-        """Let `symbol` stand for any of some words that give other symbols their meaning.
+        """Give `symbol` several words, each of which defines other symbols.
 
         Args:
-            symbol: The symbol.
-            consequences: For each word what `define` is called with when it is drawn.
+            symbol: the symbol.
+            consequences: for each word the arguments of `define` when it is drawn.
         """
         self._consequences[symbol] = consequences
         self._tables[symbol] = make_table(list(consequences))
 
     def write(self, symbol: str) -> str:
-        """Draw a text that `symbol` stands for."""
+        """Draw a text for `symbol`."""
         self._pieces.clear()
         self._recent.clear()
         self._expand(symbol)
@@ -207,9 +202,9 @@ class Voice:
             self._pieces.append(text)
 
     def _fresh(self, symbol: str, word: str, nats: float) -> tuple[str, float]:
-        """Draw again until `word` is none of the last two; return it with its surprisal.
+        """Draw again until `word` is not one of the last two; return it with its surprisal.
 
-        Given that it is neither of them, a word of probability p has p / (1 - p_1 - p_2).
+        Given that, a word of probability p has probability p / (1 - p_1 - p_2).
         """
         table = self._tables[symbol]
         first, p_first, second, p_second = self._recent.get(symbol, _NONE_RECENT)

@@ -1,8 +1,7 @@
-"""Persons and words of the embedded play, all of our own making.
+"""Characters and words of the embedded play, written for this package.
 
-The rules are written as `avatarl_env.text.playwright.grammar` says.
-The digit of a symbol counts syllables:
-`N1` is a noun of one, `A2` an adjective of two with the stress on the first.
+The rules have the format of `avatarl_env.text.playwright.grammar`. The digit of a symbol counts
+syllables: `N1` is a noun of one, `A2` an adjective of two with the stress on the first.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ Tibb/-/0/f/comic           Pottle/-/0/m/comic           Madge/-/0/f/bold
 Crabtree/-/0/m/comic       Hester/-/0/f/grave           Pike/-/0/m/bitter
 Wattle/-/0/m/sad
 """
-"""Name, title (used by people of lower rank), rank (3 royal, 2 noble, 1 gentle, 0 common), sex and
-humour of each person."""
+"""Name, title (used by lower ranks), rank (3 royal, 2 noble, 1 gentle, 0 common), sex and humour of
+each character."""
 
 PRONOUNS: Final = """
 thou/you thee/you thy/your thine/yours art/are hast/have dost/do know'st/know speak'st/speak
 look'st/look
 """
-"""The familiar and the formal word for the same symbol, which is named after the familiar one."""
+"""The familiar and the formal word of a symbol, which is named after the familiar one."""
 
 ADDRESS: Final = """
 up3m VOC = 2 my liege | 2 your grace | dread lord | great sir | high lord
@@ -52,8 +51,8 @@ you TAUX = will | shall | can | do | may | must | would | should | could
 thou D = 3 the | 3 my | 3 thy | 2 this | 2 that | 2 our | 2 his | 2 her | 2 their | yon | some
 you D = 3 the | 3 my | 3 your | 2 this | 2 that | 2 our | 2 his | 2 her | 2 their | yon | some
 """
-"""What a person is called by somebody of lower or equal rank (up) or of higher rank (down), by rank
-and sex; what people call upon who are alone; and what goes with `thou` and with `you`."""
+"""Forms of address used by a lower or equal rank (up) or a higher one (down), by rank and sex; what
+a character alone on stage addresses; and the words that go with `thou` and with `you`."""
 
 FIELDS: Final = """
 war PLACE = camp before the walls | breach in the wall | captain's tent | plain strewn with arms

@@ -1,8 +1,8 @@
-"""Sentences and speeches of the embedded play, all of our own making.
+"""Sentences and speeches of the embedded play, written for this package.
 
-The rules are written as `avatarl_env.text.playwright.grammar` says.
-Verse has ten syllables a line; the digit of a symbol counts syllables, so that `C6` is a clause
-of six. The words are in `avatarl_env.text.playwright.lexicon`.
+The rules have the format of `avatarl_env.text.playwright.grammar`. Verse has ten syllables a line;
+the digit of a symbol counts syllables, so `C6` is a clause of six. The words are in
+`avatarl_env.text.playwright.lexicon`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from avatarl_env.lm.export import export_model, to_transformers
@@ -23,17 +22,13 @@ from avatarl_env.lm.tokenizer import CharTokenizer
 from tests.fakes import tiny_gpt
 from tests.patients import global_random_states
 
-CHARACTERS = "\n !,.?acdehnorstuvwéж😀"
+TOKENIZER = CharTokenizer.from_text("\n !,.?acdehnorstuvwéж😀")
 CONTEXT = 48
-
-
-def tokenizer() -> CharTokenizer:
-    return CharTokenizer.from_text(CHARACTERS)
 
 
 def trained() -> GPT:
     """A model that is sure of something, with norms that are not all one."""
-    model = tiny_gpt(vocab_size=len(CHARACTERS) + 1, context=CONTEXT, n_layers=3)
+    model = tiny_gpt(vocab_size=TOKENIZER.vocab_size, context=CONTEXT, n_layers=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,34 +39,22 @@ def trained() -> GPT:
 
 def windows(n_rows: int = 4, length: int = CONTEXT) -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
-    return torch.randint(len(CHARACTERS), (n_rows, length), generator=generator)
+    return torch.randint(TOKENIZER.vocab_size - 1, (n_rows, length), generator=generator)
 
 
-def their_angles(model: GPT, frequencies: torch.Tensor) -> None:
-    """Give a model rotary positions rounded as transformers rounds them."""
-    angle = torch.arange(model.context).float()[:, None] * frequencies
-    angle = torch.cat([angle, angle], dim=1)[:, None, None, :]
-    model.cos, model.sin = angle.cos(), angle.sin()
-
-
+@torch.no_grad()
 def test_logits_are_ours_up_to_the_rounding_of_the_angles() -> None:
     model, read = trained(), windows()
-    exported, _ = to_transformers(model, tokenizer())
-    with torch.no_grad():
-        found, expected = exported(read).logits, model(read)
-        assert expected.std() > 1  # there is something to differ
-        torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
-        their_angles(model, exported.model.rotary_emb.inv_freq)
-        assert torch.equal(found, model(read))
-
-
-def test_weights_are_copies_and_tied() -> None:
-    model = trained()
-    exported, _ = to_transformers(model, tokenizer())
-    before = exported(windows()).logits
-    with torch.no_grad():
-        model.embed.weight.zero_()
-    assert torch.equal(exported(windows()).logits, before)
+    exported, _ = to_transformers(model, TOKENIZER)
+    found, expected = exported(read).logits, model(read)
+    assert expected.std() > 1  # there is something to differ
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+    angle = torch.arange(CONTEXT).float()[:, None] * exported.model.rotary_emb.inv_freq
+    angle = torch.cat([angle, angle], dim=1)[:, None, None, :]
+    model.cos, model.sin = angle.cos(), angle.sin()  # rounded as transformers rounds them
+    assert torch.equal(found, model(read))
+    model.embed.weight.zero_()  # not shared
+    assert torch.equal(exported(read).logits, found)
     assert exported.lm_head.weight is exported.model.embed_tokens.weight
     assert sum(p.numel() for p in exported.parameters()) == model.n_parameters
     assert not exported.training
@@ -83,7 +66,7 @@ warnings.simplefilter("error")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-folder, again, result = sys.argv[1:]
+folder, result = sys.argv[1:]
 model, report = AutoModelForCausalLM.from_pretrained(
     folder, trust_remote_code=True, output_loading_info=True
 )
@@ -95,9 +78,6 @@ def write(prompts, **options):
     return model.generate(**batch, **greedy, **options)[:, -12:].tolist()
 
 prompts = ["and now, ", "ah", "the tree has\n"]
-model.save_pretrained(again)
-tokenizer.save_pretrained(again)
-reloaded = AutoModelForCausalLM.from_pretrained(again)
 read = tokenizer("and now, there was\n", return_tensors="pt")["input_ids"]
 write_text = pipeline("text-generation", model=folder, trust_remote_code=True)
 with torch.no_grad():
@@ -107,13 +87,10 @@ with torch.no_grad():
         "ours": [name for name in sys.modules if name.split(".")[0] in ("avatarl_env", "agents")],
         "ids": tokenizer("a\nж x").input_ids,
         "logits": model(read).logits.tolist(),
-        "tied": model.lm_head.weight is model.model.embed_tokens.weight,
         "cached": write(prompts[0]),
         "uncached": write(prompts[0], use_cache=False),
         "padded": write(prompts),
         "alone": [write(prompt)[0] for prompt in prompts],
-        "again": torch.equal(reloaded(read).logits, model(read).logits),
-        "ids again": AutoTokenizer.from_pretrained(again)("a\nж x").input_ids,
         "piped": write_text(prompts[0], **greedy)[0]["generated_text"],
     }
 outcome["decoded"] = prompts[0] + tokenizer.decode(outcome["cached"][0])
@@ -123,146 +100,116 @@ open(result, "w", encoding="utf-8").write(json.dumps(outcome))
 
 @pytest.mark.slow
 def test_a_process_without_this_package_loads_it_and_writes_the_same(tmp_path: Path) -> None:
-    model, mine = trained(), tokenizer()
-    folder, result = tmp_path / "out", tmp_path / "result.json"
-    export_model(folder, model, mine, "a made-up text")
+    model, folder, result = trained(), tmp_path / "out", tmp_path / "result.json"
+    export_model(folder, model, TOKENIZER, "a made-up text")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     environment.pop("PYTHONPATH", None)
-    words = [sys.executable, "-c", FRESH, str(folder), str(tmp_path / "again"), str(result)]
+    words = [sys.executable, "-c", FRESH, str(folder), str(result)]
     done = subprocess.run(
         words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "[transformers]" not in done.stderr  # it has nothing to complain of
+    assert "[transformers]" not in done.stderr  # no complaints
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    assert found["class"] == "ArceeForCausalLM"
-    assert found["problems"] == []
-    assert found["ours"] == []
-    assert found["ids"] == found["ids again"] == mine.encode("a\nж x").tolist()
-    assert found["tied"] is True
-    assert found["again"] is True
+    assert (found["class"], found["problems"], found["ours"]) == ("ArceeForCausalLM", [], [])
+    assert found["ids"] == TOKENIZER.encode("a\nж x").tolist()
     assert found["cached"] == found["uncached"]
     assert found["padded"] == found["alone"]
     assert len({tuple(row) for row in found["padded"]}) == 3
     assert found["piped"] == found["decoded"]
-    read = torch.from_numpy(mine.encode("and now, there was\n"))[None]
+    read = torch.from_numpy(TOKENIZER.encode("and now, there was\n"))[None]
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(found["logits"]), model(read), atol=5e-5, rtol=0)
 
 
 def test_it_is_a_patient_again(tmp_path: Path) -> None:
-    model = trained()
-    export_model(tmp_path / "out", model, tokenizer())
-    stored = load_model(str(tmp_path / "out"))
+    model, states = trained(), global_random_states()
+    export_model(tmp_path, model, TOKENIZER, "a made-up text")
+    assert global_random_states() == states
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "a made-up text" in card
+    assert f"the last {CONTEXT} of them" in card
+    assert not list(tmp_path.glob("*.py"))  # no code
+    stored = load_model(str(tmp_path))
     assert isinstance(stored.model, HubLM)
     assert isinstance(stored.tokenizer, HubTokenizer)
-    assert (stored.model.context, stored.model.vocab_size) == (CONTEXT, len(CHARACTERS) + 1)
-    assert stored.tokenizer.vocab_size == len(CHARACTERS) + 1
+    assert (stored.model.context, stored.model.vocab_size) == (CONTEXT, TOKENIZER.vocab_size)
     prompts, uniforms = windows(3, 5), torch.rand(3, 2 * CONTEXT, generator=torch.Generator())
     found, expected = (generate(m, prompts, uniforms).tokens for m in (stored.model, model))
     assert torch.equal(found, expected)
+    half = tmp_path / "half"
+    export_model(half, model.to(torch.bfloat16), TOKENIZER)
+    assert next(load_model(str(half)).model.parameters()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "sat down,\n\n  and, \n", "xyz", "ea\u0301", "a\ufffdb", "é😀ж", "<pad>\t", "€" * 9],
+    ["", "sat down,\n\n  and, \n", "xyz", "ea\u0301", "a\ufffdb", "é😀ж", "<pad>\t", "€" * 9],
 )
 def test_ids_and_text_are_ours(text: str) -> None:
-    mine = tokenizer()
-    _, theirs = to_transformers(trained(), mine)
-    ids = mine.encode(text).tolist()
+    _, theirs = to_transformers(trained(), TOKENIZER)
+    ids = TOKENIZER.encode(text).tolist()
     assert theirs(text)["input_ids"] == ids
-    assert theirs.decode(ids) == mine.decode(ids)
-    assert len(theirs) == mine.vocab_size
-    assert theirs.model_max_length == CONTEXT
+    assert theirs.decode(ids) == TOKENIZER.decode(ids)
+    assert (len(theirs), theirs.model_max_length) == (TOKENIZER.vocab_size, CONTEXT)
+    theirs.eos_token = "\n"  # so that a line is the end of a text
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.eos_token_id == TOKENIZER.encode("\n")[0]
 
 
-def test_the_unknown_symbol_keeps_its_place_where_the_text_had_it() -> None:
-    mine = CharTokenizer("b\ufffda")
-    _, theirs = to_transformers(tiny_gpt(vocab_size=3), mine)
-    assert theirs("ab\ufffd?")["input_ids"] == mine.encode("ab\ufffd?").tolist() == [2, 0, 1, 1]
-    assert theirs.pad_token_id == 1
-
-
-@pytest.mark.parametrize(("characters", "start"), [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd")])
+@pytest.mark.parametrize(
+    ("characters", "start"),
+    [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd"), ("b\ufffd€", "\ufffd")],
+)
 def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_path: Path) -> None:
-    """Libraries for fine-tuning (TRL) cannot do without the first two."""
+    """Libraries for fine-tuning (TRL) need the first two."""
     mine = CharTokenizer.from_text(characters)
     export_model(tmp_path, tiny_gpt(vocab_size=mine.vocab_size), mine)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    end = mine.unknown_id
-    assert (theirs.eos_token, theirs.pad_token) == ("\ufffd", "\ufffd")
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (end, end)
-    start_id = mine.encode(start)[0]
+    start_id, end = mine.encode(start)[0], mine.unknown_id
+    assert (theirs.eos_token_id, theirs.pad_token_id, model.config.eos_token_id) == (end, end, end)
     for config in (model.config, model.generation_config):
         assert (config.bos_token_id, config.pad_token_id) == (start_id, end)
-    assert model.config.eos_token_id == end
-    assert model.generation_config.eos_token_id is None  # it writes on
+    assert model.generation_config.eos_token_id is None  # it does not stop there
     with torch.random.fork_rng(devices=[]):
         text = pipeline("text-generation", model=model, tokenizer=theirs)("", max_new_tokens=5)
     assert len(text[0]["generated_text"]) <= 6
 
 
-def test_the_line_can_be_the_end(tmp_path: Path) -> None:
-    export_model(tmp_path, trained(), tokenizer())
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    text = "and,\nso\n"
-    theirs.eos_token = "\n"
-    assert theirs.eos_token_id == tokenizer().encode("\n")[0]
-    ids = theirs(text)["input_ids"]
-    assert ids == tokenizer().encode(text).tolist()
-    assert theirs.decode(ids, skip_special_tokens=True) == text
-
-
-def test_left_to_itself_it_samples_half_a_context_from_the_whole_distribution() -> None:
-    exported, _ = to_transformers(trained(), tokenizer())
-    with torch.no_grad():  # all tokens alike: whatever is cut off would be missed
+def test_by_default_it_samples_half_a_context_from_the_whole_distribution() -> None:
+    exported, _ = to_transformers(trained(), TOKENIZER)
+    with torch.no_grad():  # all tokens alike: a truncation would show
         exported.lm_head.weight.zero_()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        written = exported.generate(torch.zeros(200, 1, dtype=torch.int64))
-    assert written.shape == (200, 1 + CONTEXT // 2)
-    assert set(written.flatten().tolist()) == set(range(len(CHARACTERS) + 1))
-
-
-def test_the_precision_is_kept(tmp_path: Path) -> None:
-    export_model(tmp_path, trained().to(torch.bfloat16), tokenizer())
-    weights = load_file(tmp_path / "model.safetensors")
-    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
-    stored = load_model(str(tmp_path))
-    assert next(stored.model.parameters()).dtype == torch.bfloat16
-
-
-def test_nobodys_dice_are_touched(tmp_path: Path) -> None:
-    before = global_random_states()
-    export_model(tmp_path, trained(), tokenizer())
-    assert global_random_states() == before
-
-
-def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
-    export_model(tmp_path, trained(), tokenizer(), "a made-up text")
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "It learned a made-up text." in card
-    assert f"the last {CONTEXT} of them" in card
-    assert not list(tmp_path.glob("*.py"))  # no code
+        written = exported.generate(torch.zeros(100, 1, dtype=torch.int64))
+    assert written.shape == (100, 1 + CONTEXT // 2)
+    assert set(written.flatten().tolist()) == set(range(TOKENIZER.vocab_size))
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"^out must be an empty or new folder, got .*notes\.txt$"):
-        export_model(tmp_path, trained(), tokenizer())
-    with pytest.raises(ValueError, match=r"^out must be an empty or new folder, got the file "):
-        export_model(tmp_path / "notes.txt", trained(), tokenizer())
-    with pytest.raises(ValueError, match=r"^out must be a folder that can be written to, got "):
-        export_model(tmp_path / "notes.txt" / "out", trained(), tokenizer())
+    for name, rule in (
+        ("", "an empty or new folder"),
+        ("notes.txt", "that can be written to"),
+        ("notes.txt/out", "that can be written to"),
+    ):
+        with pytest.raises(ValueError, match=rf"^out must be .*{rule}, got .*notes\.txt"):
+            export_model(tmp_path / name, trained(), TOKENIZER)
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^tokenizer must have the model's 16 tokens, got 23$"):
-        export_model(tmp_path / "out", tiny_gpt(), tokenizer())
-    lone = CharTokenizer("a\ud800\ufffd")
-    with pytest.raises(ValueError, match=r"^tokenizer must have characters that UTF-8 can hold"):
-        export_model(tmp_path / "out", tiny_gpt(vocab_size=3), lone)
+@pytest.mark.parametrize(
+    ("n_tokens", "mine", "message"),
+    [
+        (16, TOKENIZER, "tokenizer must have the model's 16 tokens, got 23"),
+        (3, CharTokenizer("a\ud800\ufffd"), "UTF-8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    n_tokens: int, mine: CharTokenizer, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_model(tmp_path / "out", tiny_gpt(vocab_size=n_tokens), mine)
     assert not (tmp_path / "out").exists()

@@ -1,77 +1,77 @@
-"""Tests of avatarl_env/lm/reading.py."""
+"""Tests of avatarl_env/lm/head_reader.py."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
-from avatarl_env.lm import head_reader as reading
-from avatarl_env.lm.head_reader import HeadReader, hidden_width
+from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.head_reader import HeadReader, eval_mode, hidden_width
 from avatarl_env.lm.hub import HubLM
-from tests.avatarl_env.surgery.edits import refused
 from tests.fakes import fingerprint, tiny_gpt
 from tests.foreign import Homemade
 from tests.patients import count_hooks, global_random_states
-from tests.zoo import VOCAB, ZOO, build, shared, tokens
+from tests.zoo import ZOO, build, fill, shared, tokens
+
+MANY = 300
+"""Tokens of a vocabulary whose logits are not kept for all positions."""
 
 
-def naive_losses(model: nn.Module, read: Tensor, targets: Tensor) -> Tensor:
-    with torch.no_grad():
-        log_probs = torch.log_softmax(model(read)[:, : targets.size(1)].double(), dim=-1)
+def with_many_tokens(name: str) -> nn.Module:
+    if name != "gpt":
+        return build(name, vocab_size=MANY)
+    model = tiny_gpt(vocab_size=MANY, context=24, width=16)
+    fill(model)
+    return model
+
+
+def naive_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    log_probs = torch.log_softmax(logits[:, : targets.size(1)].double(), dim=-1)
     return -log_probs.gather(2, targets[:, :, None])[:, :, 0].float()
 
 
-@pytest.mark.parametrize("cells", [1, 3 * VOCAB * 4, 10**6])
+@pytest.mark.parametrize("n_read", [12, 11])
 @pytest.mark.parametrize("name", ZOO)
-def test_losses_a_few_positions_at_a_time_are_those_of_whole_logits(
-    name: str, cells: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One position at a time, four, or all."""
-    model, text = shared(name), tokens(3, 12)
-    expected = naive_losses(model, text, text[:, 1:])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_losses_are_those_of_all_logits(name: str, n_read: int, is_large: bool) -> None:
+    """The targets may also end one token beyond what is read."""
+    model, text = with_many_tokens(name) if is_large else shared(name), tokens(3, 12)
+    read, targets = text[:, :n_read], text[:, 1:]
     with torch.no_grad():
-        logits = model(text)
-        with HeadReader(model, text[:, 1:]) as whole:
-            assert torch.equal(model(text), logits)
-        monkeypatch.setattr(reading, "WHOLE_UP_TO", VOCAB - 1)
-        monkeypatch.setattr(reading, "_CELLS_AT_ONCE", cells)
-        with HeadReader(model, text[:, 1:]) as frugal:
-            last = model(text)
-            again = model(text)  # only the first forward is read
+        logits = model(read)
+        with HeadReader(model, targets) as head:
+            returned = model(read)
+            again = model(read)  # only the first forward is read
+        with HeadReader(model) as plain:
+            model(read)
     assert torch.equal(again, logits)
-    torch.testing.assert_close(last, logits[:, -1:], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(frugal.logits, last)
-    torch.testing.assert_close(frugal.hidden, whole.hidden)
-    for found in (whole.losses(), frugal.losses()):
-        assert found.shape == (3, 11)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(plain.logits, logits)
+    torch.testing.assert_close(returned, logits[:, -1:] if is_large else logits)
+    torch.testing.assert_close(head.logits, returned)
+    torch.testing.assert_close(head.hidden, plain.hidden)
+    assert head.hidden.shape == (3, 16)
+    assert head.losses().shape == (3, 11)
+    torch.testing.assert_close(head.losses(), naive_losses(logits, targets), atol=1e-5, rtol=1e-5)
     assert count_hooks(model) == 0
 
 
-def test_targets_may_reach_one_beyond_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of a window do, whose last token is not read."""
-    model, text = shared("gpt"), tokens(2, 9)
-    expected = naive_losses(model, text[:, :-1], text[:, 1:])
-    for most in (VOCAB, VOCAB - 1):
-        monkeypatch.setattr(reading, "WHOLE_UP_TO", most)
-        with torch.no_grad(), HeadReader(model, text[:, 1:]) as head:
-            model(text[:, :-1])
-        torch.testing.assert_close(head.losses(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_the_frugal_way_never_makes_the_logits_of_all_positions(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, text = build("gpt"), tokens(3, 12)
-    sizes: list[int] = []
-    head = model.get_output_embeddings()
-    head.register_forward_hook(lambda module, args, made: sizes.append(made.numel()))
-    monkeypatch.setattr(reading, "WHOLE_UP_TO", VOCAB - 1)
-    monkeypatch.setattr(reading, "_CELLS_AT_ONCE", 2 * 3 * VOCAB)
-    with torch.no_grad(), HeadReader(model, text[:, 1:]):
-        model(text)
-    assert sizes == [2 * 3 * VOCAB] * 5 + [3 * VOCAB] * 2  # eleven targets, then the last position
+def test_logits_of_a_large_vocabulary_are_made_for_a_few_positions_at_a_time() -> None:
+    """Two rows of 2^17 tokens: 64 positions have 2^24 logits."""
+    size = 2**17
+    model = GPT(GPTConfig(vocab_size=size, context=80, n_layers=1, n_heads=1, width=8))
+    text = torch.randint(size, (2, 71), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = naive_losses(model(text[:, :70]), text[:, 1:])
+        made: list[int] = []
+        model.lm_head.register_forward_hook(lambda module, args, out: made.append(out.size(1)))
+        with HeadReader(model, text[:, 1:]) as head:
+            model(text[:, :70])
+    assert made == [64, 6, 1]
+    torch.testing.assert_close(head.losses(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -82,7 +82,7 @@ def test_hooks_are_removed_after_an_exception(error: type[BaseException]) -> Non
     assert count_hooks(model) == 0
 
 
-def test_what_was_not_read_cannot_be_told() -> None:
+def test_nothing_is_known_before_a_forward() -> None:
     with HeadReader(shared("gpt")) as head:
         pass
     for name in ("hidden", "logits"):
@@ -90,6 +90,21 @@ def test_what_was_not_read_cannot_be_told() -> None:
             getattr(head, name)
     with pytest.raises(AssertionError, match="targets were not given"):
         head.losses()
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_eval_mode_restores_every_modules_mode(error: type[BaseException] | None) -> None:
+    model = tiny_gpt().train()
+    model.blocks[1].eval()
+    before = [module.training for module in model.modules()]
+    try:
+        with eval_mode(model):
+            assert not any(module.training for module in model.modules())
+            if error:
+                raise error
+    except KeyboardInterrupt:
+        pass
+    assert [module.training for module in model.modules()] == before
 
 
 # --- hidden_width --------------------------------------------------------------------------------
@@ -102,86 +117,50 @@ def test_width_is_that_of_the_final_hidden_state(name: str) -> None:
 
 def test_finding_the_width_leaves_everything_as_it_was() -> None:
     model = tiny_gpt().train()
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
     before, states = fingerprint(model), global_random_states()
     assert hidden_width(model) == 32
-    assert fingerprint(model) == before
-    assert global_random_states() == states
-    assert model.training
+    assert (fingerprint(model), global_random_states(), model.training) == (before, states, True)
     assert count_hooks(model) == 0
 
 
-def test_weights_that_are_no_numbers_have_a_width_too() -> None:
-    model = tiny_gpt()
-    with torch.no_grad():
-        model.norm.weight.fill_(torch.nan)
-    assert hidden_width(model) == 32
+def changed(change: Any, vocab_size: int = 14, *, is_blank: bool = False) -> nn.Module:
+    """Return a model that does something with the output of its head (all zeros, if blank)."""
 
+    class Changed(Homemade):
+        def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
+            logits: Tensor = change(super().forward(tokens, cache), tokens)
+            return logits
 
-class Capped(Homemade):
-    """A model that does something to its logits after its output head has made them."""
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return 3 * torch.tanh(super().forward(tokens, cache) / 3)
-
-
-class Scaled(Homemade):
-    """A model that scales its logits, and whose head makes nothing but zeros yet."""
-
-    def __init__(self, vocab_size: int = 14) -> None:
-        super().__init__(vocab_size)
+    model = Changed(vocab_size)
+    if is_blank:
         with torch.no_grad():
-            self.get_output_embeddings().weight.zero_()
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return super().forward(tokens, cache) / 8
-
-
-class InPlace(Homemade):
-    """A model that caps its logits where they lie."""
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return super().forward(tokens, cache).tanh_()
-
-
-class Pooled(Homemade):
-    """A model that returns no logits for each position."""
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return super().forward(tokens, cache).mean(1)
-
-
-class Headless(Homemade):
-    """A model that goes round its output head."""
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return nn.functional.one_hot(tokens, self.vocab_size).float()
+            model.get_output_embeddings().weight.zero_()
+    return model
 
 
 @pytest.mark.parametrize(
-    ("kind", "found"),
+    ("change", "is_blank", "found"),
     [
-        (Capped, "changed ones"),
-        (Scaled, "changed ones"),
-        (InPlace, "changed ones"),
-        (Pooled, (8, 14)),
-        (Headless, (8, 2, 14)),
+        (lambda logits, _: 3 * torch.tanh(logits / 3), False, "changed ones"),
+        (lambda logits, _: logits / 8, True, "changed ones"),
+        (lambda logits, _: logits.tanh_(), False, "changed ones"),
+        (lambda logits, _: logits.mean(1), False, r"\(8, 14\)"),
+        (lambda _, tokens: nn.functional.one_hot(tokens, 14).float(), False, "changed ones"),
     ],
+    ids=["capped", "scaled", "in place", "pooled", "replaced"],
 )
-def test_logits_that_are_not_the_heads_are_refused(kind: type[Homemade], found: object) -> None:
-    with refused(
-        ValueError,
-        "model must return what its output head makes, (8, 2, 14) logits of eight texts of two "
-        f"tokens, got {found} of {kind.__name__}",
-    ):
-        hidden_width(kind())
+def test_a_model_that_changes_the_output_of_its_head_is_refused(
+    change: Any, is_blank: bool, found: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"must return .*\(8, 2, 14\).* got {found} of Changed"):
+        hidden_width(changed(change, is_blank=is_blank))
 
 
-@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
-def test_models_of_transformers_that_change_their_logits_are_refused(name: str) -> None:
-    """Also those whose token 0 is padding, of which zeros come, capped and scaled or not."""
-    import transformers
-
-    kind = {"gemma2": "Gemma2", "cohere": "Cohere", "granite": "Granite"}[name]
+@pytest.mark.parametrize("kind", ["Gemma2", "Cohere", "Granite"])
+def test_models_of_transformers_that_change_their_logits_are_refused(kind: str) -> None:
+    """Also those whose token 0 is padding, whose logits are zeros, capped and scaled or not."""
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=20,
         hidden_size=16,
@@ -194,36 +173,26 @@ def test_models_of_transformers_that_change_their_logits_are_refused(name: str) 
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        **({"logits_scaling": 8.0} if name == "granite" else {}),
+        **({"logits_scaling": 8.0} if kind == "Granite" else {}),
     )
-    model = HubLM(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
-    with pytest.raises(ValueError, match=r"^model must return what its output head makes, "):
+    with torch.random.fork_rng(devices=[]):
+        model = HubLM(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
+    with pytest.raises(ValueError, match="must return the output of its output head"):
         hidden_width(model)
 
 
-class Picky(Homemade):
-    """A model that picks positions of its logits."""
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return super().forward(tokens, cache)[:, torch.arange(tokens.size(1))]
-
-
-class Repeating(Homemade):
-    """A model that returns as many positions as there are tokens, whatever its head makes."""
-
-    def forward(self, tokens: Tensor, cache: object = None) -> Tensor:
-        return super().forward(tokens, cache).expand(-1, tokens.size(1), -1)
-
-
 @pytest.mark.parametrize(
-    ("kind", "found"),
-    [(Picky, "Picky raised: index 1 is out of bounds"), (Repeating, "Repeating returned 2 pos")],
+    ("change", "found"),
+    [
+        (lambda logits, tokens: logits[:, torch.arange(tokens.size(1))], "raised: index 1 is out"),
+        (lambda logits, tokens: logits.expand(-1, tokens.size(1), -1), "returned 2 positions"),
+    ],
+    ids=["picky", "repeating"],
 )
 def test_a_model_that_needs_all_positions_is_refused_if_its_vocabulary_is_large(
-    kind: type[Homemade], found: str, monkeypatch: pytest.MonkeyPatch
+    change: Any, found: str
 ) -> None:
-    assert hidden_width(kind()) == 32
-    monkeypatch.setattr(reading, "WHOLE_UP_TO", 13)
-    assert hidden_width(Homemade()) == 32
-    with pytest.raises(ValueError, match=f"^model must return .* large vocabularies, {found}"):
-        hidden_width(kind())
+    assert hidden_width(changed(change)) == 32
+    assert hidden_width(Homemade(MANY)) == 32
+    with pytest.raises(ValueError, match=f"large vocabularies, Changed {found}"):
+        hidden_width(changed(change, MANY))

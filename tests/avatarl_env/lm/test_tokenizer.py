@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,84 +17,71 @@ from avatarl_env.lm.tokenizer import UNKNOWN, CharTokenizer
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()))
 
 
-@given(ANY_TEXT)
-@example("")
-@example("line\nline\r\n\ttab  two blanks\0")
-@example("e\u0301 is not \u00e9, \U0001f469\u200d\U0001f680 is three code points")
-@example("\ufeffbyte order mark, replacement \ufffd, lone surrogate \ud800, last \U0010ffff")
-def test_a_text_of_known_characters_comes_back_unchanged(text: str) -> None:
-    tokenizer = CharTokenizer.from_text(text)
-    ids = tokenizer.encode(text)
-    assert ids.shape == (len(text),)
-    assert ids.dtype == np.int64
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.n_unknown(text) == 0
-
-
 @given(ANY_TEXT, ANY_TEXT)
-def test_each_unknown_character_becomes_the_unknown_symbol(seen: str, text: str) -> None:
+@example("line\nline\r\n\ttab  two blanks\0", "e\u0301 is not \u00e9")
+@example("\ufeffbyte order mark, \ufffd, lone surrogate \ud800, last \U0010ffff", "")
+def test_known_characters_come_back_and_unknown_ones_become_the_unknown_symbol(
+    seen: str, text: str
+) -> None:
     tokenizer = CharTokenizer.from_text(seen)
-    expected = "".join(c if c in tokenizer.characters else UNKNOWN for c in text)
-    assert tokenizer.decode(tokenizer.encode(text)) == expected
-    assert tokenizer.n_unknown(text) == sum(c not in tokenizer.characters for c in text)
+    for read in (seen, text):
+        ids = tokenizer.encode(read)
+        assert (ids.shape, ids.dtype) == ((len(read),), np.int64)
+        known = [c in tokenizer.characters for c in read]
+        expected = [c if is_known else UNKNOWN for c, is_known in zip(read, known, strict=True)]
+        assert tokenizer.decode(ids) == "".join(expected)
+        assert tokenizer.n_unknown(read) == known.count(False)
+    assert tokenizer.decode(tokenizer.encode(seen)) == seen
 
 
-@given(ANY_TEXT)
+@given(st.text())
 def test_json_holds_the_whole_tokenizer(text: str) -> None:
     tokenizer = CharTokenizer.from_text(text)
     assert CharTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
 
 
-def test_ids_follow_code_points_and_the_unknown_symbol_is_last() -> None:
-    tokenizer = CharTokenizer.from_text("cab\U0001f600a\n")
-    assert tokenizer.characters == "\nabc\U0001f600\ufffd"
-    assert tokenizer.vocab_size == 6
-    assert tokenizer.unknown_id == 5
-    assert tokenizer.encode("ab?\U0001f600\n").tolist() == [1, 2, 5, 4, 0]
-
-
-def test_an_unknown_symbol_in_the_text_keeps_its_own_place() -> None:
-    tokenizer = CharTokenizer.from_text("a\ufffd\U0001f600")
-    assert tokenizer.characters == "a\ufffd\U0001f600"
-    assert tokenizer.unknown_id == 1
-    assert tokenizer.encode("\ufffd?").tolist() == [1, 1]
-    assert tokenizer.n_unknown("\ufffd?") == 1
-
-
-def test_an_empty_text_leaves_the_unknown_symbol_only() -> None:
-    tokenizer = CharTokenizer.from_text("")
-    assert tokenizer.characters == UNKNOWN
-    assert tokenizer.decode(tokenizer.encode("xyz")) == UNKNOWN * 3
+@pytest.mark.parametrize(
+    ("text", "characters"),
+    [
+        ("cab\U0001f600a\n", "\nabc\U0001f600\ufffd"),  # the unknown symbol is last ...
+        ("a\ufffd\U0001f600", "a\ufffd\U0001f600"),  # ... unless the text has it
+        ("", "\ufffd"),
+    ],
+)
+def test_ids_follow_code_points(text: str, characters: str) -> None:
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.characters == characters
+    assert tokenizer.vocab_size == len(characters)
+    assert tokenizer.unknown_id == characters.index("\ufffd")
+    assert tokenizer.encode(characters + "?").tolist() == [
+        *range(len(characters)),
+        tokenizer.unknown_id,
+    ]
 
 
 @pytest.mark.parametrize(
-    "ids",
+    ("ids", "text"),
     [
-        [1, 0],
-        (1, 0),
-        np.array([1, 0], dtype=np.uint8),
-        torch.tensor([1, 0]),
-        torch.tensor([1, 0], dtype=torch.int32),
+        ([1, 0], "ba"),
+        ((1, 0), "ba"),
+        (np.array([1, 0], dtype=np.uint8), "ba"),
+        (torch.tensor([1, 0], dtype=torch.int32), "ba"),
+        ([], ""),
+        (torch.zeros(0), ""),
     ],
-    ids=["list", "tuple", "numpy", "torch", "torch int32"],
 )
-def test_decode_takes_any_sequence_of_integers(ids: object) -> None:
-    assert CharTokenizer.from_text("ab").decode(ids) == "ba"  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("ids", [[], np.zeros(0, np.int64), torch.zeros(0)])
-def test_nothing_decodes_to_the_empty_text(ids: object) -> None:
-    assert CharTokenizer.from_text("ab").decode(ids) == ""  # type: ignore[arg-type]
+def test_decode_takes_any_sequence_of_integers(ids: Any, text: str) -> None:
+    assert CharTokenizer.from_text("ab").decode(ids) == text
 
 
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        ([0, 3], ValueError, r"ids must lie in \[0, 3\), got values from 0 to 3"),
-        ([-1, 0], ValueError, r"ids must lie in \[0, 3\), got values from -1 to 0"),
-        ([[0, 1]], ValueError, r"ids must be one-dimensional, got shape \(1, 2\)"),
-        ([0.0, 1.0], TypeError, "ids must be integers, got dtype float64"),
-        ([True], TypeError, "ids must be integers, got dtype bool"),
+        ([0, 3], ValueError, r"ids .*\[0, 3\), .*0 to 3"),
+        ([-1, 0], ValueError, r"ids .*\[0, 3\), .*-1 to 0"),
+        ([[0, 1]], ValueError, r"ids .*\(1, 2\)"),
+        ([0.0, 1.0], TypeError, "ids .*float64"),
+        ([True], TypeError, "ids .*bool"),
     ],
 )
 def test_decode_refuses_what_is_no_token_id(
@@ -104,30 +92,18 @@ def test_decode_refuses_what_is_no_token_id(
 
 
 @pytest.mark.parametrize(
-    ("characters", "message"),
-    [
-        ("aba\ufffd", "characters must be distinct, got 'a' more than once"),
-        ("ab", "characters must hold the unknown symbol"),
-        ("", "characters must hold the unknown symbol"),
-    ],
-)
-def test_a_vocabulary_must_be_distinct_and_hold_the_unknown_symbol(
-    characters: str, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        CharTokenizer(characters)
-
-
-@pytest.mark.parametrize(
     ("state", "error", "message"),
     [
-        ({}, ValueError, r"state\['type'\] must be 'char', got None"),
-        ({"type": "bpe"}, ValueError, r"state\['type'\] must be 'char', got 'bpe'"),
-        ({"type": "char"}, TypeError, r"state\['characters'\] must be a string, got None"),
+        ({}, ValueError, "'type'.*None"),
+        ({"type": "bpe"}, ValueError, "'type'.*'bpe'"),
+        ({"type": "char"}, TypeError, "'characters'.*None"),
+        ({"type": "char", "characters": ["a"]}, TypeError, r"'characters'.*\['a'\]"),
+        ({"type": "char", "characters": "aba\ufffd"}, ValueError, "distinct, got 'a'"),
+        ({"type": "char", "characters": "ab"}, ValueError, "unknown symbol.*'ab'"),
     ],
 )
-def test_from_dict_refuses_another_description(
-    state: dict[str, str], error: type[Exception], message: str
+def test_from_dict_refuses_what_describes_no_tokenizer(
+    state: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         CharTokenizer.from_dict(state)
@@ -137,15 +113,5 @@ def test_the_order_of_the_ids_is_part_of_equality() -> None:
     first, second = CharTokenizer("ab\ufffd"), CharTokenizer("ba\ufffd")
     assert first == CharTokenizer.from_text("ba")
     assert hash(first) == hash(CharTokenizer.from_text("ba"))
-    assert first != second
-    assert first != "ab\ufffd"
-    assert second.encode("ab").tolist() == [1, 0]
+    assert first not in (second, "ab\ufffd")
     assert repr(second) == "CharTokenizer(vocab_size=3, characters='ba\ufffd')"
-
-
-def test_lone_surrogates_that_follow_one_another_survive_json() -> None:
-    tokenizer = CharTokenizer.from_text("x\udc00y\ud800z")
-    assert "\ud800\udc00" in tokenizer.characters
-    assert CharTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
-    with pytest.raises(TypeError, match="must be a string"):
-        CharTokenizer.from_dict({"type": "char", "characters": ["a", 1]})
