@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from agents.grpo.config import GRPOConfig
-from agents.tracking.wandb import TRACK_CHOICES
 from agents.training.config import MOST_THREADS, TrainConfig, from_settings, preset, to_settings
 from agents.training.curriculum import CurriculumConfig
 from agents.training.presets import PRESETS, ModelConfig
@@ -19,7 +18,6 @@ from avatarl_env.episode import EpisodeConfig
 from avatarl_env.surgery import OPERATORS
 
 EARLIER = ("seed_sampled", "seed_exhaustive")
-INFINITE: dict[str, Any] = {"checkpoint_seconds": math.inf, "surgeon_options": {"x": -math.inf}}
 
 
 def through_json(config: TrainConfig) -> TrainConfig:
@@ -67,7 +65,7 @@ def test_a_part_that_is_given_replaces_the_presets() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        INFINITE,
+        {"checkpoint_seconds": math.inf, "surgeon_options": {"max_grad_norm": -math.inf}},
         {"score": {"kl_ref": 1, "heldout_loss": 20}, "layers": [0, -1, "blocks.*"]},
         {"track": "offline", "tensorboard": True, "threads": 2, "device": "cpu", "seed": 2**100},
         {"grpo": GRPOConfig(estimator="rloo"), "curriculum": CurriculumConfig(commit="rollout")},
@@ -101,11 +99,6 @@ def test_settings_with_a_part_missing_or_unknown_are_refused(
 def test_every_operator_can_be_chosen(name: str, in_place_gain: str) -> None:
     assert TrainConfig(operator=name).rules["operator"] == name
     assert in_place_gain in OPERATORS
-
-
-@pytest.mark.parametrize("track", [None, *TRACK_CHOICES])
-def test_every_mode_of_tracking_can_be_chosen(track: str | None) -> None:
-    assert TrainConfig(track=track).track == track
 
 
 @pytest.mark.parametrize(
@@ -173,10 +166,3 @@ def test_a_wrong_value_is_refused_by_name(changes: dict[str, Any], message: str)
 def test_impossible_sizes_are_refused(changes: dict[str, int], argument: str) -> None:
     with pytest.raises(ValueError, match=f"^{argument} must .*{changes[argument]}$"):
         ModelConfig(**{"width": 128, **changes})
-
-
-def test_no_part_has_more_than_twenty_fields() -> None:
-    config = TrainConfig()
-    parts = (config, config.lm, config.grpo, config.operation, config.curriculum)
-    for part in (*parts, config.grpo.regularizer):
-        assert len(dataclasses.fields(part)) <= 20
