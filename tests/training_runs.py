@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import ArrayLike, NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.distributed import ALONE, Ranks
@@ -25,6 +27,7 @@ from agents.surgeons.registry import EpisodeRecord, Surgeon
 from agents.training.config import TrainConfig
 from agents.training.curriculum import CurriculumConfig
 from agents.training.presets import ModelConfig
+from agents.training.summary import RunSummary
 from avatarl_env.episode import EpisodeConfig
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
@@ -38,6 +41,9 @@ QUICK_SAC: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [8]},
 }
 """Learns from the first operations on, little and fast, as every off-policy algorithm can."""
+
+SmallRun = Callable[..., RunSummary]
+"""The fixture `small_run`: trains, with these changes of `small_config`."""
 
 CE: dict[str, Any] = {"estimator": "ce", "exploration": "all_actions"}
 
@@ -213,6 +219,24 @@ class ToyOperations(SyncVectorEnv):
             env._np_random = rng
 
 
+def small_curriculum(**changes: Any) -> CurriculumConfig:
+    """Return a curriculum of ten updates and four rounds of operations."""
+    sizes: dict[str, Any] = {
+        "bootstrap_updates": 6,
+        "surgery_rounds": 2,
+        "joint_rounds": 2,
+        "updates_per_round": 2,
+        "n_rows": 3,
+        "operations_per_round": 2,
+        "paired_prompts": 4,
+        "evaluate_every": 4,
+        "effect_operations": 2,
+        "effect_prompts": 8,
+        "sample_length": 24,
+    }
+    return CurriculumConfig(**{**sizes, **changes})
+
+
 def small_config(corpus: Path | str, out: Path | str | None = None, **changes: Any) -> TrainConfig:
     """Return a configuration of which a whole run takes seconds."""
     parts: dict[str, Any] = {
@@ -225,21 +249,21 @@ def small_config(corpus: Path | str, out: Path | str | None = None, **changes: A
         "lm": ModelConfig(context=32, n_layers=1, n_heads=2, width=16),
         "grpo": GRPOConfig(batch_size=4, group_size=4, warmup_updates=2),
         "operation": EpisodeConfig(episode_length=2, n_prompts=2, prompt_length=4, n_new=8),
-        "curriculum": CurriculumConfig(
-            bootstrap_updates=6,
-            surgery_rounds=2,
-            joint_rounds=2,
-            updates_per_round=2,
-            n_rows=3,
-            operations_per_round=2,
-            paired_prompts=4,
-            evaluate_every=4,
-            effect_operations=2,
-            effect_prompts=8,
-            sample_length=24,
-        ),
+        "curriculum": small_curriculum(),
     }
     return TrainConfig(**{**parts, **changes})
+
+
+def final_weights(run: RunSummary) -> dict[str, Tensor]:
+    """Read the weights of the model that a run ended with."""
+    weights: dict[str, Tensor] = load_file(run.folder / "checkpoints/final/model.safetensors")
+    return weights
+
+
+def rows_of(run: RunSummary, kind: str | None = None) -> list[dict[str, Any]]:
+    """Read a run's rows, all or those of one kind."""
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if kind in (None, row["kind"])]
 
 
 def flags(config: TrainConfig) -> list[str]:

@@ -1,415 +1,194 @@
+"""Tests of agents/training/logger.py: the rows, samples and progress of a run."""
+
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agents.evaluation.language_model import evaluate_text
-from agents.evaluation.paired import PairedResult
+from agents.distributed import ALONE
 from agents.evaluation.surgeon_effect import Ending
-from agents.grpo.learner import GRPOStats
+from agents.grpo.config import GRPOConfig
 from agents.surgeons.registry import EpisodeRecord
-from agents.tracking.writer import Clock
-from agents.training import logger as logger_module
-from agents.training.curriculum import Commit, Phase
+from agents.tracking.run_folder import RunFolder
+from agents.tracking.writer import MetricWriter
+from agents.training.best_model import BestModel
+from agents.training.build import build
+from agents.training.curriculum import Phase
 from agents.training.logger import SAMPLE_EVERY, WRITE_EVERY, RunLogger
-from avatarl_env.scoring import Interval
-from avatarl_env.vector_env import AttentionSurgeryVectorEnv
-from tests.fakes import fingerprint
-from tests.patients import global_random_states
-from tests.training_runs import ScriptedSurgeon, make_learner, small_env, taught_patient
+from agents.training.loop import train
+from agents.training.summary import RunSummary
+from avatarl_env.lm.storage import load_model
+from avatarl_env.text.corpus import load_corpus
+from tests.training_runs import SmallRun, rows_of, small_config, small_curriculum
 
-STATS = GRPOStats(
-    loss=0.5, reward=0.25, accuracy=0.375, entropy=2.0, grad_norm=1.5, learning_rate=1e-3
+JOINT = Phase("joint", 2, updates=3, operations=2, commits=True)
+RECORD = EpisodeRecord(
+    0.125, 2, 0.5, np.array([0.1, -0.2, 0.3, 1.0]), None, {"kl_ref": -2.0}, {"kl_ref": -3.0}, 0.75
 )
-GOOD = Interval(mean=0.1, low=0.01, high=0.2, lower_bound=0.02, n=9)
-BOOTSTRAP = Phase("bootstrap", 12, 1, 0, commits=False)
-JOINT = Phase("joint", 2, 3, 2, commits=True)
 
 
-@pytest.fixture(autouse=True)
-def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logger_module, "SAMPLE_CHARACTERS", 70)  # longer than the context
+def test_every_row_says_where_the_run_stood(whole: RunSummary) -> None:
+    rows = rows_of(whole)
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"grpo", "evaluation", "operation", "surgeon", "commit", "sample"}
+    for clock in ("update", "operation", "forward_tokens", "seconds"):
+        values = [row[clock] for row in rows]
+        assert values == sorted(values)
+    assert rows[-1]["update"] == 10
+    assert rows[-1]["operation"] == len(rows_of(whole, "operation"))
+    assert rows[-1]["forward_tokens"] == whole.summary["forward_tokens"]
 
 
-class Writer:
-    """Keeps the rows in memory."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, Clock, dict[str, Any]]] = []
-
-    def write(self, kind: str, clock: Clock, metrics: Mapping[str, object]) -> None:
-        self.rows.append((kind, clock, dict(metrics)))
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [row for row_kind, _, row in self.rows if row_kind == kind]
-
-
-class Desk:
-    """A logger with everything that it needs."""
-
-    def __init__(self, env: AttentionSurgeryVectorEnv | None = None, **keywords: Any) -> None:
-        self.env = env or small_env()
-        self.writer = Writer()
-        patient = self.env.patient
-        self.learner = make_learner(patient.model, patient.splits["train"])
-        options = {"evaluate_every": 100, "quiet": True, **keywords}
-        rng = np.random.default_rng(0)
-        self.logger = RunLogger(
-            self.writer,  # type: ignore[arg-type]
-            self.learner,
-            self.env,
-            rng=rng,
-            **options,
-        )
-
-    def update(self, n: int, stats: GRPOStats = STATS) -> None:
-        for _ in range(n):
-            self.learner.n_done += 1
-            self.logger.updated(stats)
+def test_updates_are_rows_of_finite_numbers(whole: RunSummary) -> None:
+    rows = rows_of(whole, "grpo")
+    assert [row["update"] for row in rows] == [1, WRITE_EVERY, 2 * WRITE_EVERY]
+    assert [row["phase"] for row in rows] == ["bootstrap", "bootstrap", "joint"]
+    for row in rows:
+        numbers = {name: x for name, x in row.items() if name.startswith("grpo/")}
+        assert numbers.keys() >= {"grpo/loss", "grpo/reward", "grpo/accuracy", "grpo/skipped"}
+        assert np.isfinite(list(numbers.values())).all()
+        assert numbers["grpo/grad_norm"] > 0
+        assert row["time/tokens_per_second"] > 0
+    # A batch is 4 windows of 32, forward and backward: three times a forward.
+    assert [row["forward_tokens"] for row in rows[:2]] == [n * 3 * 4 * 32 for n in (1, 5)]
 
 
-def record(total: float = 0.125, flatline: str | None = None) -> EpisodeRecord:
-    return EpisodeRecord(
-        total,
-        2,
-        0.5,
-        np.array([0.1, -0.2, 0.3, 1.0]),
-        flatline,
-        {"kl_ref": -2.0},
-        {"kl_ref": -3.0},
-        0.75,
-    )
+def test_operations_are_rows_with_their_terms(whole: RunSummary) -> None:
+    rows = rows_of(whole, "operation")
+    # Two rounds in each of two phases, each of two operations on each of three rows; more where
+    # a flatline ends an operation after the first of its two steps.
+    assert len(rows) >= 24
+    assert 24 * 2 - 12 <= sum(row["surgeon/length"] for row in rows) <= 24 * 2
+    assert [row["operation"] for row in rows] == list(range(1, len(rows) + 1))
+    for row in rows:
+        assert len(row["surgeon/coefficients"]) == 4
+        assert row["surgeon/lost_score"] == 0
+        if row["surgeon/flatline"] is None:  # paid for its own work only, also between updates
+            gain = row["score/kl_ref"] - row["baseline/kl_ref"]
+            assert row["surgeon/return"] == pytest.approx(gain, abs=1e-9)
+    learned = rows_of(whole, "surgeon")
+    assert [row["phase"] for row in learned] == ["surgery", "surgery", "joint", "joint"]
+    for row in learned[1:]:
+        assert np.isfinite([row["surgeon/actor_loss"], row["surgeon/critic_loss"]]).all()
 
 
-def test_the_first_update_and_every_fifth_are_written() -> None:
-    desk = Desk()
-    desk.logger.begin(BOOTSTRAP)
-    desk.update(12)
-    assert WRITE_EVERY == 5
-    updates = [clock.update for kind, clock, _ in desk.writer.rows if kind == "grpo"]
-    assert updates == [1, 5, 10]
-    assert {clock.phase for _, clock, _ in desk.writer.rows} == {"bootstrap"}
-    for row in desk.writer.of("grpo"):
-        speed = row.pop("time/tokens_per_second")
-        assert speed > 0
-        assert row == {
-            "grpo/loss": 0.5,
-            "grpo/reward": 0.25,
-            "grpo/accuracy": 0.375,
-            "grpo/entropy": 2.0,
-            "grpo/grad_norm": 1.5,
-            "grpo/learning_rate": 1e-3,
-            "grpo/kl": 0.0,
-            "grpo/kl_coefficient": 0.0,
-            "grpo/behavior_kl": 0.0,
-            "grpo/policy_loss": 0.0,
-            "grpo/entropy_loss": 0.0,
-            "grpo/advantage_mean": 0.0,
-            "grpo/advantage_std": 0.0,
-            "grpo/reward_min": 0.0,
-            "grpo/reward_max": 0.0,
-            "grpo/skipped": 0.0,
-        }
+def test_the_model_is_evaluated_at_intervals_and_at_the_end_of_phases(whole: RunSummary) -> None:
+    rows = rows_of(whole, "evaluation")
+    assert [row["update"] for row in rows] == [0, 4, 6, 8, 10]
+    final = {name.removeprefix("validation/"): value for name, value in rows[-1].items()}
+    assert final.items() >= whole.summary["validation"].items()  # a text so short is read whole
+    best = min(rows, key=lambda row: row["validation/loss"])
+    assert whole.summary["best"] == {"update": best["update"], "loss": best["validation/loss"]}
+    about = load_model(str(whole.folder / "checkpoints" / "best")).about
+    assert (about["update"], about["loss"]) == (best["update"], best["validation/loss"])
 
 
-def test_what_is_read_of_texts_has_names_of_its_own() -> None:
-    desk = Desk()
-    patient = desk.env.patient
-    learner = make_learner(
-        patient.model, patient.splits["train"], estimator="rloo", horizon=4, group_size=2
-    )
-    desk.logger._learner = learner
-    desk.logger.begin(BOOTSTRAP)
-    stats = learner.update()
-    desk.logger.updated(stats)
-    (row,) = desk.writer.of("grpo")
-    assert row["grpo/text_reward"] == stats.reward
-    assert row["grpo/matched"] == stats.accuracy
-    assert not {"grpo/reward", "grpo/accuracy"} & row.keys()
+def test_a_phase_is_summed_up_by_its_first_and_last_numbers(whole: RunSummary) -> None:
+    bootstrap, surgery, joint = whole.summary["phases"]
+    for phase in (bootstrap, surgery, joint):
+        assert phase["seconds"] > 0
+        assert phase["first"].keys() == phase["last"].keys()
+    first, last = (row["grpo/loss"] for row in rows_of(whole, "grpo")[:2])
+    assert (bootstrap["first"]["grpo/loss"], bootstrap["last"]["grpo/loss"]) == (first, last)
+    returns = [row["surgeon/return"] for row in rows_of(whole, "operation")]
+    assert surgery["first"]["surgeon/return"] == returns[0]
+    assert joint["last"]["surgeon/return"] == returns[-1]
+    assert "grpo/loss" not in surgery["first"]
+    assert "validation/loss" not in surgery["last"]  # the model is as it was
 
 
-def test_the_model_is_evaluated_every_so_many_updates_on_a_fixed_slice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(logger_module, "PROGRESS_CHARACTERS", 99)
-    desk = Desk(evaluate_every=4)
-    desk.logger.begin(BOOTSTRAP)
-    desk.update(9)
-    clocks = [clock.update for kind, clock, _ in desk.writer.rows if kind == "evaluation"]
-    assert clocks == [0, 4, 8]
-    patient = desk.env.patient
-    expected = evaluate_text(patient.model, patient.splits["validation"][:100])
-    assert desk.writer.of("evaluation")[0] == {
-        "validation/loss": expected.loss,
-        "validation/bits_per_char": expected.bits_per_char,
-        "validation/accuracy": expected.accuracy,
-        "validation/entropy": expected.entropy,
-        "validation/calibration_error": expected.calibration_error,
-    }
+def test_commits_are_rows_and_are_summed_up(whole: RunSummary) -> None:
+    rows, summary = rows_of(whole, "commit"), whole.summary["commits"]
+    assert (summary["policy"], summary["tried"]) == ("if_better", 2)
+    assert summary["kept"] == sum(row["commit/kept"] for row in rows)
+    assert summary["expected_false_at_most"] == pytest.approx(0.1)  # one in twenty of two
+    for row, operation in zip(rows, summary["operations"], strict=True):
+        assert (operation["phase"], operation["update"]) == ("joint", row["update"])
+        for name in ("kept", "kl_ref_gain", "heldout_loss_fall", "coefficients"):
+            assert operation[name] == row[f"commit/{name}"]
+        assert row["commit/kl_ref_gain"]["n"] == 4
 
 
-def test_every_operation_is_a_row() -> None:
-    desk = Desk()
-    desk.logger.begin(JOINT)
-    desk.logger.operated([record(), record(-1.0, "entropy")], ScriptedSurgeon(desk.env))
-    first, second = desk.writer.of("operation")
-    assert first.pop("surgeon/coefficients").tolist() == [0.1, -0.2, 0.3, 1.0]
-    assert first == {
-        "surgeon/return": 0.125,
-        "surgeon/length": 2,
-        "surgeon/mean_abs_action": 0.5,
-        "surgeon/flatline": None,
-        "surgeon/lost_score": 0.75,
-        "score/kl_ref": -2.0,
-        "baseline/kl_ref": -3.0,
-    }
-    assert (second["surgeon/return"], second["surgeon/flatline"]) == (-1.0, "entropy")
-    clocks = [clock for kind, clock, _ in desk.writer.rows if kind == "operation"]
-    assert [clock.operation for clock in clocks] == [1, 2]
-    assert desk.logger.n_operations == 2
-    assert desk.writer.of("surgeon") == []  # this surgeon has nothing to say
-
-
-def test_what_the_surgeon_says_of_its_learning_is_a_row_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    desk = Desk()
-    surgeon = ScriptedSurgeon(desk.env)
-    monkeypatch.setattr(surgeon, "stats", lambda: {"surgeon/actor_loss": -0.5})
-    desk.logger.begin(JOINT)
-    desk.logger.operated([record()], surgeon)
-    desk.logger.operated([record()], surgeon)
-    assert desk.writer.of("surgeon") == [{"surgeon/actor_loss": -0.5}] * 2
-
-
-def commit(kept: bool) -> Commit:
-    return Commit(np.array([0.5, -0.25]), PairedResult(GOOD, GOOD), kept)
-
-
-def test_commits_are_rows_and_are_summed_up() -> None:
-    desk = Desk()
-    desk.logger.begin(JOINT)
-    for kept in (False, True, False):
-        desk.update(2)
-        desk.logger.judged(commit(kept))
-    assert [row["commit/kept"] for row in desk.writer.of("commit")] == [False, True, False]
-    assert desk.writer.of("commit")[1] == {
-        "commit/kept": True,
-        "commit/kl_ref_gain": GOOD._asdict(),
-        "commit/heldout_loss_fall": GOOD._asdict(),
-        "commit/coefficients": [0.5, -0.25],
-    }
-    summary = json.loads(json.dumps(desk.logger.commit_summary("if_better")))
-    operations = summary.pop("operations")
-    assert summary == {
-        "policy": "if_better",
-        "tried": 3,
-        "kept": 1,
-        "expected_false_at_most": pytest.approx(0.15),  # one in twenty of three
-    }
-    assert [(o["phase"], o["update"], o["kept"]) for o in operations] == [
-        ("joint", 2, False),
-        ("joint", 4, True),
-        ("joint", 6, False),
+def test_samples_share_prompts_and_noise(whole: RunSummary) -> None:
+    rows = rows_of(whole, "sample")
+    assert [row["phase"] for row in rows] == [
+        phase for phase in ("bootstrap", "bootstrap", "surgery", "joint") for _ in range(2)
     ]
-    assert operations[1]["kl_ref_gain"]["lower_bound"] == 0.02
+    assert [row["prompt"] for row in rows] == [rows[0]["prompt"], rows[1]["prompt"]] * 4
+    assert {len(row["text"]) for row in rows} == {24}
+    texts = [row["text"] for row in rows]
+    start, bootstrap, surgery, joint = (texts[i : i + 2] for i in (0, 2, 4, 6))
+    # The same model writes the same again; the operated one something else.
+    assert start != bootstrap == surgery != joint
+    assert [row["operated_text"] for row in rows[:4]] == [None] * 4
+    assert [row["operated_text"] for row in rows[4:]] != surgery + joint
+    assert all(len(row["operated_text"]) == 24 for row in rows[4:])
+    text = (whole.folder / "samples.txt").read_text(encoding="utf-8")
+    assert all(row["text"] in text for row in rows)
 
 
-def test_who_samples_from_now_on_is_a_row() -> None:
-    desk = Desk()
-    desk.logger.begin(JOINT)
-    coefficients = np.array([0.5, -0.25])
-    desk.logger.behaved(Ending(coefficients, 0.75, 0.0, None))
-    desk.logger.behaved(None)
-    assert desk.writer.of("behavior") == [
-        {
-            "behavior/operated": True,
-            "behavior/gain": 0.75,
-            "behavior/coefficients": coefficients,
-        },
-        {
-            "behavior/operated": False,
-            "behavior/gain": None,
-            "behavior/coefficients": None,
-        },
-    ]
-    assert desk.logger.commit_summary("rollout")["tried"] == 0
+def test_texts_have_metrics_of_their_own_names(small_run: SmallRun) -> None:
+    grpo = GRPOConfig(estimator="rloo", horizon=4, group_size=2, batch_size=2)
+    run = small_run(surgeon="none", grpo=grpo, curriculum=small_curriculum(evaluate_every=1))
+    for row in rows_of(run, "grpo"):
+        assert {"grpo/text_reward", "grpo/matched"} <= row.keys()
+        assert not {"grpo/reward", "grpo/accuracy"} & row.keys()
+    # Samples come with every fifth evaluation and at the end of phases.
+    updates = [row["update"] for row in rows_of(run, "sample")[::2]]
+    assert updates == [0, SAMPLE_EVERY, 6, 2 * SAMPLE_EVERY, 10]
 
 
-def test_without_an_attempt_there_is_nothing_to_sum_up() -> None:
-    assert Desk().logger.commit_summary("probe") == {
-        "policy": "probe",
-        "tried": 0,
-        "kept": 0,
-        "expected_false_at_most": 0.0,
-        "operations": [],
-    }
+def test_progress_shows_the_latest_numbers(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curriculum = small_curriculum(bootstrap_updates=1, surgery_rounds=0, joint_rounds=1)
+    config = small_config(text, tmp_path / "run", surgeon="random", curriculum=curriculum)
+    run = train(config)
+    out, err = capsys.readouterr()
+    assert str(text) in out
+    assert "surgeon random" in out
+    assert "surgeon's effect after joint" in out
+    last = err.rsplit("\r", 1)[-1]
+    assert "joint: 100%" in last
+    assert "8/8" in last  # two updates, and two operations on each of three rows
+    commits = run.summary["commits"]
+    assert f"commits={commits['kept']}/{commits['tried']}" in last
+    accuracy = rows_of(run, "evaluation")[-1]["validation/accuracy"]
+    assert f"accuracy={accuracy:.3f}" in last
+    mean = np.mean([row["surgeon/return"] for row in rows_of(run, "operation")])
+    assert f"operation={mean:+.4f}" in last
+    assert "loss=" in last
+    assert "reward=" in last
 
 
-def test_a_phase_is_summed_up_by_its_first_and_last_numbers() -> None:
-    desk = Desk()
-    desk.logger.begin(BOOTSTRAP)
-    for loss in (4.0, 3.0, 2.5, 2.2, 2.0):
-        desk.update(1, STATS._replace(loss=loss))
-    summary = desk.logger.end()
-    assert (summary["name"], summary["steps"]) == ("bootstrap", 12)
-    assert summary["seconds"] > 0
-    assert (summary["first"]["grpo/loss"], summary["last"]["grpo/loss"]) == (4.0, 2.0)
-    assert summary["last"]["validation/loss"] > 0  # a phase that trains ends with an evaluation
-
-    desk.logger.begin(Phase("surgery", 1, 0, 2, commits=False))
-    desk.logger.operated([record(0.25), record(0.75)], ScriptedSurgeon(desk.env))
-    summary = desk.logger.end()
-    assert (summary["first"]["surgeon/return"], summary["last"]["surgeon/return"]) == (0.25, 0.75)
-    assert "grpo/loss" not in summary["first"]  # nothing of the phase before
-    assert "validation/loss" not in summary["last"]  # the model is as it was
-
-
-def test_samples_show_the_model_and_where_it_was_operated_the_last_operation() -> None:
-    desk = Desk(small_env(taught_patient()))
-    desk.logger.begin(BOOTSTRAP)
-    desk.logger.end()
-    desk.logger.begin(JOINT)
-    desk.logger.operated([record(), record()], ScriptedSurgeon(desk.env))
-    desk.logger.end()
-    plain, operated = desk.writer.of("sample")[:2], desk.writer.of("sample")[-2:]
-    assert [row["operated_text"] for row in plain] == [None, None]
-    tokenizer = desk.env.patient.tokenizer
-    text = tokenizer.decode(desk.env.patient.splits["surgeon"])
-    for before, after in zip(plain, operated, strict=True):
-        assert len(before["prompt"]) == 8
-        assert before["prompt"] in text
-        assert len(before["text"]) == 70
-        # The same dice: an untouched model writes the same again, an operated one something else.
-        assert (after["prompt"], after["text"]) == (before["prompt"], before["text"])
-        assert len(after["operated_text"]) == 70
-        assert after["operated_text"] != after["text"]
-
-
-def test_a_phase_without_any_operation_yet_shows_none() -> None:
-    desk = Desk()
-    desk.logger.begin(JOINT)
-    desk.logger.end()
-    # at the very beginning and at the end, two prompts each
-    assert [row["operated_text"] for row in desk.writer.of("sample")] == [None] * 4
-
-
-def test_there_are_samples_every_fifth_evaluation() -> None:
-    desk = Desk(evaluate_every=2)
-    desk.logger.begin(BOOTSTRAP)
-    desk.update(21)
-    assert SAMPLE_EVERY == 5
-    clocks = [clock.update for kind, clock, _ in desk.writer.rows if kind == "sample"]
-    assert clocks == [0, 0, 10, 10, 20, 20]
-
-
-def test_compute_is_what_learning_and_operating_took() -> None:
-    desk = Desk(evaluate_every=2)
-    desk.logger.begin(JOINT)
-    for _ in range(3):
-        desk.logger.updated(desk.learner.update())
-    # A batch is 4 windows of 64, forward and backward: three times a forward.
-    assert desk.logger.forward_tokens == 3 * 3 * 4 * 64
-    desk.env.patient.forward_tokens += 1000
-    assert desk.logger.forward_tokens == 3 * 3 * 4 * 64 + 1000
-    desk.logger.operated([record()], ScriptedSurgeon(desk.env))
-    desk.logger.end()  # evaluates and samples, for the reader
-    assert desk.logger.forward_tokens == 3 * 3 * 4 * 64 + 1000
-    assert desk.writer.rows[-1][1].forward_tokens == 3 * 3 * 4 * 64 + 1000
-
-
-def test_writing_leaves_the_model_and_everybodys_dice_alone() -> None:
-    desk = Desk(evaluate_every=2)
-    desk.env.patient.model.train()
-    before, randomness = fingerprint(desk.env.patient.model), global_random_states()
-    desk.logger.begin(JOINT)
-    desk.update(4)
-    desk.logger.operated([record()], ScriptedSurgeon(desk.env))
-    desk.logger.judged(commit(kept=False))
-    desk.logger.end()
-    assert fingerprint(desk.env.patient.model) == before
-    assert global_random_states() == randomness
-    assert desk.env.patient.model.training
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time stands at `clock[0]` seconds."""
-    now = [100.0]
-    monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now[0])
-    return now
-
-
-def test_speed_is_that_of_the_updates_alone(clock: list[float]) -> None:
-    desk = Desk()
-    desk.logger.begin(JOINT)
-    for _ in range(5):
-        clock[0] += 2.0
-        desk.update(1)
-        clock[0] += 50.0  # somebody operates
-        desk.logger.operated([record()], ScriptedSurgeon(desk.env))
-        clock[0] += 10.0  # and chooses
-        desk.logger.behaved(None)
-    # 4 windows of 64 tokens in two seconds
-    assert [row["time/tokens_per_second"] for row in desk.writer.of("grpo")] == [128.0, 128.0]
-    assert desk.logger.seconds == 310.0
-    assert desk.writer.rows[-1][1].seconds == 310.0
-    assert desk.logger.end()["seconds"] == 310.0
-
-
-def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    desk = Desk(quiet=True)
-    desk.logger.say("hello")
-    desk.logger.begin(BOOTSTRAP)
-    desk.update(5)
-    desk.logger.end()
+def test_a_quiet_run_prints_nothing(
+    small_run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_run(surgeon="none", curriculum=small_curriculum(bootstrap_updates=1, joint_rounds=0))
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_bar_shows_phase_loss_reward_accuracy_and_commits(
-    capsys: pytest.CaptureFixture[str],
+def test_speed_is_that_of_updates_alone(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = Desk(quiet=False, evaluate_every=2)
-    desk.logger.say("hello")
-    desk.logger.begin(JOINT)
-    desk.update(6)
-    desk.logger.operated([record()] * 4, ScriptedSurgeon(desk.env))
-    # A patient died early, and another operation fitted in.
-    records = [record(0.5), record(0.25), record(), record(), record(-1.0, "entropy")]
-    desk.logger.operated(records, ScriptedSurgeon(desk.env))
-    desk.logger.judged(commit(kept=True))
-    desk.logger.end()
-    out, err = capsys.readouterr()
-    assert out == "hello\n"
-    last = err.rsplit("\r", 1)[-1]
-    assert "joint: 100%" in last
-    assert "14/14" in last  # two steps of three updates, and two operations on each of two rows
-    assert "loss=0.5000, reward=0.250" in last
-    assert "operation=+0.0000" in last  # the last round's mean
-    assert "commits=1/1" in last
-    assert "accuracy=0." in last
-
-
-@pytest.fixture
-def rates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collect how many characters are evaluated each time."""
-    lengths: list[int] = []
-    evaluate = logger_module.evaluate_text
-
-    def spy(model: Any, tokens: Any) -> Any:
-        lengths.append(len(tokens))
-        return evaluate(model, tokens)
-
-    monkeypatch.setattr(logger_module, "evaluate_text", spy)
-    return lengths
-
-
-def test_a_short_validation_text_is_evaluated_whole(rates: list[int]) -> None:
-    desk = Desk(evaluate_every=1)
-    desk.logger.begin(BOOTSTRAP)
-    desk.update(1)
-    assert rates == [len(desk.env.patient.splits["validation"])] * 2
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    parts = build(small_config(text, surgeon="random"), load_corpus(str(text)), ALONE)
+    folder = RunFolder(tmp_path / "run")
+    best = BestModel(folder.path / "best", parts.patient.model, parts.tokenizer, {})
+    with MetricWriter(folder, config={}, track="off") as writer:
+        log = RunLogger(writer, parts, best, quiet=True)
+        log.begin(JOINT)
+        for _ in range(5):
+            now[0] += 2.0
+            log.update(parts.curriculum.update())
+            now[0] += 50.0
+            log.operations([RECORD])
+            now[0] += 10.0
+            log.behavior(Ending(RECORD.coefficients, 0.5, 0.0, None))
+        assert log.end()["seconds"] == log.seconds == 310.0
+    rates = [row["time/tokens_per_second"] for row in folder.rows() if row["kind"] == "grpo"]
+    assert rates == [64.0, 64.0]  # 4 windows of 32 tokens in two seconds

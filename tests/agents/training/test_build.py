@@ -1,0 +1,114 @@
+"""Tests of agents/training/build.py: the parts of a run, and whether they fit the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.distributed import ALONE, Ranks
+from agents.training.build import Generators, build, check_room
+from agents.training.config import TrainConfig, preset
+from agents.training.presets import PRESETS, ModelConfig
+from avatarl_env.memory import GIB
+from avatarl_env.text.corpus import load_corpus
+from tests.training_runs import small_config
+
+CPU = torch.device("cpu")
+
+
+def with_settings(config: TrainConfig, **changes: dict[str, Any]) -> TrainConfig:
+    """Change settings of parts, `lm={"width": 8}`, or options."""
+    changed: dict[str, Any] = {}
+    for name, values in changes.items():
+        part = getattr(config, name)
+        changed[name] = values if isinstance(part, dict) else replace(part, **values)
+    return replace(config, **changed)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_layers_and_score_act_wherever_a_run_operates(text: Path, is_first: bool) -> None:
+    score = {"kl_ref": 1.0, "heldout_loss": 3.0}
+    lm = ModelConfig(context=32, n_layers=2, n_heads=2, width=16)
+    config = small_config(text, surgeon="random", score=score, layers=(-1,), lm=lm)
+    ranks = ALONE if is_first else Ranks(1, 2)
+    parts = build(config, load_corpus(str(text)), ranks)
+    names = {id(p): name for name, p in parts.patient.model.named_parameters()}
+    for env in (parts.env, parts.curriculum.eval_env):
+        operated = {names[id(p)] for p in env.operator.parameters()}
+        assert {name[: len("blocks.1.attn")] for name in operated} == {"blocks.1.attn"}
+        env.reset(seed=0)
+        *_, infos = env.step(np.full((env.num_envs, 4), 0.5, np.float32))
+        after, before = infos["score_terms"], infos["baseline_terms"]
+        gain = after["kl_ref"] - before["kl_ref"]
+        gain += 3 * (before["heldout_loss"] - after["heldout_loss"])
+        assert infos["improvement"] == pytest.approx(gain, abs=1e-6)
+    assert (parts.surgeon is None) is not is_first
+    assert parts.curriculum.surgeon is parts.surgeon
+
+
+def test_every_consumer_has_a_generator_of_its_own() -> None:
+    def draws(seed: int) -> list[float]:
+        g = Generators.spawn(seed)
+        streams = (g.grpo, g.commit, g.effect, g.samples)
+        return [float(torch.rand(1, generator=g.init)), *(float(s.random()) for s in streams)]
+
+    assert draws(0) == draws(0)
+    assert len({*draws(0), *draws(1)}) == 10
+    seeds = {Generators.spawn(seed).surgeon_seed for seed in range(50)}
+    assert len(seeds) == 50
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+# Memory.
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the memory of the machine, in GiB."""
+    name = "agents.training.build.memory_limit"
+    return lambda gib: monkeypatch.setattr(name, lambda: int(gib * GIB))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit_a_small_machine(name: str, limit: Callable[[float], None]) -> None:
+    limit(4)
+    check_room(preset(name), 100, CPU)
+
+
+LM = r"lm \(n_layers, width\)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument", "gib"),
+    [
+        ({"lm": {"width": 10**9}}, LM, 64),
+        ({"lm": {"context": 10**12}}, LM, 64),
+        ({"lm": {"n_layers": 10_000, "n_heads": 1, "width": 2}}, LM, 0.42),
+        ({"grpo": {"batch_size": 10**8}}, "batch_size", 64),
+        ({"grpo": {"group_size": 65_536, "batch_size": 10**6}}, "batch_size", 64),
+        ({"grpo": {"estimator": "grpo", "horizon": 4, "batch_size": 10**8}}, "batch_size", 64),
+        ({"curriculum": {"paired_prompts": 10**9}}, "paired_prompts", 64),
+        ({"surgeon_options": {"buffer_size": 10**9}}, "buffer_size", 64),
+    ],
+)
+def test_what_cannot_fit_the_memory_is_refused_by_name(
+    changes: dict[str, Any], argument: str, gib: float, limit: Callable[[float], None]
+) -> None:
+    limit(gib)
+    config = with_settings(preset("smoke"), **changes)
+    with pytest.raises(ValueError, match=f"^{argument} must fit the memory.* GiB, got .* GiB$"):
+        check_room(config, 64, CPU)
+
+
+def test_ranks_share_a_batch(limit: Callable[[float], None]) -> None:
+    limit(8)
+    config = with_settings(preset("smoke"), grpo={"batch_size": 64_000})
+    with pytest.raises(ValueError, match=r"^batch_size must fit"):
+        check_room(config, 64, CPU)
+    check_room(config, 64, CPU, n_ranks=64)
