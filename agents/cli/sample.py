@@ -32,6 +32,7 @@ from avatarl_env.lm.storage import (
     move_model,
 )
 from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.memory import check_memory
 from avatarl_env.text.corpus import load_corpus
 
 MOST_PROMPT = 2**24

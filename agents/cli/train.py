@@ -82,27 +82,26 @@ def _names_with_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict
     """Read a dictionary from one flag; tyro would make a flag of each key of its default."""
     if get_origin(info.type) is not dict:
         return None
-    # A score may be one term, whose weight is 1.
-    may_be_alone = info.type == dict[str, float]
+    are_weights = info.type == dict[str, float]  # a name alone has weight 1
+
+    def read(words: list[str]) -> dict[str, Any]:
+        pairs = [*words, "1"] if are_weights and len(words) == 1 else words
+        names, values = pairs[::2], pairs[1::2]
+        if not pairs or len(names) != len(values) or len(set(names)) != len(names):
+            raise ValueError(f"must be names and values in turn, got {' '.join(words) or 'none'}")
+        parse = float if are_weights else _parse
+        return {name: parse(value) for name, value in zip(names, values, strict=True)}
+
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME VALUE ...",
-        instance_from_str=lambda words: _pairs(
-            [*words, "1"] if may_be_alone and len(words) == 1 else words
-        ),
+        instance_from_str=read,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
     )
 
 
-def _pairs(words: list[str]) -> dict[str, Any]:
-    names, values = words[::2], words[1::2]
-    if not words or len(names) != len(values) or len(set(names)) != len(names):
-        raise ValueError(f"must be names and values in turn, got {' '.join(words) or 'none'}")
-    return {name: _value(word) for name, word in zip(names, values, strict=True)}
-
-
-def _value(word: str) -> Any:
+def _parse(word: str) -> Any:
     """Read a value as JSON, or else as text."""
     try:
         return parse_json(word)

@@ -154,11 +154,6 @@ def sound(checkpoint: Path) -> Iterator[None]:
         ) from e
 
 
-def check_state(state: State) -> None:
-    """Raise a TypeError if a state holds anything that no checkpoint can."""
-    json.dumps(_take_apart(state, "", {}))
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder while the body runs, so that no second process works in it.

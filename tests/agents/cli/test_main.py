@@ -21,11 +21,12 @@ from agents.cli.main import avatarl, main
 from agents.errors import BadInput, DivergedError, Stopped, printable
 from agents.training.config import TrainConfig, preset
 from agents.training.summary import RunSummary
-from tests.agents.cli.commands import ROOT, refused, shown, started
+from tests.agents.cli.commands import refused, shown
 from tests.agents.fake_runs import make_run
 from tests.patients import store_tiny_patient
 
 DEEP = "[" * 100_000 + "]" * 100_000
+ROOT = Path(__file__).parents[3]
 LONG = "x" * 300  # as the name of no file can be
 
 
@@ -197,36 +198,33 @@ def test_the_script_and_train_py_are_the_commands(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
-def test_stdout_may_be_full_closed_or_read_no_longer() -> None:
-    with Path("/dev/full").open("wb") as full:
-        done = started(stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"avatarl: error: stdout cannot be written: No space left")
+def test_stdout_may_be_full_closed_or_read_no_longer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = started(stdout=writer, stderr=subprocess.PIPE)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
-    done = started(preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (0, b"")
-
-
-def test_a_name_that_is_not_text_is_shown_in_ascii() -> None:
-    done = started(b"caf\xe9", env={"PYTHONIOENCODING": "ascii"}, capture_output=True)
-    assert done.returncode == 2
-    assert re.fullmatch(rb"avatarl: error: command must .*got 'caf\\udce9'\n", done.stderr)
+    full = "avatarl: error: stdout cannot be written: No space left on device\n"
+    for place, code, line in (("/dev/full", 1, full), (writer, 141, "")):
+        with open(place, "w", encoding="utf-8") as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            assert avatarl([]) == code
+        assert capsys.readouterr().err == line
+    monkeypatch.setattr(sys, "stdout", None)
+    assert avatarl([]) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no pseudo-terminals")
-def test_a_terminal_is_not_sent_what_it_would_obey() -> None:
+def test_a_terminal_is_not_sent_what_it_would_obey(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, end = os.openpty()
-    done = started("a\x1b]0;owned\x07b", stdout=end, stderr=end)
-    os.close(end)
+    name = os.fsdecode(b"caf\xe9\x1b]0;owned\x07")
+    with open(end, "w", encoding="ascii", errors="backslashreplace") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert avatarl([name]) == 2
     line = os.read(terminal, 4096)
     os.close(terminal)
-    assert done.returncode == 2
+    assert line.startswith(b"avatarl: error: command must be one of ")
     assert b"owned" in line
-    assert not {0x1B, 0x07} & set(line)
+    assert not {0x1B, 0x07, 0xE9} & set(line)
 
 
 @pytest.mark.parametrize(

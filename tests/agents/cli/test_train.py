@@ -162,7 +162,8 @@ def test_a_control_can_be_asked_for() -> None:
         (["--surgeon-options"], "--surgeon-options: must be names and values", "got none"),
         (["--surgeon-options", "--seed", "1"], "--surgeon-options: must be names", "got none"),
         (["--score", "kl_ref", "1", "entropy"], "--score: must be names and", "kl_ref 1 entropy"),
-        (["--score", "kl_ref", "x"], "score must be numbers", "got {'kl_ref': 'x'}"),
+        (["--score", "kl_ref", "x"], "--score: ", "'x'"),
+        (["--score", "kl_ref", "nan"], "score['kl_ref'] must be a finite number", "got nan"),
         # the corpus and the run to resume
         (["--corpus", "no/such.txt"], "corpus file 'no/such.txt' must exist", "no such file"),
         (["--corpus", "."], "corpus must be a text file, got the directory", ""),
