@@ -233,7 +233,7 @@ def test_the_limit_of_a_text_is_a_level_and_a_bar(tmp_path: Path) -> None:
     page = page_of(run)
     assert page.figures["validation/loss"]["levels"]["limit"] == 1.21
     assert "limit" not in page.figures["validation/accuracy"]["levels"]
-    assert "The limit is the entropy of the grammar" in page.text
+    assert "The limit is the entropy" in page.text
     assert '<th scope="row">true entropy of the text</th>' in page.html
 
 
