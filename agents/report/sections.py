@@ -182,18 +182,11 @@ def _phase_key(run: Run) -> Html:
 def _layers(runs: Sequence[Run], figures: Mapping[str, Figure]) -> Iterable[tuple[str, str, str]]:
     """Yield what can be switched off: key, name and colour; draw.js uses the same keys."""
     for run in runs if len(runs) > 1 else ():
-        yield (
-            f"run-{run.index}",
-            " ".join([run.name, *map("({})".format, run.tags)]),
-            run_colour(run),
-        )
+        words = " ".join([run.name, *(f"({tag})" for tag in run.tags)])
+        yield f"run-{run.index}", words, run_colour(run)
     present = {field for drawn in figures.values() for field, value in drawn.items() if value}
-    for field, name in (
-        ("phases", "phases"),
-        ("levels", "n-gram references"),
-        ("points", "single values"),
-        ("commits", "commits"),
-    ):
+    names = {"phases": "phases", "levels": "n-gram references", "points": "single values"}
+    for field, name in {**names, "commits": "commits"}.items():
         if field in present:
             yield field, name, ""
 
@@ -250,7 +243,7 @@ def _sample(row: Row) -> Html:
 def phases_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
     """Show what each phase cost, and how the metrics changed in it."""
     phases = [phase for run in runs for phase in run.summary.get("phases") or []]
-    ends = {metric for phase in phases for side in ("first", "last") for metric in phase[side]}
+    ends = {x for phase in phases for side in ("first", "last") for x in phase.get(side, {})}
     curves = [curve for curve in CURVES if curve.metric in ends]
 
     def rows_of(run: Run) -> Iterable[tuple[object, ...]]:
