@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections import ChainMap, Counter, defaultdict
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,7 +100,7 @@ class Run:
 
     def of_kind(self, kind: str) -> list[Row]:
         """Return the rows of one kind."""
-        return self._kinds.get(kind, [])
+        return [row for row in self.rows if row["kind"] == kind]
 
     def series(self, kind: str, metric: str) -> Series:
         """Return a metric against compute, without the rows where it is not a number."""
@@ -124,13 +125,6 @@ class Run:
             start = spans[-1]["end"] if spans else 0
             spans.append({"name": name, "start": start, "end": last["forward_tokens"]})
         return spans
-
-    @cached_property
-    def _kinds(self) -> dict[str, list[Row]]:
-        kinds: defaultdict[str, list[Row]] = defaultdict(list)
-        for row in self.rows:
-            kinds[row["kind"]].append(row)
-        return dict(kinds)
 
 
 def load_run(folder: Path, **page: Any) -> Run:
@@ -159,9 +153,7 @@ def load_run(folder: Path, **page: Any) -> Run:
 
 
 def distinct(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return run folders by name, each once.
-
-    A run is named after its folder, and after folders above where that is not unique.
+    """Return run folders by name, each once; names are paths below the common folder.
 
     Raises:
         ValueError: If there are none.
@@ -171,13 +163,8 @@ def distinct(folders: Sequence[Path]) -> dict[str, Path]:
         kept.setdefault(folder.resolve(), folder)
     if not kept:
         raise ValueError("run_folders must name at least one folder, got none")
-    depths = dict.fromkeys(kept, 1)
-    while True:
-        names = {path: "/".join(path.parts[-depth:]) for path, depth in depths.items()}
-        counts = Counter(names.values())
-        if len(counts) == len(kept):
-            return {names[path]: folder for path, folder in kept.items()}
-        depths = {path: depth + (counts[names[path]] > 1) for path, depth in depths.items()}
+    common = os.path.commonpath([path.parent for path in kept])
+    return {path.relative_to(common).as_posix(): folder for path, folder in kept.items()}
 
 
 def same_text(runs: Sequence[Run]) -> bool:

@@ -76,7 +76,7 @@
       const longest = Math.max(...labels.map((label) => label.length));
       return {data, layout: {
         height: 110 + 90 * labels.length,
-        margin: {l: Math.min(Math.max(90, 24 + 7 * longest), 190), r: 16, t: 34, b: 44},
+        margin: {l: Math.min(Math.max(90, 24 + 7 * longest), 190), r: 16, t: 34, b: 44, autoexpand: false},
         legend: {orientation: "h", x: 0, xref: "container", y: 1, yanchor: "bottom", font: {size: 11}},
         xaxis: {title: {text: safe(figure.unit)}, zeroline: true, zerolinewidth: 2},
         yaxis: {tickvals: labels.map((_, index) => -index), ticktext: labels.map(safe), range: [0.6 - labels.length, 0.6], showgrid: false, zeroline: false},

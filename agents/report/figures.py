@@ -154,11 +154,11 @@ def _notes(runs: Sequence[Run], drawn: Figure) -> Iterable[str]:
     if drawn.get("flatlines"):
         yield "Crosses mark flatlines: operations that broke the text. The mean includes them."
     if drawn["levels"].keys() - {LIMIT}:
-        yield "Dashed levels are n-gram models: bigram (uses the last character) to 5-gram (four)."
+        yield "Dashed levels are n-gram models, which use the last 1 (bigram) to 4 characters."
     if LIMIT in drawn["levels"]:
-        yield "The limit is the entropy of the grammar that wrote the text: the best possible loss."
+        yield "The limit is the entropy of the text's grammar: about the best possible loss."
     if len(runs) > 1 and any(runs[series["run"]].is_control for series in drawn["series"]):
-        yield "Supervised controls are dashed."
+        yield "Dashed curves are supervised controls."
 
 
 def curve_figure(runs: Sequence[Run], curve: Curve) -> Figure | None:

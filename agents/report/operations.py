@@ -104,7 +104,8 @@ def _effects(runs: Sequence[Run], figures: dict[str, Figure]) -> Iterable[Html]:
         for row in run.measurements:
             for policy in POLICIES:
                 gains = (interval((row.get(e.key) or {}).get(policy)) for e in effects)
-                yield f"after {row['after']}", policy, *gains, row["n_prompts"], row["n_operations"]
+                sizes = (row.get(name, DASH) for name in ("n_prompts", "n_operations"))
+                yield f"after {row['after']}", policy, *gains, *sizes
 
     titles = (effect.title for effect in effects)
     head = ("Measured", "Operations by", *titles, "Prompts", "Operations")
@@ -155,10 +156,10 @@ def _tests(run: Run) -> Iterable[tuple[object, ...]]:
         yield (
             index,
             row["phase"],
-            row["update"],
+            row.get("update"),
             Html('<span class="yes">kept</span>') if row.get("commit/kept") else "undone",
-            interval(row["commit/kl_ref_gain"]),
-            interval(row["commit/heldout_loss_fall"]),
+            interval(row.get("commit/kl_ref_gain")),
+            interval(row.get("commit/heldout_loss_fall")),
             ", ".join(shown) + (", \u2026" if len(coefficients) > len(shown) else "") or DASH,
         )
 

@@ -178,7 +178,7 @@ def _verdict(run: Run) -> str:
 
 
 def _about(run: Run) -> str:
-    learned = "It learned by reinforcement learning: it was rewarded for sampling right characters."
+    learned = "It learned by reinforcement learning: it was rewarded for what it sampled."
     if run.grpo.get("exploration") == "all_actions":
         learned = (
             "Nothing was sampled: it followed the exact expectation of its reward, an upper bound "

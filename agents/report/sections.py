@@ -81,35 +81,30 @@ def _tiles(scores: Row) -> Html:
 
 
 def _scores(runs: Sequence[Run]) -> Html:
-    columns = [row for row in SCORES if any(row[1] in run.scores for run in runs)]
+    main, more = SCORES[:2], [row for row in SCORES[2:] if any(row[1] in r.scores for r in runs)]
     effects = measured(runs)
 
     def rows_of(run: Run) -> Iterable[tuple[object, ...]]:
         last = run.measurements[-1] if run.measurements else {}
         words = (run.grpo.get("estimator"), run.grpo.get("exploration"))
         yield (
-            run.fact("corpus"),
-            run.fact("seed"),
             ", ".join(str(word) for word in words if word) or DASH,
-            run.fact("surgeon"),
-            *(show(run.scores.get(key)) for _, key, _, show in columns),
-            *(_narrow((last.get(effect.key) or {}).get("surgeon")) for effect in effects),
+            *(run.fact(name) for name in ("surgeon", "seed")),
+            *(show(run.scores.get(key)) for _, key, _, show in main),
+            *(interval((last.get(effect.key) or {}).get("surgeon")) for effect in effects),
+            *(show(run.scores.get(key)) for _, key, _, show in more),
+            run.fact("corpus"),
             duration(run.seconds),
         )
 
-    titles = (f"Surgeon: {effect.title.lower()}" for effect in effects)
-    head = ("Corpus", "Seed", "Estimator", "Surgeon", *(row[0] for row in columns), *titles, "Time")
+    head = ["Estimator", "Surgeon", "Seed", *(name for name, *_ in main)]
+    head += [f"Surgeon: {effect.title.lower()}" for effect in effects]
+    head += [*(name for name, *_ in more), "Corpus", "Time"]
     note = (
         "Scores are those on held-out text, loss and entropy in nats per character. The surgeon's "
         "effect is that of the last measurement, with its 95 % interval; above zero is better."
     )
     return join([run_table("Scores", head, runs, rows_of), paragraph(note, "note")])
-
-
-def _narrow(gain: Mapping[str, float | None] | None) -> Html:
-    """Write the interval below the mean, so that the table stays narrow."""
-    mean, _, bounds = interval(gain).partition(" ")
-    return Html(f'{mean} <span class="note">{bounds}</span>')
 
 
 def _bars(caption: str, key: str, show: Callable[[float | None], str], runs: Sequence[Run]) -> Html:
@@ -187,18 +182,11 @@ def _phase_key(run: Run) -> Html:
 def _layers(runs: Sequence[Run], figures: Mapping[str, Figure]) -> Iterable[tuple[str, str, str]]:
     """Yield what can be switched off: key, name and colour; draw.js uses the same keys."""
     for run in runs if len(runs) > 1 else ():
-        yield (
-            f"run-{run.index}",
-            " ".join([run.name, *map("({})".format, run.tags)]),
-            run_colour(run),
-        )
+        words = " ".join([run.name, *(f"({tag})" for tag in run.tags)])
+        yield f"run-{run.index}", words, run_colour(run)
     present = {field for drawn in figures.values() for field, value in drawn.items() if value}
-    for field, name in (
-        ("phases", "phases"),
-        ("levels", "n-gram references"),
-        ("points", "single values"),
-        ("commits", "commits"),
-    ):
+    names = {"phases": "phases", "levels": "n-gram references", "points": "single values"}
+    for field, name in {**names, "commits": "commits"}.items():
         if field in present:
             yield field, name, ""
 
@@ -255,7 +243,7 @@ def _sample(row: Row) -> Html:
 def phases_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
     """Show what each phase cost, and how the metrics changed in it."""
     phases = [phase for run in runs for phase in run.summary.get("phases") or []]
-    ends = {metric for phase in phases for side in ("first", "last") for metric in phase[side]}
+    ends = {x for phase in phases for side in ("first", "last") for x in phase.get(side, {})}
     curves = [curve for curve in CURVES if curve.metric in ends]
 
     def rows_of(run: Run) -> Iterable[tuple[object, ...]]:

@@ -106,7 +106,7 @@ def check(seen: dict[str, Any], *, dark: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "dark"), [("report", 420, True), ("unfinished", 420, False)]
+    ("name", "width", "dark"), [("report", 500, True), ("unfinished", 500, False)]
 )
 def test_a_page_opens_without_a_problem_draws_every_figure_and_fits(
     pages: dict[str, Path], name: str, width: int, dark: bool

@@ -46,13 +46,6 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
     assert (run.fact("corpus"), run.fact("seed"), run.fact("none")) == ("playwright", 3, None)
 
 
-def test_a_row_that_is_being_written_is_left_out(tmp_path: Path) -> None:
-    whole = row("grpo", "a", 1)
-    half = '{"kind": "sample", "text": "é'.encode()[:-1]  # cut within a character
-    run = load_run(write(tmp_path, json.dumps(whole).encode() + b"\n" + half))
-    assert (run.rows, run.n_damaged, run.finished) == ([whole], 0, False)
-
-
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -69,7 +62,8 @@ def test_a_row_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 def test_a_damaged_line_is_skipped_and_counted(tmp_path: Path, damaged: bytes) -> None:
     whole = row("grpo", "a", 1)
     line = json.dumps(whole).encode()
-    run = load_run(write(tmp_path, b"\n".join([line, damaged, line, b""])))
+    half = '{"kind": "sample", "text": "é'.encode()[:-1]  # being written, cut within a character
+    run = load_run(write(tmp_path, b"\n".join([line, damaged, line, half])))
     assert (run.rows, run.n_damaged) == ([whole, whole], 1)
 
 
@@ -95,13 +89,6 @@ def test_broken_files_are_named(tmp_path: Path, name: str, text: str, message: s
 
 def test_controls_are_those_of_the_table_of_estimators() -> None:
     assert {name for name, made in ESTIMATORS.items() if made.is_control} == CONTROLS
-    for estimator, finished, tags in (
-        ("ce", True, ["supervised control"]),
-        ("ce", False, ["supervised control", "unfinished"]),
-        ("brier", True, []),
-    ):
-        config = {"grpo": {"estimator": estimator}}
-        assert run_of(config=config, summary={"seed": 0} if finished else {}).tags == tags
 
 
 def test_scores_are_the_final_ones_or_the_latest() -> None:
@@ -149,13 +136,8 @@ def test_long_lines_are_thinned_and_keep_their_end() -> None:
 
 
 def test_flatlines_are_counted_by_cause() -> None:
-    causes = [
-        "entropy 0.123 outside [1.104, 3.312] nats",
-        "collision_l2 -1.5 above -2.0",
-        "entropy 4.5 outside [1.104, 3.312] nats",
-        "non-finite logits",
-        None,
-    ]
+    causes = ["entropy 0.1 outside [1, 3] nats", "entropy 4.5 outside [1, 3] nats", None]
+    causes += ["collision_l2 -1.5 above -2.0", "non-finite logits"]
     rows = [row("operation", "joint", 1, **{"surgeon/flatline": cause}) for cause in causes]
     assert flatlines(rows) == {"entropy": 2, "collision_l2": 1, "non-finite logits": 1}
 

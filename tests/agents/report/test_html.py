@@ -9,58 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.report.data import Run
-from agents.report.html import (
-    Html,
-    bars,
-    by_run,
-    duration,
-    escape,
-    figure,
-    fold,
-    interval,
-    mark_changes,
-    number,
-    paragraph,
-    percent,
-    run_table,
-    signed,
-    table,
-    tiles,
-    toggles,
-)
+from agents.report.html import bars, duration, interval, mark_changes, number, percent, signed
 
-HOSTILE = "</script><b title='x' id=\"y\">&"
-SAFE = "&lt;/script&gt;&lt;b title=&#x27;x&#x27; id=&quot;y&quot;&gt;&amp;"
-RUNS = [
-    Run(name=HOSTILE, config={}, rows=[], summary={}, index=n, link=HOSTILE * n) for n in (0, 1)
-]
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        escape(HOSTILE),
-        paragraph(HOSTILE),
-        table(HOSTILE, [HOSTILE], [(HOSTILE, HOSTILE)]),
-        run_table("title", ["head"], RUNS, lambda run: [(HOSTILE,)]),
-        by_run(RUNS, lambda run: HOSTILE),
-        fold(HOSTILE, HOSTILE),
-        bars(HOSTILE, [(HOSTILE, 1.0, HOSTILE, True)]),
-        tiles([(HOSTILE, HOSTILE, HOSTILE)]),
-        figure(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
-        toggles(HOSTILE, [(HOSTILE, HOSTILE, HOSTILE)]),
-        Html("".join(mark_changes(HOSTILE, "")[:2])),
-    ],
-)
-def test_text_is_escaped_wherever_it_goes_in(made: Html) -> None:
-    assert SAFE in made.replace("<del>", "").replace("</del>", "")
-    assert not re.search("<b[ >]|</script", made)
-
-
-def test_markup_goes_in_as_it_is() -> None:
-    assert paragraph(Html("<em>yes</em>"), "note") == '<p class="note"><em>yes</em></p>'
-    assert "<td><em>x</em></td>" in table("t", ["a", "b"], [("row", Html("<em>x</em>"))])
+TEXTS = st.text(alphabet="ab, .\n<&\u00e9", max_size=40)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +19,6 @@ def test_markup_goes_in_as_it_is() -> None:
     [
         (number(1.23456), "1.235"),
         (number(-0.5, 1), "\u22120.5"),
-        (number(None), "\u2013"),
         (percent(0.4387), "43.9\u202f%"),
         (signed(0.021), "+0.0210"),
         (signed(-0.021), "\u22120.0210"),
@@ -82,9 +32,6 @@ def test_markup_goes_in_as_it_is() -> None:
 )
 def test_numbers_are_formatted(written: str, expected: str) -> None:
     assert written == expected
-
-
-def test_an_unknown_interval_is_a_dash() -> None:
     assert interval(None) == percent(None) == signed(None) == "\u2013"
 
 
@@ -112,9 +59,6 @@ def test_changed_words_are_marked(
     *texts, share = mark_changes(before, after)
     assert tuple(texts) == marked
     assert share == pytest.approx(changed)
-
-
-TEXTS = st.text(alphabet="ab, .\n<&\u00e9", max_size=40)
 
 
 @given(TEXTS, TEXTS)
