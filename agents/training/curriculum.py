@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from agents.distributed import share_edits
 from agents.errors import DivergedError
 from agents.evaluation.paired import PairedResult, compare_pairs
-from agents.evaluation.surgeon_effect import Ending, final_operations
+from agents.evaluation.surgeon_effect import final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
-from agents.surgeons.contract import check_records
-from agents.surgeons.registry import NONE, EpisodeRecord, Surgeon
+from agents.surgeons.registry import NONE, EpisodeRecord, Surgeon, check_records
 from avatarl_env.errors import check_choice, check_integer
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -125,7 +124,7 @@ class RunLogger(Protocol):
     def judged(self, commit: Commit) -> None:
         """Take note of an attempt to commit."""
 
-    def behaved(self, operation: Ending | None) -> None:
+    def behaved(self, operation: EpisodeRecord | None) -> None:
         """Take note of the operation under which the model samples from now on, if any."""
 
 
@@ -235,7 +234,7 @@ class Curriculum:
         share_edits(self.learner.ranks, self.learner.model, eval_env.operator if kept else None)
         return Commit(best.coefficients, result, kept)
 
-    def _choose(self, surgeon: Surgeon) -> Ending | None:
+    def _choose(self, surgeon: Surgeon) -> EpisodeRecord | None:
         """Choose under which operation the model samples next: the best, if it helped at all."""
         best = self._best(surgeon)
         helps = best.total > 0 and best.flatline is None
@@ -243,7 +242,7 @@ class Curriculum:
         self.learner.ranks.broadcast(self.operation)
         return best if helps else None
 
-    def _best(self, surgeon: Surgeon) -> Ending:
+    def _best(self, surgeon: Surgeon) -> EpisodeRecord:
         """Try a deterministic operation on every row; return the best, by its own prompts."""
         endings = final_operations(surgeon, self.eval_env, int(self._rng.integers(2**31)))
         return max(endings, key=lambda ending: ending.total)

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_text
-from agents.evaluation.surgeon_effect import Ending
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.surgeons.registry import EpisodeRecord, Surgeon
 from agents.terminal import printable
@@ -231,7 +230,7 @@ class RunLogger:
         self._advance(0, commits=f"{kept}/{len(self.commits)}")
         self._last_update = time.perf_counter()
 
-    def behaved(self, operation: Ending | None) -> None:
+    def behaved(self, operation: EpisodeRecord | None) -> None:
         """Take note of who samples from now on: the model under an operation, or as it stands."""
         row: dict[str, Any] = {"behavior/operated": operation is not None}
         row["behavior/gain"] = None if operation is None else operation.total

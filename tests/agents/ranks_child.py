@@ -199,7 +199,7 @@ def patch_run(plan: dict[str, str]) -> None:
     if "surgeon" in plan:
         patch.setattr("agents.surgeons.sb3.SB3Surgeon.operate", beside_itself)
     if "helps" in plan:
-        patch.setattr("agents.evaluation.surgeon_effect.Ending.total", 1.0)
+        patch.setattr("agents.surgeons.episodes.EpisodeRecord.total", 1.0)
     if "slow" in plan:
         agents.training.loop.write_report = slowly  # type: ignore[assignment, attr-defined]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.evaluation.paired import PairedResult
-from agents.evaluation.surgeon_effect import Ending
+from agents.evaluation.statistics import Interval
 from agents.grpo.learner import GRPOLearner, GRPOStats
 from agents.surgeons.registry import EpisodeRecord, Surgeon, make_surgeon
 from agents.training import curriculum as curriculum_module
@@ -22,11 +22,11 @@ from agents.training.curriculum import (
 )
 from avatarl_env import episode as episode_module
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import Interval
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import global_random_states, tiny_patient
 from tests.training_runs import (
     ScriptedSurgeon,
+    episode_record,
     everything,
     make_learner,
     same,
@@ -47,7 +47,7 @@ class Notes:
         self.stats: list[GRPOStats] = []
         self.records: list[EpisodeRecord] = []
         self.commits: list[Commit] = []
-        self.behavior: list[Ending | None] = []
+        self.behavior: list[EpisodeRecord | None] = []
 
     def updated(self, stats: GRPOStats) -> None:
         self.events.append("updated")
@@ -61,7 +61,7 @@ class Notes:
         self.events.append("judged")
         self.commits.append(commit)
 
-    def behaved(self, operation: Ending | None) -> None:
+    def behaved(self, operation: EpisodeRecord | None) -> None:
         self.events.append("behaved")
         self.behavior.append(operation)
 
@@ -595,7 +595,7 @@ def test_what_harms_is_not_chosen_and_the_model_samples_as_it_stands() -> None:
 def test_an_operation_that_no_patient_survives_is_never_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lethal = [Ending(np.full(4, 0.5), 9.0, 0.0, "entropy")]
+    lethal = [episode_record([0.5] * 4, 9.0, "entropy")]
     monkeypatch.setattr(curriculum_module, "final_operations", lambda *_: lethal)
     env, notes = small_env(), Notes()
     whole = sampled_for(env, ScriptedSurgeon(env, 0.25))
@@ -608,7 +608,7 @@ def test_an_operation_that_no_patient_survives_is_never_chosen(
 def test_the_best_of_the_operations_tried_is_chosen(
     monkeypatch: pytest.MonkeyPatch, best: int
 ) -> None:
-    endings = [Ending(np.full(4, i / 10), 0.5, 0.0, None) for i in range(3)]
+    endings = [episode_record([i / 10] * 4, 0.5) for i in range(3)]
     endings[best] = endings[best]._replace(total=0.75)
     monkeypatch.setattr(curriculum_module, "final_operations", lambda *_: endings)
     env, notes = small_env(), Notes()

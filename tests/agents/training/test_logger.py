@@ -9,18 +9,23 @@ import pytest
 
 from agents.evaluation.language_model import evaluate_text
 from agents.evaluation.paired import PairedResult
-from agents.evaluation.surgeon_effect import Ending
+from agents.evaluation.statistics import Interval
 from agents.grpo.learner import GRPOStats
 from agents.surgeons.registry import EpisodeRecord
 from agents.tracking.writer import Clock
 from agents.training import logger as logger_module
 from agents.training.curriculum import Commit, Phase
 from agents.training.logger import SAMPLE_EVERY, WRITE_EVERY, RunLogger
-from avatarl_env.scoring import Interval
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.fakes import fingerprint
 from tests.patients import global_random_states
-from tests.training_runs import ScriptedSurgeon, make_learner, small_env, taught_patient
+from tests.training_runs import (
+    ScriptedSurgeon,
+    episode_record,
+    make_learner,
+    small_env,
+    taught_patient,
+)
 
 STATS = GRPOStats(
     loss=0.5, reward=0.25, accuracy=0.375, entropy=2.0, grad_norm=1.5, learning_rate=1e-3
@@ -223,7 +228,7 @@ def test_who_samples_from_now_on_is_a_row() -> None:
     desk = Desk()
     desk.logger.begin(JOINT)
     coefficients = np.array([0.5, -0.25])
-    desk.logger.behaved(Ending(coefficients, 0.75, 0.0, None))
+    desk.logger.behaved(episode_record(coefficients, 0.75))
     desk.logger.behaved(None)
     assert desk.writer.of("behavior") == [
         {
