@@ -203,6 +203,9 @@ class ToyOperations(SyncVectorEnv):
     def get_state(self) -> dict[str, Any]:
         return {"rngs": [env._np_random for env in self.envs]}
 
+    def get_rng_state(self) -> list[dict[str, Any]]:
+        return [dict(env.np_random.bit_generator.state) for env in self.envs]
+
     def set_state(self, state: dict[str, Any]) -> None:
         for env, rng in zip(self.envs, state["rngs"], strict=True):
             env._np_random = rng
