@@ -31,11 +31,11 @@ import torch
 from measure import publish
 from tqdm import tqdm
 
+from agents.evaluation.statistics import interval
 from agents.evaluation.surgeon_effect import final_operations
-from agents.surgeons.episodes import ReplaySurgeon
+from agents.surgeons.baselines import ReplaySurgeon
 from agents.surgeons.registry import SURGEONS, Surgeon, make_surgeon
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import interval
 from avatarl_env.surgery import make_operator
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 

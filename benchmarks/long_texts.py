@@ -38,12 +38,13 @@ from gymnasium.vector import AutoresetMode
 from measure import SIZES, publish
 
 from agents.evaluation.language_model import evaluate_text
+from agents.evaluation.statistics import interval
 from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.surgeons.registry import make_surgeon
 from agents.training.curriculum import ROLLOUT, Curriculum, CurriculumConfig, Phase
 from avatarl_env import GPT, AttentionSurgeryVectorEnv, CharTokenizer, GPTConfig, load_corpus
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import interval, kl_ref
+from avatarl_env.scoring import kl_ref
 
 CONTEXT = 128  # of every size: room for prompts and texts
 UPDATES_PER_ROUND = 8  # of horizon 1, for one of rollouts

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agents.distributed import ALONE, Ranks
 from agents.grpo.learner import GRPOConfig, GRPOLearner
-from agents.surgeons.base import BoolArray, EpisodeRecorder, FloatArray
+from agents.surgeons.episodes import BoolArray, FloatArray
 from agents.surgeons.registry import EpisodeRecord, Surgeon
 from agents.training.config import TrainConfig
 from agents.training.curriculum import CurriculumConfig
@@ -126,28 +126,24 @@ def first_actions(surgeon: Surgeon, observations: FloatArray) -> FloatArray:
     return surgeon.act(observations, np.ones(len(observations), dtype=np.bool_))
 
 
-class ScriptedSurgeon:
+def episode_record(
+    coefficients: ArrayLike, total: float, flatline: str | None = None
+) -> EpisodeRecord:
+    """Return a record of an operation with this end."""
+    ending = np.asarray(coefficients, np.float64)
+    return EpisodeRecord(total, 2, 0.5, ending, flatline, {"kl_ref": -2.0}, {"kl_ref": -3.0}, 0.0)
+
+
+class ScriptedSurgeon(Surgeon):
     """Plays one and the same action for ever: a number, (A,) for every row, or (N, A)."""
 
     def __init__(self, env: AttentionSurgeryVectorEnv, action: ArrayLike = 0.0) -> None:
-        self._env = EpisodeRecorder(env)
-        self._shape = env.single_action_space.shape or ()
-        self._episode_length = env.config.episode_length
-        self._seed: int | None = 0
+        super().__init__(env, 0)
+        self.next_seed = 0
         self.action = np.asarray(action, np.float32)
 
-    def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        observations, _ = self._env.reset(seed=self._seed)
-        self._seed = None
-        for _ in range(n_operations * self._episode_length):
-            observations, *_ = self._env.step(self.act(observations, np.array([])))
-        return self._env.collect()
-
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        return np.broadcast_to(self.action, (len(observations), *self._shape))
-
-    def stats(self) -> Mapping[str, float]:
-        return {}
+        return np.broadcast_to(self.action, (len(observations), self.n_coefficients))
 
     def save(self, folder: Path) -> None:
         (folder / "scripted.txt").write_text("scripted", encoding="utf-8")
@@ -213,6 +209,9 @@ class ToyOperations(SyncVectorEnv):
 
     def get_state(self) -> dict[str, Any]:
         return {"rngs": [env._np_random for env in self.envs]}
+
+    def get_rng_state(self) -> list[dict[str, Any]]:
+        return [dict(env.np_random.bit_generator.state) for env in self.envs]
 
     def set_state(self, state: dict[str, Any]) -> None:
         for env, rng in zip(self.envs, state["rngs"], strict=True):

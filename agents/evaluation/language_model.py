@@ -16,7 +16,7 @@ from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient, eval_mode
 from avatarl_env.text.ngram import NGramReference
 
-PROGRESS_CHARACTERS = 16_384  # length of the fixed slice that progress is measured on
+PROGRESS_CHARACTERS = 16_384  # of the validation text, for measurements during training
 REFERENCE_NAMES = ("bigram", "trigram", "4-gram", "5-gram")
 CALIBRATION_BINS = 15
 _TOKENS_PER_BATCH = 8_192
@@ -30,9 +30,9 @@ class TextMetrics(NamedTuple):
     bits_per_char: float
     """The same in bits."""
     accuracy: float
-    """Share of characters that were the most probable one, in [0, 1]."""
+    """Share of characters that the model found most probable, in [0, 1]."""
     entropy: float
-    """Of the predictions, nats per character."""
+    """Mean entropy of the predictions, nats per character."""
     calibration_error: float
     """Expected calibration error (ECE) of the most probable character, in [0, 1]:
     `sum_m n_m / n abs(accuracy_m - confidence_m)` over 15 bins of equal width, bin m of the
@@ -44,8 +44,8 @@ class TextMetrics(NamedTuple):
 def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
     """Predict every character of a text but the first, each once.
 
-    Windows overlap by half a context, so that each character (but those of the first window) is
-    predicted from at least half a context of history.
+    Windows overlap by half a context, so that after the first window each character has at least
+    half a context of history.
 
     Args:
         model: the language model.
@@ -62,7 +62,7 @@ def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
     starts = np.arange(0, n_targets - length + 1, stride)
     if starts[-1] + length < n_targets:
         starts = np.append(starts, n_targets - length)
-    done = np.concatenate([[0], starts[:-1] + length])  # first target not yet counted
+    done = np.concatenate([[0], starts[:-1] + length])  # targets counted by earlier windows
     sums = np.zeros(3 + 2 * CALIBRATION_BINS)
     rows = max(1, _TOKENS_PER_BATCH // length)
     with eval_mode(model):
@@ -74,16 +74,16 @@ def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
             sums += _sums(model, windows, torch.from_numpy(counted).to(windows.device))
     loss, hits, entropy, *bins = (sums / n_targets).tolist()
     n_binned, gaps = bins[:CALIBRATION_BINS], bins[CALIBRATION_BINS:]
-    # A confidence that is no number is in no bin, and leaves nothing to say.
+    # A NaN confidence is in no bin: the error is not defined then.
     error = float(np.abs(gaps).sum()) if round(sum(n_binned) * n_targets) == n_targets else math.nan
     return TextMetrics(loss, loss / math.log(2), hits, entropy, error)
 
 
 def _sums(model: GPT, windows: torch.Tensor, counted: torch.Tensor) -> NDArray[np.float64]:
-    """Return sums over the counted positions (B, T), (3 + 2 M,).
+    """Return sums (3 + 2 M,) over the counted positions (B, T).
 
-    Of loss, hits and entropy; then the positions in each of the M bins of confidence; then each
-    bin's sum of hits minus confidence.
+    Loss, hits and entropy; the positions in each of M confidence bins; hits minus confidence in
+    each bin.
     """
     log_probs = torch.log_softmax(model(windows[:, :-1]).float(), dim=-1)  # (B, T, V)
     targets = windows[:, 1:]
@@ -102,10 +102,10 @@ def _sums(model: GPT, windows: torch.Tensor, counted: torch.Tensor) -> NDArray[n
 
 
 def evaluate_references(patient: Patient) -> list[dict[str, Any]]:
-    """Score n-gram tables on the validation text, which were counted on the training text.
+    """Score n-gram models, fitted to the training text, on the validation text.
 
     Returns:
-        One row each of name, loss, bits_per_char, accuracy and entropy, as `TextMetrics`.
+        For each its name and the loss, bits_per_char, accuracy and entropy of `TextMetrics`.
     """
     rows = []
     for order, name in enumerate(REFERENCE_NAMES, start=2):

@@ -1,4 +1,4 @@
-"""What operations are worth on text they have never seen, measured in pairs.
+"""What operations are worth on unseen text, measured in pairs.
 
 Two quantities, because one can be fooled: sharpening raises `kl_ref` and worsens the held-out
 loss. Both are positive when the operation is good.
@@ -13,27 +13,28 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.evaluation.statistics import Interval, interval
 from avatarl_env.episode import EpisodeConfig
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import Interval, Score, interval, kl_ref
+from avatarl_env.scoring import Score, kl_ref
 from avatarl_env.surgery import Operator
 
 Array = NDArray[np.float64]
 
 
 class Gains(NamedTuple):
-    """Paired differences, operated minus unoperated, one number per prompt or window."""
+    """Paired differences between the operated and the unoperated model."""
 
     kl_ref_gain: Array
-    """(N, M) rise of `kl_ref` on the model's own texts, nats per character."""
+    """(N, M) rise of `kl_ref` on the model's own texts, for each prompt, nats per character."""
     heldout_loss_fall: Array
-    """(N, M) fall of the teacher-forced loss on real windows, nats per character."""
+    """(N, M) fall of the teacher-forced loss, for each window of real text, nats per character."""
     score_gain: Array
-    """(N,) rise of the evaluation environment's score, of all M texts together."""
+    """(N,) rise of the surgeon's score, over all M texts together."""
 
 
 class PairedResult(NamedTuple):
-    """Means with their intervals."""
+    """Means over prompts and windows, with their confidence intervals."""
 
     kl_ref_gain: Interval
     heldout_loss_fall: Interval
@@ -45,7 +46,7 @@ class PairedResult(NamedTuple):
 
 
 class PairedEvaluation:
-    """Fresh prompts and windows for each of N operations, and how the model does unoperated."""
+    """Fresh prompts and windows for each of N operations, and the unoperated model's results."""
 
     def __init__(
         self,
@@ -58,16 +59,16 @@ class PairedEvaluation:
         rng: np.random.Generator,
         score: Score | None = None,
     ) -> None:
-        """Draw, and measure the model as it stands.
+        """Draw prompts and windows, and measure the model as it is.
 
         Args:
             patient: the model.
             config: lengths of prompts and texts.
-            split: where prompts and windows come from.
+            split: of the text, that prompts and windows come from.
             n_operations: N.
-            n_each: M, prompts and as many windows.
-            rng: draws them.
-            score: what the surgeon is paid for; default `kl_ref`.
+            n_each: M.
+            rng: draws prompts and windows.
+            score: the surgeon's; default `kl_ref`.
         """
         self._patient = patient
         self._score = score or Score()
@@ -80,13 +81,13 @@ class PairedEvaluation:
         self._loss = patient.losses(self._windows)
 
     def gains(self, operator: Operator, coefficients: Array) -> Gains:
-        """Measure N operations, each on its own prompts and windows; they are undone.
+        """Measure N operations, each on its own prompts and windows, and undo them.
 
         Args:
             operator: turns coefficients into edits.
             coefficients: (N, A).
         """
-        if not coefficients.any():  # the exact identity: nothing would differ by a bit
+        if not coefficients.any():  # the exact identity
             return Gains(*map(np.zeros_like, (self._written, self._loss, self._scores)))
         written, scores = self._write(operator, coefficients)
         loss = self._patient.losses(self._windows, operator, coefficients)
@@ -110,14 +111,14 @@ def compare_pairs(
     n_prompts: int,
     rng: np.random.Generator,
 ) -> PairedResult:
-    """Judge one operation on fresh prompts of the `surgeon` split.
+    """Measure one operation on fresh prompts of the `surgeon` split.
 
     Args:
-        patient: the model as it stands.
+        patient: the model.
         operator: turns coefficients into edits.
-        coefficients: (A,) to be judged.
+        coefficients: (A,).
         config: lengths of prompts and texts.
-        n_prompts: prompts, and as many teacher-forced windows.
+        n_prompts: prompts, and as many windows.
         rng: draws them.
     """
     pairs = PairedEvaluation(

@@ -1,8 +1,8 @@
-"""The question every run answers: does the surgeon help, and by how much?
+"""Does the surgeon help, and by how much?
 
-The deterministic surgeon performs whole operations; its final coefficients, those of a random
-surgeon, and zero are then scored on fresh *validation* prompts that nobody has seen, all on the
-same ones. The independent unit is the operation, so intervals are over operations.
+The deterministic surgeon performs whole operations. Its final coefficients, those of a random
+surgeon, and zero are then scored on the same fresh *validation* prompts. The independent unit is
+the operation, so confidence intervals are over operations.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from agents.evaluation.paired import PairedEvaluation
-from agents.surgeons.base import row_info
+from agents.evaluation.statistics import Interval, interval
+from agents.surgeons.episodes import EpisodeRecord, play
 from agents.surgeons.registry import Surgeon
 from avatarl_env.episode import step_coefficients
-from avatarl_env.scoring import Interval, interval
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 N_OPERATIONS = 8
@@ -28,55 +27,51 @@ RANDOM = "random"
 POLICIES = ("surgeon", RANDOM, "zero")
 UNIT = "nats/char"
 KL_REF = "kl_ref"
-SMALLEST = 0.002  # of a difference that a headline names; attention has hundredths to give
+SMALLEST = 0.002  # smallest effect that a headline names; attention has hundredths to give
 
 
 class Effect(NamedTuple):
-    """What each policy was worth after a phase, mean per operation with 95 % intervals."""
+    """What the operations of each policy were worth after a phase: means over operations."""
 
     after: str
     """Name of the phase."""
     kl_ref_gain: dict[str, Interval]
+    """Rise of `kl_ref`, by policy."""
     heldout_loss_fall: dict[str, Interval]
     kl_ref_over_random: Interval
-    """The surgeon's gain minus the random one's, paired."""
+    """The surgeon's gain minus the random surgeon's, paired."""
+    heldout_loss_over_random: Interval
+    """The surgeon's fall in loss minus the random surgeon's, paired."""
     n_operations: int
     n_prompts: int
     n_practised: int = 0
     """Operations that the surgeon had performed in the run by then."""
-    heldout_loss_over_random: Interval | None = None
-    """The surgeon's fall in loss minus the random one's, paired."""
     score: str = KL_REF
-    """What the surgeon was paid for, in words."""
+    """The surgeon's score: its terms and their weights."""
     score_gain: dict[str, Interval] | None = None
-    """Rise of that, where it is not `kl_ref` alone."""
-
-    @property
-    def kl_ref_name(self) -> str:
-        """What `kl_ref` is called where the score is, or is not, that."""
-        return KL_REF if self.score_gain is not None else "its score"
+    """Rise of the score, by policy; None where the score is `kl_ref` alone."""
 
     def as_summary(self) -> dict[str, Any]:
-        """Return a JSON-able record."""
-        return {name: _record(value) for name, value in self._asdict().items()}
+        """Return the effect as JSON."""
+        return {name: _to_json(value) for name, value in self._asdict().items()}
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> Effect:
-        """Rebuild one from its record."""
-        return cls(**{name: _rebuilt(value) for name, value in summary.items()})
+        """Return the effect that `as_summary` wrote; null means NaN."""
+        return cls(**{name: _from_json(value) for name, value in summary.items()})
 
 
-def _record(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Interval):
         return value._asdict()
-    return {name: _record(x) for name, x in value.items()} if isinstance(value, dict) else value
+    return {name: _to_json(x) for name, x in value.items()} if isinstance(value, dict) else value
 
 
-def _rebuilt(value: Any) -> Any:
+def _from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() != set(Interval._fields):
-        return {name: _rebuilt(x) for name, x in value.items()}
+        return {name: _from_json(x) for name, x in value.items()}
     numbers: dict[str, Any] = {name: math.nan if x is None else x for name, x in value.items()}
     return Interval(**numbers)
 
@@ -88,25 +83,27 @@ def measure_effect(
     rng: np.random.Generator,
     n_prompts: int = N_PROMPTS,
 ) -> Effect:
-    """Score the surgeon, a random one and none on fresh validation prompts.
+    """Score the surgeon's operations, random ones and none on fresh validation prompts.
+
+    The patient's count of forward tokens stays as it was.
 
     Args:
-        surgeon: asked for deterministic actions; learns nothing here.
-        env: where it operates, once on each row, at least two, in mode NEXT_STEP; left at the end
-            of these operations, its patient's compute as it was.
+        surgeon: asked for deterministic actions only.
+        env: where it operates, once on each of at least two rows; see `final_operations`.
         after: name of the phase just finished.
         rng: draws prompts and random operations.
-        n_prompts: over all operations.
+        n_prompts: prompts over all operations, and as many windows; rounded down to a multiple of
+            the rows.
     """
-    n = env.num_envs
+    n, operator = env.num_envs, env.operator
     with env.patient.uncounted():
-        endings = final_operations(surgeon, env, int(rng.integers(2**31)))
+        records = final_operations(surgeon, env, int(rng.integers(2**31)))
         operations = {
-            "surgeon": np.stack([ending.coefficients for ending in endings]),
+            "surgeon": np.stack([record.coefficients for record in records]),
             RANDOM: np.stack([random_coefficients(env, rng) for _ in range(n)]),
-            "zero": np.zeros((n, len(env.operator.labels))),
+            "zero": np.zeros((n, len(operator.labels))),
         }
-        eval_env = PairedEvaluation(
+        evaluation = PairedEvaluation(
             env.patient,
             env.config,
             split="validation",
@@ -115,77 +112,44 @@ def measure_effect(
             rng=rng,
             score=env.task.score,
         )
-        gains = {name: eval_env.gains(env.operator, operations[name]) for name in POLICIES}
+        gains = {name: evaluation.gains(operator, operations[name]) for name in POLICIES}
     kl = {name: gains[name].kl_ref_gain.mean(axis=1) for name in POLICIES}
     loss = {name: gains[name].heldout_loss_fall.mean(axis=1) for name in POLICIES}
     weights = env.task.score.weights
-    own = None
-    if weights.keys() != {KL_REF} or weights[KL_REF] <= 0:
-        own = {name: interval(gains[name].score_gain) for name in POLICIES}
+    is_kl_ref = weights.keys() == {KL_REF} and weights[KL_REF] > 0
     return Effect(
         after,
         {name: interval(kl[name]) for name in POLICIES},
         {name: interval(loss[name]) for name in POLICIES},
         interval(kl["surgeon"] - kl[RANDOM]),
+        interval(loss["surgeon"] - loss[RANDOM]),
         n,
         n_prompts // n * n,
-        heldout_loss_over_random=interval(loss["surgeon"] - loss[RANDOM]),
         score=" + ".join(name if w == 1 else f"{w:g} {name}" for name, w in weights.items()),
-        score_gain=own,
+        score_gain=None if is_kl_ref else {p: interval(gains[p].score_gain) for p in POLICIES},
     )
 
 
-class Ending(NamedTuple):
-    """How an operation ended."""
-
-    coefficients: NDArray[np.float64]
-    """(A,)."""
-    total: float
-    """Return."""
-    lost_score: float
-    """What the injury had cost; 0 without one."""
-    flatline: str | None
-    """What the patient died of, or None."""
-
-
-def final_operations(surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int) -> list[Ending]:
-    """Let the surgeon perform one deterministic operation on every row; return how they end.
+def final_operations(
+    surgeon: Surgeon, env: AttentionSurgeryVectorEnv, seed: int
+) -> list[EpisodeRecord]:
+    """Let the surgeon perform one deterministic operation on every row.
 
     Args:
-        surgeon: learns nothing here.
-        env: its autoreset mode must be NEXT_STEP, which begins none when the last has ended.
+        surgeon: asked for actions only.
+        env: in autoreset mode NEXT_STEP, which does not evaluate the next baselines, or SAME_STEP.
         seed: of row 0's prompts, row i's is `seed + i`.
 
-    Raises:
-        ValueError: if the autoreset mode is another.
+    Returns:
+        A record for each row, in the order of the rows.
     """
-    if env.autoreset_mode != AutoresetMode.NEXT_STEP:
-        raise ValueError(f"autoreset_mode must be NEXT_STEP, got {env.autoreset_mode}")
-    observations, _ = env.reset(seed=seed)
-    totals = np.zeros(env.num_envs)
-    begins = np.ones(env.num_envs, dtype=np.bool_)
-    endings: dict[int, Ending] = {}
-    while len(endings) < env.num_envs:
-        actions = surgeon.act(observations, begins)
-        observations, rewards, terminated, truncated, infos = env.step(actions)
-        totals += rewards
-        begins = terminated | truncated  # where one ended, others may begin: nobody looks at them
-        for row in np.flatnonzero(begins).tolist():
-            info = row_info(infos, row)
-            ending = Ending(
-                info["coefficients"],
-                float(totals[row]),
-                info["lost_score"],
-                info["flatline"] or None,
-            )
-            endings.setdefault(row, ending)  # a row that ended early has begun another
-    return [endings[row] for row in range(env.num_envs)]
+    return sorted(play(env, surgeon.act, seed), key=lambda record: record.row)
 
 
 def random_coefficients(
     env: AttentionSurgeryVectorEnv, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return where uniformly random steps end, (A,); nothing they see stops or steers them."""
+    """Return where a random surgeon's operation ends, (A,), if the patient survives."""
     coefficients = np.zeros(len(env.operator.labels))
     for _ in range(env.config.episode_length):
         action = rng.uniform(-1.0, 1.0, coefficients.shape)
@@ -194,115 +158,93 @@ def random_coefficients(
 
 
 def verdict(effects: Sequence[Effect], surgeon: str) -> str:
-    """Say in words what the surgeon was worth."""
+    """Return in words what the surgeon was worth.
+
+    A headline about the last phase, then a sentence with the figures of each. Text quality
+    (`kl_ref`) and prediction (held-out loss) are told together, each with its interval.
+
+    Args:
+        effects: of each phase.
+        surgeon: its name.
+    """
     if not effects:
-        return "No surgeon operated in this run, so there is nothing to say of one."
+        return "No surgeon operated in this run."
     return " ".join([_headline(effects[-1]), *(_sentence(e, surgeon) for e in effects)])
 
 
 def _headline(effect: Effect) -> str:
-    """Sum up the last measurement: to help takes both quantities, to harm takes one.
+    """Summarise an effect: to help takes both quantities, to harm takes one.
 
-    What an interval does not tell from zero may be as large as the interval's farther end.
+    Where an interval includes zero, the headline names the largest effect that it does not exclude.
     """
     score, loss = effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"]
-    name = effect.kl_ref_name
+    name = "its score" if effect.score_gain is None else KL_REF
     if not np.isfinite([score.mean, loss.mean]).all():
-        return "The surgeon broke the model: what it then wrote could not be scored."
-    if not _is_known(score) or not _is_known(loss):
-        return "There were too few operations to tell what the surgeon was worth."
-    if _is_nothing(score) and _is_nothing(loss):
+        return "The surgeon broke the model: its texts could not be scored."
+    if not (score.is_finite and loss.is_finite):
+        return "There were too few operations to say what the surgeon was worth."
+    if score.is_zero and loss.is_zero:
         return "The surgeon changed nothing."
     headlines = {
-        (1, 1): "The surgeon helped.",
-        (1, -1): f"The surgeon raised {name} at the cost of predicting real text worse.",
-        (-1, 1): f"The surgeon lowered {name}, though it improved the prediction of real text.",
-        (1, 0): f"The surgeon raised {name}, with {_unseen(loss)} in the prediction of real text.",
-        (0, 1): f"The surgeon improved the prediction of real text, with {_unseen(score)} in "
-        f"{name}.",
-        (0, 0): f"The surgeon made {_unseen(score, loss)}.",
+        (1, 1): "helped",
+        (1, -1): f"raised {name} at the cost of predicting real text worse",
+        (-1, 1): f"lowered {name}, but improved the prediction of real text",
+        (1, 0): f"raised {name}, with {_bound(loss)} in the prediction of real text",
+        (0, 1): f"improved the prediction of real text, with {_bound(score)} in {name}",
+        (0, 0): f"made {_bound(score, loss)}",
     }
-    return headlines.get((_sign(score), _sign(loss)), "The surgeon did harm.")
+    signs = [0 if gain.largest < SMALLEST else gain.sign for gain in (score, loss)]
+    return f"The surgeon {headlines.get((signs[0], signs[1]), 'did harm')}."
 
 
-def _sign(gain: Interval) -> int:
-    """Return 1 for good, -1 for bad, 0 for what may be nothing or is surely too small to name."""
-    if gain.low <= 0 <= gain.high or _farther(gain) < SMALLEST:
-        return 0
-    return 1 if gain.low > 0 else -1
-
-
-def _farther(gain: Interval) -> float:
-    """Return how far from zero the interval reaches: no larger effect is left out by it."""
-    return max(abs(gain.low), abs(gain.high))
-
-
-def _unseen(*gains: Interval) -> str:
-    largest = max(map(_farther, gains))
-    return f"no difference larger than {_rounded_up(largest)} {UNIT}" if largest else "no change"
-
-
-def _is_known(gain: Interval) -> bool:
-    return bool(np.isfinite([gain.mean, gain.low, gain.high]).all())
-
-
-def _is_nothing(gain: Interval) -> bool:
-    return gain.low == gain.high == 0
+def _bound(*gains: Interval) -> str:
+    """Name the largest effect that the intervals do not exclude, rounded up."""
+    largest = max(gain.largest for gain in gains)
+    if largest == 0:
+        return "no change"
+    step = 1e-4 if largest >= 0.001 else 10.0 ** (math.floor(math.log10(largest)) - 1)
+    rounded = math.ceil(largest / step - 1e-6) * step
+    return f"no difference larger than {_number(rounded)} {UNIT}"
 
 
 def _sentence(effect: Effect, surgeon: str) -> str:
-    name = effect.kl_ref_name
-    what = "its score (kl_ref)" if effect.score_gain is None else name
-    parts = _both(effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"], what)
+    is_kl_ref = effect.score_gain is None
+    what, short = ("its score (kl_ref)", "its score") if is_kl_ref else (KL_REF, KL_REF)
+    parts = [
+        _phrase(effect.kl_ref_gain["surgeon"], what),
+        _phrase(effect.heldout_loss_fall["surgeon"], "the held-out loss", sign=-1),
+    ]
     if effect.score_gain is not None:
-        own = f"its own score ({effect.score})"
-        parts.insert(0, _phrase(effect.score_gain["surgeon"], own, higher_is_better=True, unit=""))
+        own = _phrase(effect.score_gain["surgeon"], f"its own score ({effect.score})", unit="")
+        parts.insert(0, own)
+    over_random = (
+        f"; compared with random operations they {_phrase(effect.kl_ref_over_random, short)} and "
+        + _phrase(effect.heldout_loss_over_random, "the held-out loss", sign=-1)
+    )
     practice = f" and {effect.n_practised} operations" if effect.n_practised else ""
-    over = _both(effect.kl_ref_over_random, effect.heldout_loss_over_random, name)
-    comparison = f"; compared with random operations they {_listed(over)}"
     return (
-        f"After {effect.after}{practice}, {surgeon}'s operations {_listed(parts)} "
-        f"({effect.n_operations} operations on {effect.n_prompts} unseen prompts, 95 % intervals)"
-        f"{'' if surgeon == RANDOM else comparison}."
+        f"After {effect.after}{practice}, {surgeon}'s operations {', '.join(parts[:-1])} and "
+        f"{parts[-1]} ({effect.n_operations} operations on {effect.n_prompts} unseen prompts, 95 % "
+        f"intervals){'' if surgeon == RANDOM else over_random}."
     )
 
 
-def _both(score: Interval, loss: Interval | None, name: str) -> list[str]:
-    """Put a gain in score and a fall in loss in words, one never without the other."""
-    parts = [_phrase(score, name, higher_is_better=True)]
-    if loss is not None:
-        parts.append(_phrase(loss, "the held-out loss", higher_is_better=False))
-    return parts
-
-
-def _listed(parts: Sequence[str]) -> str:
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _phrase(gain: Interval, what: str, *, higher_is_better: bool, unit: str = UNIT) -> str:
-    """Put one interval in words; `gain` is positive where the operation did good."""
-    sign = 1 if higher_is_better else -1
-    mean, low, high = (sign * x for x in (gain.mean, *(gain.low, gain.high)[::sign]))
-    if not _is_known(gain):
+def _phrase(gain: Interval, what: str, *, sign: int = 1, unit: str = f" {UNIT}") -> str:
+    """Say how operations changed a quantity, which is better where `sign` times it is higher."""
+    if not gain.is_finite:
         return f"had an effect on {what} that could not be measured"
-    if low == high == 0:
+    if gain.is_zero:
         return f"left {what} exactly as it was"
-    unit = f" {unit}" if unit else ""
-    if low <= 0 <= high:
-        shown = f"{_number(mean, '+')}{unit} [{_number(low, '+')}, {_number(high, '+')}]"
-        return f"had no effect on {what} that could be told from zero ({shown})"
-    verb = "raised" if low > 0 else "lowered"
-    size, near, far = (_number(abs(x)) for x in (mean, *(low, high)[:: 1 if low > 0 else -1]))
-    return f"{verb} {what} by {size}{unit} [{near}, {far}]"
+    mean, low, high = sign * gain.mean, *sorted((sign * gain.low, sign * gain.high))
+    if gain.sign == 0:
+        ends = f"[{_number(low, '+')}, {_number(high, '+')}]"
+        shown = f"{_number(mean, '+')}{unit} {ends}"
+        return f"had no effect on {what} distinguishable from zero ({shown})"
+    near, far = sorted((abs(low), abs(high)))
+    verb = "raised" if mean > 0 else "lowered"
+    return f"{verb} {what} by {_number(abs(mean))}{unit} [{_number(near)}, {_number(far)}]"
 
 
 def _number(value: float, sign: str = "") -> str:
-    """Four decimals, or as many as it takes to show two figures."""
+    """Return four decimals, or as many as show two significant digits."""
     return f"{value:{sign}.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:{sign}.2g}"
-
-
-def _rounded_up(value: float) -> str:
-    """Write a positive bound as `_number` would, but never below what it is."""
-    step = 1e-4 if value >= 0.001 else 10.0 ** (math.floor(math.log10(value)) - 1)
-    return _number(math.ceil(value / step - 1e-6) * step)

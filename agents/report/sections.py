@@ -144,7 +144,7 @@ def contrasts_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
 
 
 def _paired(pairs: Sequence[tuple[Run, Run]], metric: str) -> str:
-    from avatarl_env.scoring import interval as student_interval
+    from agents.evaluation.statistics import interval as student_interval
 
     values = [(before.scores.get(metric), after.scores.get(metric)) for before, after in pairs]
     differences = [b - a for a, b in values if a is not None and b is not None]

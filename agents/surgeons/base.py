@@ -1,196 +1,221 @@
-"""What every surgeon can do, and the record that is kept of each operation.
+"""The base class of all surgeons, and the check of their options.
 
 Shapes: N rows, A coefficients, O numbers in an observation.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from copy import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from inspect import Parameter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, get_args
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from numpy.typing import NDArray
+from torch import Tensor
 
+from agents.surgeons.episodes import (
+    Act,
+    BoolArray,
+    EpisodeRecord,
+    FloatArray,
+    play,
+    require_same_step,
+)
+from avatarl_env.errors import check_choice
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
-FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
+LEAST: dict[str, float] = {
+    "action_noise": 0,
+    "batch_size": 2,
+    "buffer_size": 1,
+    "delta_std": 0,
+    "learning_rate": 0,
+    "n_delta": 1,
+    "n_epochs": 1,
+    "n_eval_episodes": 1,
+    "n_operations": 1,
+    "n_steps": 1,
+    "n_top": 1,
+    "sigma": 1e-6,
+}
+"""Smallest values of options; below them an algorithm never ends or divides by zero."""
 
 
-class EpisodeRecord(NamedTuple):
-    """One finished operation."""
+class Surgeon(ABC):
+    """An agent that operates on all rows of a vector environment at once.
 
-    total: float
-    """Return: the improvement of the score, or minus the flatline penalty."""
-    length: int
-    """Steps made."""
-    mean_abs_action: float
-    """Mean of |action| over steps and coefficients, in [0, 1]."""
-    coefficients: NDArray[np.float64]
-    """(A,) at the end."""
-    flatline: str | None
-    """What the patient died of, or None."""
-    terms: dict[str, float]
-    """Score terms at the end."""
-    baseline_terms: dict[str, float]
-    """Score terms of the unoperated model."""
-    lost_score: float
-    """What the injury had cost; 0 without one."""
+    A subclass needs only `act`. One that learns overrides `operate` too, and `save`, `load`,
+    `get_state` and `set_state` as far as it has anything to store. Keyword-only arguments of its
+    constructor are its options.
+    """
 
+    def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
+        """Take the environment.
 
-class Surgeon(Protocol):
-    """A learner that operates on every row of a vector environment at once."""
+        Args:
+            env: where it operates; `operate` switches it to autoreset mode SAME_STEP.
+            seed: of everything random about the surgeon, and of the environment's prompts.
+        """
+        self.env = env
+        self.episode_length = env.config.episode_length
+        self.n_coefficients = len(env.operator.labels)
+        self.next_seed: int | None = prompt_seed(seed)
+        """Of the next reset; None continues the rows' generators."""
 
     def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        """Perform so many whole operations on every row, beginning afresh, and learn from them.
+        """Perform whole operations on every row, starting with a reset, and learn from them.
 
-        Or more, where what is learned from them needs more. A row whose patient flatlines goes on
-        with the next operation at once; what of that is unfinished at the end is learned from too,
-        but leaves no record.
+        A row whose patient flatlines starts another operation at once, so there may be more records
+        than `n_operations` for each row, or fewer: unfinished operations leave none. This one
+        learns nothing.
+
+        Args:
+            n_operations: operations on each row; a learner may do more, if it needs more at a time.
+
+        Returns:
+            Records of the operations that ended, in that order.
         """
+        return self._practise(self.act, n_operations)
 
+    def _practise(self, act: Act, n_operations: int) -> list[EpisodeRecord]:
+        require_same_step(self.env, "to play several operations")
+        seed, self.next_seed = self.next_seed, None
+        return play(self.env, act, seed, n_operations * self.episode_length)
+
+    @abstractmethod
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return the deterministic actions (N, A) for observations (N, O).
+        """Return deterministic actions (N, A) in [-1, 1] for observations (N, O).
 
-        Call it for every step, and say for each row, (N,), whether its operation begins with
-        this one: a surgeon may remember.
+        It is called for every step, since a surgeon may have a memory. `begins` (N,) marks the rows
+        whose operation begins with this step.
         """
 
     def stats(self) -> Mapping[str, float]:
-        """Return what there is to say of the learning since the last call, by metric name."""
+        """Return training metrics since the last call, by name (`surgeon/...`)."""
+        return {}
 
-    def save(self, folder: Path) -> None:
-        """Write what the surgeon learned into an existing folder."""
+    def save(self, folder: Path) -> None:  # noqa: B027
+        """Write what the surgeon has learned into an existing folder."""
 
-    def load(self, folder: Path) -> None:
-        """Take over what a surgeon of the same name, seed and options wrote."""
+    def load(self, folder: Path) -> None:  # noqa: B027
+        """Read what a surgeon of the same name, seed and options wrote."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return what `save` leaves out and going on exactly needs: a tree of plain data.
+        """Return what an exact resume needs beyond `save`, between two calls of `operate`.
 
-        Asked for between two rounds: no operation is under way.
+        A dict with nested dicts and lists of numbers, strings, arrays and tensors.
         """
+        return {"seed": self.next_seed, "rng_state": self.env.get_rng_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly from there, after `load`; tuples may have become lists."""
+        """Restore a state, after `load`; tuples may have become lists."""
+        self.next_seed = state["seed"]
+        self.env.set_rng_state(state["rng_state"])
 
 
-class EpisodeRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Keeps a record of each operation that ends."""
+def check_interface(surgeon: object, name: str) -> None:
+    """Raise a ValueError if a freshly built surgeon would fail later, in the middle of a run.
 
-    def __init__(self, env: AttentionSurgeryVectorEnv) -> None:
-        """Wrap a vector environment."""
-        super().__init__(env)
-        self.records: list[EpisodeRecord] = []
-        self._totals = np.zeros(env.num_envs)
-        self._efforts: list[list[float]] = [[] for _ in range(env.num_envs)]
-
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[FloatArray, dict[str, Any]]:
-        """Forget unfinished operations and begin others, in mode SAME_STEP.
-
-        Raises:
-            ValueError: if the autoreset mode is another and cannot be switched.
-        """
-        ask_for_same_step(self.env, "to practise")
-        for row in range(self.num_envs):
-            self._forget(row)
-        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-
-    def step(
-        self, actions: FloatArray
-    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Make a step on every row and take note."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        self._totals += rewards
-        for row, effort in enumerate(np.abs(actions).mean(axis=1)):
-            self._efforts[row].append(float(effort))
-        for row in np.flatnonzero(terminated | truncated).tolist():
-            self.records.append(self._record(row, row_info(infos["final_info"], row)))
-            self._forget(row)
-        return observations, rewards, terminated, truncated, infos
-
-    def collect(self) -> list[EpisodeRecord]:
-        """Return the records since the last call."""
-        records, self.records = self.records, []
-        return records
-
-    def _record(self, row: int, info: dict[str, Any]) -> EpisodeRecord:
-        return EpisodeRecord(
-            float(self._totals[row]),
-            len(self._efforts[row]),
-            float(np.mean(self._efforts[row])),
-            info["coefficients"],
-            info["flatline"] or None,
-            info["score_terms"],
-            info["baseline_terms"],
-            info["lost_score"],
+    It must be a `Surgeon` whose methods take the right arguments, and whose state fits into a
+    checkpoint.
+    """
+    if not isinstance(surgeon, Surgeon):
+        kind = f"{Surgeon.__module__}.{Surgeon.__name__}"
+        raise ValueError(f"surgeon {name!r} must be a subclass of {kind}, got {surgeon!r:.100}")  # noqa: TRY004
+    for method in ("operate", "act", "stats", "save", "load", "get_state", "set_state"):
+        arguments = [*inspect.signature(getattr(Surgeon, method)).parameters][1:]
+        try:
+            inspect.signature(getattr(surgeon, method)).bind(*arguments)
+        except TypeError as error:
+            call = f"{method}({', '.join(arguments)})"
+            raise ValueError(f"surgeon {name!r} must take the call {call}: {error}") from error
+    state = surgeon.get_state()
+    if not isinstance(state, dict) or not _is_plain(state):
+        raise ValueError(
+            f"surgeon {name!r} must return a dict of plain data and arrays from get_state, "
+            f"got {state!r:.100}"
         )
 
-    def _forget(self, row: int) -> None:
-        self._totals[row] = 0.0
-        self._efforts[row] = []
 
+def check_options(
+    name: str, options: Mapping[str, Any], parameters: Mapping[str, Parameter]
+) -> None:
+    """Check options against the keyword parameters that they are passed to.
 
-def ask_for_same_step(env: VectorEnv[Any, Any, Any], purpose: str) -> None:
-    """Switch our own vector environment to mode SAME_STEP; another has to be in it already.
+    Args:
+        name: of the surgeon, for the message.
+        options: by name.
+        parameters: their annotations say which plain values fit: numbers, strings, bools and None.
 
     Raises:
-        ValueError: if it is in another mode.
+        ValueError: if an option is unknown, missing, of another kind, not finite or below `LEAST`.
     """
-    if isinstance(env, AttentionSurgeryVectorEnv):
-        env.autoreset_mode = AutoresetMode.SAME_STEP
-    mode = env.metadata.get("autoreset_mode")
-    if mode != AutoresetMode.SAME_STEP:
-        raise ValueError(
-            f"autoreset_mode must be SAME_STEP {purpose}, got {mode}: "
-            'make the environment with autoreset_mode="SameStep"'
-        )
+    for option, value in options.items():
+        check_choice(f"{name} option", option, parameters)
+        _check_value(f"{name} option {option}", value, parameters[option])
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"surgeon {name!r} must be given the option {option!r}, got none")
+
+
+def options_of(maker: Callable[..., object]) -> dict[str, Parameter]:
+    """Return the keyword-only parameters of a surgeon's class or factory."""
+    try:
+        signature = inspect.signature(maker, eval_str=True)
+    except NameError:  # an annotation that is imported for type checkers only
+        signature = inspect.signature(maker)
+    return {n: p for n, p in signature.parameters.items() if p.kind == p.KEYWORD_ONLY}
 
 
 def prompt_seed(seed: int) -> int:
-    """Return the seed of row 0's prompts for a surgeon's seed; row i's is so many more.
+    """Return the seed of row 0's prompts for a surgeon's seed; row i's is i larger.
 
-    Spread out, so that surgeons of neighbouring seeds share no prompts, and actions drawn from the
-    seed itself are made of other dice.
+    Spread out, so that surgeons of neighbouring seeds share no prompts, and prompts are independent
+    of actions that are drawn from the seed itself.
     """
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
 
 
-def check_positive(name: str, value: object) -> None:
-    """Raise a ValueError unless an option is a positive finite number."""
+@contextlib.contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Raise a ValueError for any error that a surgeon's stored files cause in the body."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged or hostile file may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"surgeon must be stored whole and be one of the same kind and size, "
+            f"got {str(folder)!r}: {reason}"
+        ) from error
+
+
+def _check_value(what: str, value: Any, parameter: Parameter) -> None:
+    annotation = parameter.annotation
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        return  # a dict or an object: left to the algorithm
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 < value < math.inf):  # type: ignore[operator]
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    kinds = get_args(annotation) or (annotation,)
+    is_untyped = isinstance(annotation, str) or annotation in (Parameter.empty, Any)
+    if not (is_untyped or type(value) in kinds or (is_number and float in kinds)):
+        names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+        raise ValueError(f"{what} must be {names}, got {value!r}")
+    if is_number and not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{what} must be finite, got {value}")
+    least = LEAST.get(parameter.name, -math.inf)
+    if is_number and value < least:  # type: ignore[operator]
+        raise ValueError(f"{what} must be at least {least:g}, got {value}")
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise a ValueError unless an option is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """Return one row's part of a vector environment's infos.
-
-    Where there is a mask called `_name`, rows that it leaves out have no `name`.
-    """
-    info: dict[str, Any] = {}
-    for name, values in infos.items():
-        has_it = infos.get(f"_{name}")
-        if name.startswith("_") or (has_it is not None and not has_it[row]):
-            continue
-        if isinstance(values, dict):
-            info[name] = row_info(values, row)
-        else:
-            value = values[row]
-            info[name] = value.item() if isinstance(value, np.generic) else copy(value)
-    return info
+def _is_plain(value: object) -> bool:
+    """Whether a checkpoint can hold a value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | np.ndarray | np.generic | Tensor)

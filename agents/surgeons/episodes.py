@@ -1,126 +1,182 @@
-"""The control that has a trained surgeon's actions and their timing, but does not look.
+"""Play episodes on a vector environment and keep a record of each.
 
-Shapes: N rows, A coefficients.
+Shapes: N rows, A coefficients, O numbers in an observation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from itertools import count
+from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from agents.surgeons.base import BoolArray, EpisodeRecord, FloatArray, Surgeon, check_count
-from agents.surgeons.baselines import ZeroSurgeon
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+Act = Callable[[FloatArray, BoolArray], FloatArray]
+"""Actions (N, A) for observations (N, O); the mask (N,) marks rows at the start of an episode."""
 
-class ReplaySurgeon(ZeroSurgeon):
-    """Does what a trained surgeon did elsewhere: shuffled over rows and operations.
 
-    The k-th step of an operation is the k-th of one that the trained surgeon performed, on
-    other prompts, and each step is taken from another of its operations. So as a whole actions
-    and their timing are those of the trained surgeon, but none answers what it would see: what it
-    gains over this is owed to looking at the patient. Where all of its operations are the same,
-    that is nothing.
+class EpisodeRecord(NamedTuple):
+    """One finished operation."""
 
-    It is watched anew whenever there is to be operated, on the language model as that is then.
-    """
+    total: float
+    """Return: the improvement of the score, or minus the flatline penalty."""
+    length: int
+    """Steps."""
+    mean_abs_action: float
+    """Mean of |action| over steps and coefficients, in [0, 1]."""
+    coefficients: NDArray[np.float64]
+    """(A,) at the end."""
+    flatline: str | None
+    """Cause of the flatline, or None."""
+    terms: dict[str, float]
+    """Score terms at the end."""
+    baseline_terms: dict[str, float]
+    """Score terms of the unoperated model."""
+    lost_score: float
+    """Score lost to the injury; 0 without one."""
+    row: int = 0
+    """Row of the vector environment."""
 
-    def __init__(
+
+class EpisodeRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Record each operation that ends."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        """Wrap a vector environment."""
+        super().__init__(env)
+        self.records: list[EpisodeRecord] = []
+        self._totals = np.zeros(env.num_envs)
+        self._efforts = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+        self._is_resetting = np.zeros(env.num_envs, np.bool_)
+
+    def reset(
         self,
-        env: AttentionSurgeryVectorEnv,
-        seed: int,
         *,
-        source: Surgeon,
-        n_operations: int = 1,
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Take the trained surgeon; it is watched later.
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Reset every row; unfinished operations leave no record."""
+        self._restart(np.ones(self.num_envs, np.bool_))
+        self._is_resetting[:] = False
+        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
 
-        Args:
-            env: where both operate.
-            seed: of prompts and shuffling.
-            source: the trained surgeon; asked for deterministic actions, it learns nothing here.
-            n_operations: that are watched at a time on every row, at least 1.
-            about: name, seed and options that the source was made with, if it is to be saved.
+    def step(
+        self, actions: FloatArray
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step every row."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        played = ~self._is_resetting  # NEXT_STEP spends a step on each reset
+        self._totals += rewards
+        self._lengths += played
+        self._efforts += np.where(played, np.abs(actions).mean(axis=1), 0.0)
+        ended = terminated | truncated
+        final_infos = infos.get("final_info", infos)  # SAME_STEP's, or that of the other modes
+        for row in np.flatnonzero(ended).tolist():
+            self.records.append(self._record(row, row_info(final_infos, row)))
+        self._restart(ended)
+        return observations, rewards, terminated, truncated, infos
 
-        Raises:
-            ValueError: if there are none.
-        """
-        check_count("n_operations", n_operations)
-        super().__init__(env, seed)
-        self.about = about
-        self._rng = np.random.default_rng(seed)
-        self._source = source
-        self._n_watched = n_operations
-        self._seen: list[FloatArray] = []
-        """Actions (n, A) by the number of the step; n becomes less where patients die."""
-        self._step: NDArray[np.int64] = np.zeros(0, np.int64)
-        """(N,) number of the next step."""
+    def collect(self) -> list[EpisodeRecord]:
+        """Return the records since the last call."""
+        records, self.records = self.records, []
+        return records
 
-    def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        """Watch the trained surgeon, then perform so many whole operations on every row."""
-        self._seen = self._watch()
-        return super().operate(n_operations)
+    def _record(self, row: int, info: dict[str, Any]) -> EpisodeRecord:
+        return EpisodeRecord(
+            total=float(self._totals[row]),
+            length=int(self._lengths[row]),
+            mean_abs_action=float(self._efforts[row] / self._lengths[row]),
+            coefficients=info["coefficients"],
+            flatline=info["flatline"] or None,
+            terms=info["score_terms"],
+            baseline_terms=info["baseline_terms"],
+            lost_score=info["lost_score"],
+            row=row,
+        )
 
-    def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return actions of the same steps of other operations, whatever the observations.
+    def _restart(self, rows: BoolArray) -> None:
+        self._totals[rows] = self._efforts[rows] = self._lengths[rows] = 0
+        mode = self.env.metadata.get("autoreset_mode")
+        self._is_resetting = rows & (mode == AutoresetMode.NEXT_STEP)
 
-        Who has not operated yet watches first; operations under way are not disturbed.
-        """
-        if not self._seen:
-            state, seed = self._vector.get_state(), self._seed
-            self._seen = self._watch()
-            self._vector.set_state(state)
-            self._seed = seed
-        if len(self._step) != len(observations):
-            self._step = np.zeros(len(observations), np.int64)
-        self._step[begins] = 0
-        actions = np.zeros((len(observations), self._n_coefficients), np.float32)
-        which = np.minimum(self._step, len(self._seen) - 1)
-        for number in np.unique(which):
-            rows, seen = np.flatnonzero(which == number), self._seen[number]
-            # Each once, before any comes again.
-            actions[rows] = seen[np.resize(self._rng.permutation(len(seen)), len(rows))]
-        self._step += 1
-        return actions
 
-    def save(self, folder: Path) -> None:
-        """Write the trained surgeon."""
-        self._source.save(folder)
+def play(
+    env: VectorEnv[Any, Any, Any],
+    act: Act,
+    seed: int | list[int] | None,
+    n_steps: int | None = None,
+) -> list[EpisodeRecord]:
+    """Reset all rows and play episodes on them.
 
-    def load(self, folder: Path) -> None:
-        """Let the trained surgeon take over what one like it wrote."""
-        self._source.load(folder)
+    Args:
+        env: in mode SAME_STEP, or NEXT_STEP for one episode each: it does not evaluate the baseline
+            of another.
+        act: the policy; called once for each step.
+        seed: as for `reset`; None continues the rows' generators.
+        n_steps: steps to make on every row; by default until each has finished one episode.
 
-    def get_state(self) -> dict[str, Any]:
-        """Return where all dice stand, and what was seen."""
-        own = {"seen": self._seen, "shuffling": dict(self._rng.bit_generator.state)}
-        return {**super().get_state(), **own, "source": self._source.get_state()}
+    Returns:
+        Records of the finished episodes, or of the first one of each row, in the order in which
+        they ended.
+    """
+    recorder = EpisodeRecorder(env)
+    observations, _ = recorder.reset(seed=seed)
+    begins = np.ones(env.num_envs, np.bool_)
+    first: dict[int, EpisodeRecord] = {}
+    for _ in count() if n_steps is None else range(n_steps):
+        observations, _, terminated, truncated, _ = recorder.step(act(observations, begins))
+        begins = terminated | truncated
+        if n_steps is None:
+            for record in recorder.collect():
+                first.setdefault(record.row, record)
+            if len(first) == env.num_envs:
+                break
+    return recorder.collect() if n_steps is not None else list(first.values())
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self._source.set_state(state["source"])
-        super().set_state(state)
-        self._seen = [np.asarray(actions) for actions in state["seen"]]
-        self._rng.bit_generator.state = state["shuffling"]
 
-    def _watch(self) -> list[FloatArray]:
-        """Return the trained surgeon's actions (n, A) by the number of the step."""
-        observations, _ = self._env.reset(seed=self._seed)
-        self._seed = None
-        begins = np.ones(len(observations), dtype=np.bool_)
-        step = np.zeros(len(observations), np.int64)
-        taken: list[list[FloatArray]] = [[] for _ in range(self._episode_length)]
-        for _ in range(self._n_watched * self._episode_length):
-            step = np.where(begins, 0, step + 1)
-            actions = self._source.act(observations, begins)
-            for number, action in zip(step, actions, strict=True):
-                taken[number].append(action)
-            observations, _, terminated, truncated, _ = self._env.step(actions)
-            begins = terminated | truncated
-        self._env.collect()
-        return [np.stack(actions) for actions in taken if actions]
+def check_records(records: Any) -> None:
+    """Raise a TypeError unless these are what `Surgeon.operate` has to return."""
+    if not isinstance(records, list) or not all(isinstance(r, EpisodeRecord) for r in records):
+        raise TypeError(f"operate must return a list of EpisodeRecord, got {records!r:.100}")
+
+
+def require_same_step(env: VectorEnv[Any, Any, Any], purpose: str) -> None:
+    """Switch this package's own vector environment to autoreset mode SAME_STEP.
+
+    Raises:
+        ValueError: if another environment is in another mode.
+    """
+    if isinstance(env, AttentionSurgeryVectorEnv):
+        env.autoreset_mode = AutoresetMode.SAME_STEP
+    mode = env.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.SAME_STEP:
+        raise ValueError(
+            f"autoreset_mode must be SAME_STEP {purpose}, got {mode}: "
+            'make the environment with autoreset_mode="SameStep"'
+        )
+
+
+def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Return one row's part of a vector environment's infos, as plain values and copies.
+
+    A row lacks `name` where the mask `_name` is False.
+    """
+    info: dict[str, Any] = {}
+    for name, values in infos.items():
+        mask = infos.get(f"_{name}")
+        if name.startswith("_") or (mask is not None and not mask[row]):
+            continue
+        if isinstance(values, dict):
+            info[name] = row_info(values, row)
+        else:
+            value = values[row]
+            info[name] = value.item() if isinstance(value, np.generic) else copy(value)
+    return info

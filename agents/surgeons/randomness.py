@@ -1,8 +1,8 @@
-"""Keep a library that seeds and draws from the global generators away from everybody else's dice.
+"""Keep libraries that use the global random generators away from everybody else's.
 
-Stable-Baselines3 reseeds Python's, numpy's and torch's global generators when an algorithm is
-built, and draws from them afterwards. Inside `PrivateRandomness.use` the global generators
-hold the surgeon's own state; outside they hold what they held before.
+Stable-Baselines3 seeds Python's, numpy's and torch's global generators when an algorithm is built,
+and draws from them afterwards. Inside `PrivateRandomness.use` they hold the surgeon's own states;
+outside, what they held before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PrivateRandomness:
         )
 
     def get_state(self) -> dict[str, Any]:
-        """Return where the generators stand; all but CUDA's, which no surgeon draws from."""
+        """Return the states of the generators, without CUDA's, which surgeons do not use."""
         _, keys, *rest = self._states.numpy
         return {
             "python": self._states.python,
@@ -47,25 +47,20 @@ class PrivateRandomness:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `get_state` returned, also if its tuples have become lists.
-
-        Whatever generators do not take is refused here, as they refuse it.
-        """
+        """Restore what `get_state` returned; tuples may have become lists."""
         version, numbers, gauss = state["python"]
         keys = np.asarray(state["numpy"]["keys"], dtype=np.uint32)
-        states = GlobalStates(
+        self._states = GlobalStates(
             (version, tuple(numbers), gauss),
             ("MT19937", keys, *state["numpy"]["rest"]),
             state["torch"],
         )
-        random.Random().setstate(states.python)
-        np.random.RandomState().set_state(states.numpy)
-        torch.Generator().set_state(states.torch)
-        self._states = states
+        with self.use():  # a damaged state fails now rather than in training
+            pass
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Swap the consumer's generators in for the body, and out again whatever happens."""
+        """Swap the private states in for the body, and the global ones back in afterwards."""
         outside = _read()
         try:
             _write(self._states)

@@ -14,34 +14,34 @@ from torch import nn
 
 from agents.errors import DivergedError
 from agents.surgeons.algorithms import ALGORITHMS, GAMMA, class_of, settings_of
-from agents.surgeons.base import (
+from agents.surgeons.base import Surgeon, prompt_seed
+from agents.surgeons.episodes import (
     BoolArray,
     EpisodeRecord,
     EpisodeRecorder,
     FloatArray,
-    ask_for_same_step,
-    prompt_seed,
+    require_same_step,
 )
 from agents.surgeons.randomness import PrivateRandomness
-from agents.surgeons.stored import COUNTERS, fill, filled, read_into, read_normalisation
-from avatarl_env.files import write_atomically
+from agents.surgeons.stored import check_like, fill, filled, read_into
+from avatarl_env.files import read_json, write_atomically
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.buffers import ReplayBuffer
-    from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 __all__ = ["ALGORITHMS", "SB3Surgeon"]
 
 ZIP, NORMALISATION = "surgeon.zip", "surgeon_normalisation.json"
+COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 LARGEST_WEIGHT = 1e6  # healthy networks are far below
-# Two runs of one seed are equal on the CPU; nets of this size are no faster elsewhere.
+# Two runs of one seed are equal on the CPU; networks of this size are no faster elsewhere.
 DEVICE = "cpu"
 
 
-class SB3Surgeon:
-    """An algorithm of Stable-Baselines3, or made like them, that learns from whole operations."""
+class SB3Surgeon(Surgeon):
+    """An algorithm of Stable-Baselines3, or with its interface, as a surgeon."""
 
     def __init__(
         self, name: str, env: AttentionSurgeryVectorEnv, seed: int, /, **options: Any
@@ -52,78 +52,75 @@ class SB3Surgeon:
             name: a key of `ALGORITHMS`.
             env: where it operates, on all rows at once.
             seed: of the algorithm and of the environment's prompts.
-            **options: the algorithm's own keyword arguments, over the table's; `action_noise`
-                may be a number, the spread of a normal distribution.
+            **options: the algorithm's own keyword arguments, overriding the table's; `action_noise`
+                may be a number, the standard deviation of a normal distribution.
 
         Raises:
             ImportError: if the library is not installed.
-            ValueError: if the algorithm has no such option, or one does not fit.
+            ValueError: if the algorithm has no such option, or a value does not fit.
         """
         from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
         from agents.surgeons.vec_env import SB3VecEnv
 
+        super().__init__(env, seed)
         algorithm = ALGORITHMS[name]
         settings = settings_of(name, env, options)
-        ask_for_same_step(env, "for Stable-Baselines3")
-        self._vector = env
+        require_same_step(env, "for Stable-Baselines3")
         self._recorder = EpisodeRecorder(env)
-        self._steps_per_operation = env.num_envs * env.config.episode_length
         self._seed = seed
-        self._states: Any = None  # of a recurrent policy, between calls of act()
+        self._memory: Any = None  # of a recurrent policy, between calls of act()
+        self._learning_starts: int = settings.get("learning_starts", 0)
         self._randomness = PrivateRandomness(seed)
-        # What is this environment's, wherever the rest was learned.
-        own = (*algorithm.rollout, "action_noise", "learning_starts")
-        self._own = {option: settings[option] for option in own if option in settings}
         with self._randomness.use():
-            # Observations by running mean and spread, rewards (hundredths of a nat) by spread.
+            # Observations are scaled to mean 0 and variance 1, rewards (hundredths of a nat) too.
             self._env = VecNormalize(
                 VecMonitor(SB3VecEnv(self._recorder)), gamma=settings.get("gamma", GAMMA)
             )
             self.model: BaseAlgorithm = class_of(algorithm)(
                 algorithm.policy, self._env, seed=seed, device=DEVICE, **settings
             )
-            # SB3 gives prompts and first actions one seed: they would be made of the same dice.
+            # SB3 gives prompts and first actions the same seed, which would make them dependent.
             self._env.seed(prompt_seed(seed))
         self._silence()
 
     def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        """Perform so many whole operations on every row, beginning afresh, and learn from them.
+        """Perform whole operations on every row, starting with a reset, and learn from them.
 
         Raises:
-            DivergedError: if that left the networks with weights that nothing can be learned from.
+            DivergedError: if the networks have diverged.
         """
-        # SB3 keeps the last observation between calls of learn(). It belongs to the model as it
-        # was then: going on from it would pay the model's own progress out to the surgeon.
+        # SB3 keeps the last observation between calls of learn(). It belongs to the language model
+        # as it was then: continuing from it would reward the surgeon for the model's own progress.
         self.model._last_obs = None
         try:
             with self._randomness.use():
                 self.model.learn(
-                    n_operations * self._steps_per_operation,
-                    log_interval=None,  # type: ignore[arg-type]  # never, says the code
+                    n_operations * self.episode_length * self.env.num_envs,
+                    log_interval=None,  # type: ignore[arg-type]  # never
                     reset_num_timesteps=False,
                 )
-        except ValueError as error:  # torch's of distributions, ours of actions
+        except ValueError as error:  # torch's about distributions, ours about actions
             self._refuse_diverged(error)
             raise
         self._refuse_diverged()
         return self._recorder.collect()
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return the deterministic actions (N, A) for observations (N, O)."""
+        """Return deterministic actions (N, A) for observations (N, O)."""
         if begins.all():
-            self._states = None
+            self._memory = None
         normalised = np.asarray(self._env.normalize_obs(observations))
         with self._randomness.use():
-            actions, self._states = self.model.predict(
-                normalised, self._states, episode_start=begins, deterministic=True
+            actions, self._memory = self.model.predict(
+                normalised, self._memory, episode_start=begins, deterministic=True
             )
         return np.asarray(actions, dtype=np.float32)
 
     def stats(self) -> Mapping[str, float]:
         """Return the algorithm's latest losses, `surgeon/actor_loss` and so on.
 
-        And how many transitions it remembers, if it is off-policy and has any.
+        For an off-policy algorithm also the number of transitions in its replay buffer.
         """
         stats = {
             key.replace("train/", "surgeon/"): float(value)
@@ -138,79 +135,66 @@ class SB3Surgeon:
     def save(self, folder: Path) -> None:
         """Write `surgeon.zip` and `surgeon_normalisation.json` into an existing folder.
 
-        The first is what `BaseAlgorithm.load` reads. That unpickles; `load` does not.
+        `BaseAlgorithm.load` reads the zip too, by unpickling; `load` here does not unpickle.
         """
-        archive = io.BytesIO()  # written by us, for torch hides that a disk is full
+        archive = io.BytesIO()  # torch would hide that the disk is full
         self.model.save(archive)
         write_atomically(folder / ZIP, archive.getvalue())
-        observations, returns = self._normalisations()
-        content = {
-            "sizes": self._sizes(),
-            "mean": observations.mean.tolist(),
-            "var": observations.var.tolist(),
-            "count": float(observations.count),
-            "return_mean": float(returns.mean),
-            "return_var": float(returns.var),
-            "return_count": float(returns.count),
-            "counters": {name: getattr(self.model, name) for name in COUNTERS},
-        }
-        write_atomically(folder / NORMALISATION, json.dumps(content) + "\n")
+        write_atomically(folder / NORMALISATION, json.dumps(self._normalisation()) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Take over what another surgeon of this kind wrote; nothing is unpickled.
+        """Read what another surgeon of this kind wrote; nothing is unpickled.
 
         The replay buffer starts empty, so an off-policy algorithm first collects new operations.
-        The random numbers are new too: they do not repeat those of the surgeon that was saved.
+        Random numbers are new too: they do not repeat those of the saved surgeon.
 
         Raises:
-            ValueError: if a file is missing, damaged, of an earlier format, or of a surgeon of
-                another kind or size.
+            Exception: of any kind if a file is missing, damaged, or of a surgeon of another kind or
+                size (`load_surgeon` makes it a ValueError).
         """
-        observations, returns = self._normalisations()
-        content = read_normalisation(folder / NORMALISATION, self._sizes())
+        content, own = read_json(folder / NORMALISATION), self._normalisation()
+        sizes = content.get("sizes")
+        if sizes != own["sizes"]:
+            raise ValueError(f"its sizes must be {own['sizes']}, got {sizes}")
+        check_like(content, own, NORMALISATION)
         with self._randomness.use():
             read_into(self.model, folder / ZIP)
         for name in COUNTERS:
             setattr(self.model, name, content["counters"][name])
+        for prefix, scale in self._scales().items():
+            scale.mean, scale.var = (np.array(content[prefix + part]) for part in ("mean", "var"))
+            scale.count = content[f"{prefix}count"]
         if hasattr(self.model, "weights"):  # ARS's own copy
-            self.model.weights = nn.utils.parameters_to_vector(
-                self.model.policy.parameters()
-            ).detach()
+            parameters = nn.utils.parameters_to_vector(self.model.policy.parameters())
+            self.model.weights = parameters.detach()
+        n_done = self.model.num_timesteps
         if self._buffer is not None:
             self._buffer.reset()
-        n_done = self.model.num_timesteps
-        if "learning_starts" in self._own:
-            self.model.learning_starts = self._own["learning_starts"] + n_done  # type: ignore[attr-defined]
-        # A seed of its own for where it is: the same again would repeat what was explored already.
+            self.model.learning_starts = self._learning_starts + n_done  # type: ignore[attr-defined]
+        # Another seed at each point of the training: the same one would repeat the exploration.
         seed = int(np.random.SeedSequence([self._seed, n_done]).generate_state(1)[0] >> 1)
         self._randomness = PrivateRandomness(seed)
         self.model.action_space.seed(seed)
         self._env.seed(prompt_seed(seed))
-        observations.mean = np.array(content["mean"])
-        observations.var = np.array(content["var"])
-        observations.count = content["count"]
-        returns.mean = np.array(content["return_mean"])
-        returns.var = np.array(content["return_var"])
-        returns.count = content["return_count"]
         self._silence()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the replay buffer, as far as it is filled, and where all dice stand."""
+        """Return the contents of the replay buffer and the states of all generators."""
         buffer = self._buffer
         return {
             "generators": self._randomness.get_state(),
             "actions": dict(self.model.action_space.np_random.bit_generator.state),
-            "rows": self._vector.get_rng_state(),
-            "seeds": list(self._env.unwrapped._seeds),  # for the next reset, mostly none
+            "rows": self.env.get_rng_state(),
+            "seeds": list(self._env.unwrapped._seeds),  # of the next reset, usually None
             "learning_starts": getattr(self.model, "learning_starts", None),
             "buffer": None if buffer is None else filled(buffer),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore a state, after `load`."""
         self._randomness.set_state(state["generators"])
         self.model.action_space.np_random.bit_generator.state = state["actions"]
-        self._vector.set_rng_state(state["rows"])
+        self.env.set_rng_state(state["rows"])
         self._env.unwrapped._seeds = list(state["seeds"])
         if self._buffer is not None:
             self.model.learning_starts = int(state["learning_starts"])  # type: ignore[attr-defined]
@@ -218,24 +202,29 @@ class SB3Surgeon:
 
     @property
     def _buffer(self) -> ReplayBuffer | None:
-        """What an off-policy algorithm remembers."""
+        """Replay buffer of an off-policy algorithm."""
         buffer: ReplayBuffer | None = getattr(self.model, "replay_buffer", None)
         return buffer
 
-    def _sizes(self) -> dict[str, int]:
-        """Return the sizes that a surgeon is made for."""
+    def _scales(self) -> dict[str, Any]:
+        """Return the running statistics of observations and of returns, by prefix."""
+        return {"": self._env.obs_rms, "return_": self._env.ret_rms}
+
+    def _normalisation(self) -> dict[str, Any]:
+        """Return sizes, running statistics and counters, for JSON."""
         spaces = {"observation": self._env.observation_space, "action": self._env.action_space}
-        return {name: math.prod(space.shape or ()) for name, space in spaces.items()}
-
-    def _normalisations(self) -> tuple[RunningMeanStd, RunningMeanStd]:
-        """Return the running statistics of observations and of returns."""
-        from stable_baselines3.common.running_mean_std import RunningMeanStd
-
-        assert isinstance(self._env.obs_rms, RunningMeanStd)
-        return self._env.obs_rms, self._env.ret_rms
+        return {
+            "sizes": {name: math.prod(space.shape or ()) for name, space in spaces.items()},
+            **{
+                prefix + part: np.asarray(getattr(scale, part)).tolist()
+                for prefix, scale in self._scales().items()
+                for part in ("mean", "var", "count")
+            },
+            "counters": {name: getattr(self.model, name) for name in COUNTERS},
+        }
 
     def _refuse_diverged(self, error: Exception | None = None) -> None:
-        """Raise a DivergedError if a weight is no number, or as large as none ought to be."""
+        """Raise a DivergedError if a weight is not finite or is far too large."""
         for name, p in self.model.policy.named_parameters():
             if not (p.detach().abs() <= LARGEST_WEIGHT).all():
                 raise DivergedError(
@@ -245,7 +234,7 @@ class SB3Surgeon:
                 ) from error
 
     def _silence(self) -> None:
-        """Let the algorithm keep its figures without printing them."""
+        """Let the algorithm keep its metrics without printing them."""
         from stable_baselines3.common.logger import Logger
 
         self.model.set_logger(Logger(folder=None, output_formats=[]))

@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments as Stable-Baselines3 takes them.
+"""Adapter from Gymnasium's vector environments to Stable-Baselines3's.
 
 Importing this module imports Stable-Baselines3.
 """
@@ -15,37 +15,37 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.surgeons.base import ask_for_same_step, row_info
+from agents.surgeons.episodes import require_same_step, row_info
 
 
 class SB3VecEnv(VecEnv):
     """Adapter from any Gymnasium vector environment, in mode SAME_STEP.
 
-    Stable-Baselines3 knows no other, and this package's own environment is switched to it; it is
-    the adapter that drives it from here on. Others have to be made in this mode.
+    Stable-Baselines3 expects this mode. This package's own environment is switched to it, others
+    have to be made in it.
 
     ::
 
         env = gymnasium.make_vec("avatarl_env:AttentionSurgery-v0", num_envs=32)
         model = SAC("MlpPolicy", VecMonitor(SB3VecEnv(env)), gamma=1.0)
 
-    Row i is seeded with `seed + i`. What Gymnasium calls `final_obs` becomes
-    `terminal_observation` and a row's `final_info` its info.
+    Row i is seeded with `seed + i`. Gymnasium's `final_obs` becomes `terminal_observation`, and a
+    row's `final_info` its info.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        """Take the environment.
+        """Wrap the environment.
 
         Raises:
-            ValueError: if its autoreset mode is not SAME_STEP, and cannot be switched.
+            ValueError: if its autoreset mode is not SAME_STEP and cannot be switched.
         """
-        ask_for_same_step(env, "for Stable-Baselines3")
+        require_same_step(env, "for Stable-Baselines3")
         self.env = env
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> VecEnvObs:
-        """Begin everywhere, with the seeds and options set meanwhile.
+        """Reset all rows, with the seeds and options set since the last reset.
 
         Raises:
             ValueError: if rows have different options.
@@ -61,11 +61,11 @@ class SB3VecEnv(VecEnv):
         return copied
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take note of the actions (N, A)."""
+        """Store the actions (N, A) for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Make the step."""
+        """Step all rows."""
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = terminated | truncated
         rows: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ class SB3VecEnv(VecEnv):
                 info["terminal_observation"] = final_obs
             info["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             rows.append(info)
-        # Copies: some environments write the next step into the same arrays.
+        # Copies, since some environments write the next step into the same arrays.
         return deepcopy(observations), np.array(rewards, dtype=np.float32), dones, rows
 
     def close(self) -> None:
@@ -85,11 +85,11 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return the vector environment's attribute once for each row."""
+        """Return an attribute of the vector environment, once for each row."""
         return [getattr(self.env, attr_name)] * self._count(indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the vector environment; its rows share it."""
+        """Set an attribute of the vector environment, for all rows."""
         setattr(self.env, attr_name, value)
 
     def env_method(
@@ -105,11 +105,11 @@ class SB3VecEnv(VecEnv):
         return [False] * self._count(indices)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Return a picture of each row, or None for each unless the render mode is rgb_array."""
+        """Return an image of each row, or None unless the render mode is rgb_array."""
         if self.render_mode != "rgb_array":
             return [None] * self.num_envs
-        pictures: Any = self.env.render()
-        return list(pictures)
+        images: Any = self.env.render()
+        return list(images)
 
     def _count(self, indices: Any) -> int:
         return len(list(self._get_indices(indices)))

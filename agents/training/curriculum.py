@@ -18,10 +18,9 @@ from torch import Tensor
 from agents.distributed import share_edits
 from agents.errors import DivergedError
 from agents.evaluation.paired import PairedResult, compare_pairs
-from agents.evaluation.surgeon_effect import Ending, final_operations
+from agents.evaluation.surgeon_effect import final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
-from agents.surgeons.contract import check_records
-from agents.surgeons.registry import NONE, EpisodeRecord, Surgeon
+from agents.surgeons.registry import NONE, EpisodeRecord, Surgeon, check_records
 from avatarl_env.errors import check_choice, check_integer
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
@@ -231,7 +230,7 @@ class Curriculum:
             self.learner.model_changed()
         return commit
 
-    def choose_behavior(self) -> Ending | None:
+    def choose_behavior(self) -> EpisodeRecord | None:
         """Choose the operation under which the model samples next: the best, if it helps at all."""
         best = None if self.surgeon is None else self._best(self.surgeon)
         if best is not None and (best.total <= 0 or best.flatline is not None):
@@ -257,7 +256,7 @@ class Curriculum:
         kept = result.is_improvement and best.flatline is None
         return Commit(best.coefficients, result, kept)
 
-    def _best(self, surgeon: Surgeon) -> Ending:
+    def _best(self, surgeon: Surgeon) -> EpisodeRecord:
         """Try a deterministic operation on every row; return the best by its own prompts."""
         endings = final_operations(surgeon, self.eval_env, int(self._rng.integers(2**31)))
         return max(endings, key=lambda ending: ending.total)

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from agents.errors import printable
 from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_references, evaluate_text
-from agents.evaluation.surgeon_effect import Ending
 from agents.grpo.learner import GRPOStats
 from agents.surgeons.registry import EpisodeRecord
 from agents.tracking.writer import Clock, MetricWriter
@@ -50,7 +49,7 @@ class Logger:
     def commit(self, commit: Commit | None) -> None:
         """Log an attempt to commit."""
 
-    def behavior(self, operation: Ending | None) -> None:
+    def behavior(self, operation: EpisodeRecord | None) -> None:
         """Log the operation under which the model samples from now on; None: unoperated."""
 
     def say(self, text: str) -> None:
@@ -252,7 +251,7 @@ class RunLogger(Logger):
         self._advance(0, commits=f"{kept}/{len(self.commits)}")
         self._last_update = time.perf_counter()
 
-    def behavior(self, operation: Ending | None) -> None:
+    def behavior(self, operation: EpisodeRecord | None) -> None:
         """Log the operation under which the model samples from now on; None: unoperated."""
         row: dict[str, Any] = {"behavior/operated": operation is not None}
         row["behavior/gain"] = None if operation is None else operation.total

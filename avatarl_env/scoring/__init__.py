@@ -258,37 +258,3 @@ def _mean(term: Term, values: Array) -> float:
     """Return a term's mean, clipped; if it is not a number, the bad end."""
     mean = float(np.mean(values))
     return -term.sign * BOUND if math.isnan(mean) else min(max(mean, -BOUND), BOUND)
-
-
-class Interval(NamedTuple):
-    """A mean of independent differences and how sure it is (Student's t)."""
-
-    mean: float
-    low: float
-    """Lower end of the two-sided 95 % interval."""
-    high: float
-    """Upper end of it."""
-    lower_bound: float
-    """One-sided 95 % lower bound."""
-    n: int
-    """Differences."""
-
-
-def interval(differences: NDArray[np.floating]) -> Interval:
-    """Return the mean of paired differences with its 95 % intervals.
-
-    Args:
-        differences: (n,) independent, n >= 2.
-
-    Raises:
-        ValueError: if there are fewer than two.
-    """
-    from scipy.special import stdtrit
-
-    n = len(differences)
-    if n < 2:
-        raise ValueError(f"differences must be at least two, got {n}")
-    mean = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / math.sqrt(n)
-    two_sided, one_sided = (float(stdtrit(n - 1, level)) * error for level in (0.975, 0.95))
-    return Interval(mean, mean - two_sided, mean + two_sided, mean - one_sided, n)

@@ -24,7 +24,6 @@ from avatarl_env.scoring import (
     distinct,
     entropy,
     heldout_loss,
-    interval,
     kl_ref,
     measure_many,
     measure_terms,
@@ -584,37 +583,3 @@ def test_differences_of_scores_add_up_without_rounding() -> None:
 def test_bad_weights_are_refused(weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Score(weights)
-
-
-# --- interval ------------------------------------------------------------------------------------
-
-
-def test_interval_by_hand() -> None:
-    """1, 2, 3, 4: mean 2.5, standard deviation sqrt(5/3), error sqrt(5/12); Student's t(3)."""
-    error = math.sqrt(5 / 12)
-    result = interval(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert result.n == 4
-    assert result.mean == 2.5
-    assert result.low == pytest.approx(2.5 - 3.182446 * error, abs=1e-5)
-    assert result.high == pytest.approx(2.5 + 3.182446 * error, abs=1e-5)
-    assert result.lower_bound == pytest.approx(2.5 - 2.353363 * error, abs=1e-5)
-    assert all(type(value) is float for value in result[:4])
-
-
-def test_interval_of_equal_differences_is_a_point() -> None:
-    assert interval(np.full(5, 0.25)) == (0.25, 0.25, 0.25, 0.25, 5)
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(7)
-    intervals = [interval(rng.normal(1.0, 2.0, 5)) for _ in range(2000)]
-    two_sided = np.mean([i.low <= 1.0 <= i.high for i in intervals])
-    one_sided = np.mean([i.lower_bound <= 1.0 for i in intervals])
-    assert two_sided == pytest.approx(0.95, abs=0.015)  # three standard errors
-    assert one_sided == pytest.approx(0.95, abs=0.015)
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_interval_needs_two_differences(n: int) -> None:
-    with pytest.raises(ValueError, match=f"differences must be at least two, got {n}"):
-        interval(np.zeros(n))

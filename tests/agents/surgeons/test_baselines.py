@@ -1,108 +1,166 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from agents.surgeons.baselines import RandomSurgeon, ZeroSurgeon
-from tests.training_runs import (
-    ToyOperations,
-    first_actions,
-    small_env,
-)
+from agents.surgeons.baselines import RandomSurgeon, ReplaySurgeon, ZeroSurgeon
+from agents.surgeons.registry import load_surgeon, make_surgeon, save_surgeon
+from tests.training_runs import ScriptedSurgeon, ToyOperations, first_actions, small_env
 
 
 def test_the_zero_surgeon_is_paid_exactly_nothing() -> None:
-    env = small_env(n_rows=3)
-    records = ZeroSurgeon(env, 0).operate(2)
-    assert [record.total for record in records] == [0.0] * 6
-    assert [record.mean_abs_action for record in records] == [0.0] * 6
-    assert all(not record.coefficients.any() for record in records)
-    assert all(record.terms == record.baseline_terms for record in records)
+    for record in ZeroSurgeon(small_env(n_rows=3), 0).operate(2):
+        assert (record.total, record.mean_abs_action) == (0.0, 0.0)
+        assert not record.coefficients.any()
+        assert record.terms == record.baseline_terms
 
 
-def test_each_operation_has_prompts_of_its_own_and_the_seed_decides_them() -> None:
-    def losses(seed: int) -> list[float]:
-        records = ZeroSurgeon(small_env(), seed).operate(2)
-        return [record.baseline_terms["heldout_loss"] for record in records]
-
-    assert len(set(losses(0))) == 4
-    assert losses(0) == losses(0)
-    assert set(losses(0)).isdisjoint(losses(7))
-
-
-def test_surgeons_of_neighbouring_seeds_share_no_prompts() -> None:
-    def losses(seed: int) -> set[float]:
-        records = ZeroSurgeon(small_env(), seed).operate(1)
-        return {record.baseline_terms["heldout_loss"] for record in records}
-
-    assert losses(5).isdisjoint(losses(4) | losses(6))
-
-
-def test_a_round_begins_afresh_and_goes_on_with_the_dice() -> None:
-    # Every round draws prompts anew, also where the last one had begun an operation already.
+def test_a_round_draws_new_prompts_and_continues_the_generators() -> None:
     def losses(*rounds: int) -> list[float]:
         surgeon = ZeroSurgeon(small_env(n_rows=1), 5)
         records = [record for n in rounds for record in surgeon.operate(n)]
         return [record.baseline_terms["heldout_loss"] for record in records]
 
     whole = losses(4)
+    assert len(set(whole)) == 4
+    # A round has drawn the prompts of one more operation, which is broken off.
     assert losses(1, 2) == [whole[0], whole[2], whole[3]]
 
 
-def test_random_actions_fill_the_whole_range_evenly() -> None:
-    surgeon = RandomSurgeon(toys(1.0), 0)
-    drawn = first_actions(surgeon, np.zeros((2000, 3), np.float32))
-    assert drawn.shape == (2000, 2)
-    assert drawn.dtype == np.float32
-    assert np.abs(drawn).max() <= 1.0
-    # Uniform on [-1, 1]: mean 0, standard deviation 0.577, of the mean of 2000 0.013.
-    np.testing.assert_allclose(drawn.mean(0), 0.0, atol=0.06)
-    np.testing.assert_allclose(drawn.std(0), 3**-0.5, atol=0.03)
-    assert (drawn < -0.95).any()
-    assert (drawn > 0.95).any()
-
-
-def test_every_row_and_step_has_random_actions_of_its_own() -> None:
-    surgeon = RandomSurgeon(toys(1.0), 0)
-    drawn = [first_actions(surgeon, np.zeros((3, 3), np.float32)) for _ in range(2)]
-    assert len(set(np.concatenate(drawn).ravel().tolist())) == 12
-
-
-@pytest.mark.usefixtures("immortal")
-def test_a_seed_decides_the_random_actions() -> None:
-    def coefficients(seed: int) -> list[list[float]]:
-        records = RandomSurgeon(small_env(), seed).operate(2)
-        return [record.coefficients.tolist() for record in records]
-
-    assert coefficients(0) == coefficients(0)
-    assert coefficients(0) != coefficients(1)
-
-
-def test_random_actions_are_independent_of_the_prompts() -> None:
-    env = toys(1.0, n_rows=4)
+def test_random_actions_are_uniform_and_independent_of_the_prompts() -> None:
+    env: Any = ToyOperations(1.0, n_rows=4)
     surgeon = RandomSurgeon(env, 11)
     surgeon.operate(1)  # seeds the rows
     numbers = [row.np_random.uniform(-1.0, 1.0, 200).astype(np.float32) for row in env.envs]
-    actions = [first_actions(surgeon, np.zeros((1, 3), np.float32)) for _ in range(50)]
-    assert set(np.concatenate(numbers).tolist()).isdisjoint(
-        np.concatenate(actions).ravel().tolist()
-    )
+    drawn = first_actions(surgeon, np.zeros((2000, 3), np.float32))
+    assert (drawn.shape, drawn.dtype) == ((2000, 2), np.float32)
+    # Uniform on [-1, 1]: mean 0, standard deviation 0.577, of the mean of 2000 0.013.
+    np.testing.assert_allclose(drawn.mean(0), 0.0, atol=0.06)
+    np.testing.assert_allclose(drawn.std(0), 3**-0.5, atol=0.03)
+    assert 0.95 < np.abs(drawn).max() <= 1.0
+    assert len(set(drawn.ravel().tolist())) > 3990
+    assert set(np.concatenate(numbers).tolist()).isdisjoint(drawn.ravel().tolist())
 
 
-@pytest.mark.parametrize("kind", [ZeroSurgeon, RandomSurgeon])
-def test_who_does_not_learn_has_nothing_to_say_or_to_store(
-    kind: type[ZeroSurgeon], tmp_path: Path
+# Replay.
+
+
+class Counting(ScriptedSurgeon):
+    """No two of its actions are the same; the first digits tell the step."""
+
+    n = 0
+
+    def act(self, observations: np.ndarray, begins: np.ndarray) -> np.ndarray:
+        self.n += 1
+        values = observations[:, 0] / 10 + self.n / 1000 + np.arange(len(observations)) / 10_000
+        return np.stack([values, -values], axis=1).astype(np.float32)
+
+
+class Watched(ToyOperations):
+    """Remembers the actions."""
+
+    def __init__(self, *rewards: float) -> None:
+        super().__init__(*rewards, n_rows=4)
+        self.taken: list[np.ndarray] = []
+
+    def step(self, actions: np.ndarray) -> Any:
+        self.taken.append(actions.copy())
+        return super().step(actions)
+
+
+def replay(
+    n_operations: int = 1, seed: int = 0, rewards: tuple[float, ...] = (0.1, 0.2)
+) -> tuple[ReplaySurgeon, Counting, Watched]:
+    env: Any = Watched(*rewards)
+    source = Counting(env)
+    return ReplaySurgeon(env, seed, source=source, n_operations=n_operations), source, env
+
+
+def rows(actions: np.ndarray) -> list[tuple[float, ...]]:
+    return [tuple(row) for row in actions.tolist()]
+
+
+def test_every_step_is_dealt_once_among_the_rows_and_keeps_its_place() -> None:
+    surgeon, source, env = replay()
+    assert len(surgeon.operate(1)) == 4  # watching leaves no record
+    first, second, *replayed = env.taken
+    orders = []
+    for seen, done in zip((first, second), replayed, strict=True):
+        assert sorted(rows(done)) == sorted(rows(seen))
+        orders.append([rows(seen).index(row) for row in rows(done)])
+    assert orders[0] != orders[1]  # the steps of an operation come from different ones
+    surgeon.operate(1)
+    assert source.n == 4  # watched anew
+    assert set(rows(env.taken[-1])) == set(rows(env.taken[5]))
+
+
+def test_actions_come_from_all_the_operations_that_were_watched_in_the_order_of_the_seed() -> None:
+    def taken(seed: int) -> list[np.ndarray]:
+        surgeon, _, env = replay(3, seed)
+        surgeon.operate(2)
+        return env.taken
+
+    found = taken(1)
+    for k in range(2):
+        seen = [row for actions in found[k:6:2] for row in rows(actions)]
+        done = [row for actions in found[6 + k :: 2] for row in rows(actions)]
+        assert set(done) <= set(seen)
+        assert not set(done) <= set(rows(found[k]))
+    assert np.array_equal(found, taken(1))
+    assert not np.array_equal(found, taken(2))
+
+
+def test_where_a_patient_flatlined_its_row_begins_at_the_first_step() -> None:
+    surgeon, _, env = replay(rewards=(0.1, 0.2, 0.3))
+    env.envs[1].rewards = (-1.0, 0.2)  # its operations have two steps
+    surgeon.operate(1)
+    steps = [[round(row[0], 1) for row in rows(actions)] for actions in env.taken]
+    assert steps == [[0.0] * 4, [0.1] * 4, [0.2, 0.0, 0.2, 0.2]] * 2
+    for toy in env.envs:
+        toy.rewards = (-1.0,)  # none is seen to reach the second step
+    surgeon.operate(1)
+    seen = {row for actions in env.taken[6:9] for row in rows(actions)}
+    later = surgeon.act(np.zeros((30, 3), np.float32), np.zeros(30, np.bool_))
+    assert set(rows(later)) == seen  # of the last step that was seen
+    assert {rows(later).count(row) for row in seen} == {2, 3}  # dealt again, evenly
+
+
+def test_acting_before_operating_watches_once_and_leaves_no_trace() -> None:
+    env = small_env()
+    source = Counting(env)
+    source.act = lambda o, b: ScriptedSurgeon.act(source, o, b)  # type: ignore[method-assign]
+    surgeon, other = (ReplaySurgeon(env, 0, source=source) for env in (env, small_env()))
+    observations, _ = env.reset(seed=3)
+    env.step(np.full((2, 4), 0.2, np.float32))  # an operation in progress
+    before = env.get_rng_state()
+    first_actions(surgeon, observations)
+    assert env.get_rng_state() == before
+    *_, infos = env.step(np.zeros((2, 4), np.float32))
+    np.testing.assert_allclose(infos["final_info"]["coefficients"], 0.1, atol=1e-6)
+    # A round begins with the prompts that it would have begun with.
+    left, right = surgeon.operate(1), other.operate(1)
+    assert [r.baseline_terms for r in left] == [r.baseline_terms for r in right]
+
+
+def test_a_saved_replay_does_not_need_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    surgeon = kind(toys(1.0, 2.0), 0)
-    assert [record.total for record in surgeon.operate(2)] == [3.0, 3.0]
-    assert surgeon.operate(0) == []
-    assert surgeon.stats() == {}
-    surgeon.save(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def toys(*rewards: float, n_rows: int = 1) -> Any:
-    return ToyOperations(*rewards, n_rows=n_rows)
+    env = small_env()
+    trained = make_surgeon("es", env, 4, {"sigma": 0.5})
+    trained.operate(1)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("2024", "mine"):
+        Path(folder).mkdir()
+    save_surgeon(trained, "2024", "es", 4, {"sigma": 0.5})
+    options = {"source": 2024}  # as a command line reads the name of a folder
+    save_surgeon(make_surgeon("replay", env, 0, options), "mine", "replay", 0, options)
+    shutil.rmtree("2024")
+    loaded = load_surgeon("mine", env)
+    observations, _ = env.reset(seed=0)
+    expected = first_actions(trained, observations)
+    assert expected.any()
+    assert first_actions(loaded, observations).tolist() == expected.tolist()

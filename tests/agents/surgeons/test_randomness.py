@@ -17,8 +17,7 @@ def draw() -> tuple[float, float, float]:
 
 
 def fresh(seed: int, n: int = 1) -> list[tuple[float, float, float]]:
-    python = random.Random(seed)
-    numpy = np.random.RandomState(seed)
+    python, numpy = random.Random(seed), np.random.RandomState(seed)
     generator = torch.Generator().manual_seed(seed)
     return [
         (python.random(), float(numpy.rand()), float(torch.rand(1, generator=generator)))
@@ -26,42 +25,20 @@ def fresh(seed: int, n: int = 1) -> list[tuple[float, float, float]]:
     ]
 
 
-def test_making_one_touches_nothing() -> None:
-    before = global_random_states()
-    PrivateRandomness(3)
-    assert global_random_states() == before
-
-
-def test_inside_the_global_generators_are_those_of_the_seed() -> None:
-    randomness = PrivateRandomness(3)
-    with randomness.use():
-        inside = draw()
-    assert [inside] == fresh(3)
-
-
-def test_outside_the_global_generators_go_on_as_if_nothing_had_been() -> None:
-    before = global_random_states()
-    expected = [draw(), draw()]
-    random.setstate(before[0])  # type: ignore[arg-type]
-    torch.set_rng_state(torch.tensor(before[-1], dtype=torch.uint8))
-    np.random.set_state((before[1], before[2], *before[3]))  # type: ignore[misc,arg-type]
-    got = [draw()]
-    with PrivateRandomness(3).use():
-        draw()
-        torch.manual_seed(99)
-        random.seed(99)
-        np.random.seed(99)
-    assert [*got, draw()] == expected
-
-
-def test_the_stream_goes_on_from_one_use_to_the_next_whatever_others_draw() -> None:
-    randomness = PrivateRandomness(5)
+def test_inside_are_the_streams_of_the_seed_and_outside_nothing_changes() -> None:
+    left, right = PrivateRandomness(5), PrivateRandomness(1)
     drawn = []
-    for _ in range(3):
+    for _ in range(2):
         draw()
-        with randomness.use():
+        before = global_random_states()
+        with left.use():
             drawn.append(draw())
-    assert drawn == fresh(5, 3)
+            with right.use():
+                draw()
+                torch.manual_seed(99)
+                np.random.seed(99)
+        assert global_random_states() == before
+    assert drawn == fresh(5, 2)
 
 
 def test_an_exception_gives_the_generators_back_too() -> None:
@@ -77,41 +54,37 @@ def test_an_exception_gives_the_generators_back_too() -> None:
         draw_and_break_off()
     assert global_random_states() == before
     with randomness.use():
-        assert [draw()] == fresh(5, 2)[1:]  # what was drawn before it stays drawn
-
-
-def test_two_consumers_do_not_disturb_each_other() -> None:
-    left, right = PrivateRandomness(1), PrivateRandomness(2)
-    with left.use():
-        first = draw()
-        with right.use():
-            other = draw()
-        second = draw()
-    assert [first, second] == fresh(1, 2)
-    assert [other] == fresh(2)
+        assert [draw()] == fresh(5, 2)[1:]
 
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**40 + 7])
-def test_any_seed_will_do(seed: int) -> None:
-    with PrivateRandomness(seed).use():
-        first = draw()
-    with PrivateRandomness(seed).use():
-        assert draw() == first
+def test_a_state_restores_the_streams_of_any_seed(seed: int) -> None:
+    randomness = PrivateRandomness(seed)
+    with randomness.use():
+        draw()
+    state = randomness.get_state()
+    state["python"] = [*state["python"][:1], list(state["python"][1]), *state["python"][2:]]
+    other = PrivateRandomness(0)
+    other.set_state(state)
+    with randomness.use():
+        expected = draw()
+    with other.use():
+        assert draw() == expected
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        other.set_state({**state, "torch": torch.zeros(3)})
 
 
-def test_seeding_torch_inside_leaves_the_devices_outside_as_they_were(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_seeding_torch_inside_leaves_devices_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [torch.tensor([1], dtype=torch.uint8), torch.tensor([2], dtype=torch.uint8)]
 
-    def seed_all(states: list[torch.Tensor]) -> None:
+    def set_all(states: list[torch.Tensor]) -> None:
         devices[:] = states
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [d.clone() for d in devices])
-    monkeypatch.setattr(torch.cuda, "set_rng_state_all", seed_all)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", set_all)
     with PrivateRandomness(0).use():
-        seed_all([torch.zeros(1, dtype=torch.uint8)] * 2)
+        set_all([torch.zeros(1, dtype=torch.uint8)] * 2)
     assert [int(device) for device in devices] == [1, 2]
 
 
