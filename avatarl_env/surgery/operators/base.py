@@ -50,13 +50,13 @@ def as_coefficients(coefficients: ArrayLike, count: int, *, rows: bool = False) 
         ValueError: if the shape is not (A,), or with `rows` (N, A) with N >= 1, or a number is not
             finite.
     """
-    array = np.array(coefficients, dtype=np.float64)
+    array = np.asarray(coefficients, dtype=np.float64)
     expected = f"(N, {count})" if rows else f"({count},)"
     if array.ndim != 1 + rows or array.shape[-1] != count or len(array) < rows:
         raise ValueError(f"coefficients must have shape {expected}, got {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"coefficients must be finite, got {array.tolist()}")
-    return torch.from_numpy(array)
+    return torch.from_numpy(array.copy())
 
 
 def check_scale(scale: float) -> None:
