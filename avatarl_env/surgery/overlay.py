@@ -29,9 +29,9 @@ class RowEdit(NamedTuple):
     module: nn.Module
     """Batch first: its input is (N * M, ..., channels)."""
     before: Callable[[Tensor], Tensor] | None = None
-    """Maps what the module reads, (N, R, in), to what it shall read instead."""
+    """Maps the module's input (N, R, in) to the input that it gets instead."""
     after: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Maps what it read and made, (N, R, in) and (N, R, out), to what it shall have made."""
+    """Maps its input and output, (N, R, in) and (N, R, out), to the output given instead."""
 
 
 @runtime_checkable
@@ -42,31 +42,21 @@ class Overlayable(Protocol):
         """Return the edits that `coefficients` (N, A) stand for, for the weights as they are."""
 
 
-def scale_heads_made(projection: Projection, gains: Tensor) -> RowEdit:
-    """Multiply each head's channels of what the module makes by `gains` (N, H)."""
+def scale_heads(projection: Projection, gains: Tensor) -> RowEdit:
+    """Multiply each head's channels, of the side that the heads are on, by `gains` (N, H)."""
     factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
 
-    def after(read: Tensor, made: Tensor) -> Tensor:
-        projection.heads(made).mul_(factor)
-        return made
+    def scale(rows: Tensor) -> Tensor:
+        projection.heads(rows).mul_(factor)
+        return rows
 
-    return RowEdit(projection.module, after=after)
-
-
-def scale_heads_read(projection: Projection, gains: Tensor) -> RowEdit:
-    """Multiply each head's channels of what the module reads by `gains` (N, H)."""
-    factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
-
-    def before(read: Tensor) -> Tensor:
-        scaled = read.clone()
-        projection.heads(scaled).mul_(factor)
-        return scaled
-
-    return RowEdit(projection.module, before=before)
+    if projection.reads_heads:
+        return RowEdit(projection.module, before=lambda read: scale(read.clone()))
+    return RowEdit(projection.module, after=lambda read, made: scale(made))
 
 
 def scale_made(module: nn.Module, gains: Tensor) -> RowEdit:
-    """Multiply all that the module makes by `gains` (N,)."""
+    """Multiply the module's whole output by `gains` (N,)."""
     factor = gains.to(module.weight)[:, None, None]  # type: ignore[arg-type]
     return RowEdit(module, after=lambda read, made: made.mul_(factor))
 
@@ -101,13 +91,13 @@ class Overlay:
 
         with Overlay(operator, coefficients):  # (N, A)
             logits = model(tokens)  # (N * M, T): M rows for each operation
-        # the model is as before, and never was otherwise
+        # no weight has changed at any time
 
     Cached generation works as it is, ours and that of transformers. Operations are relative to the
-    weights as they are at entry, so inside a theater to the operated ones. Overlays of one model
-    nest: each is made from the weights, none of which the others change. Modules that
-    torch.compile compiled before do not notice an overlay, and it says so; a backward that
-    computes activations anew (checkpointing) belongs inside.
+    weights at entry, so inside a theater to the operated ones. Overlays of one model nest: each is
+    made from the weights, which the others do not change. Modules that torch.compile compiled
+    before do not notice an overlay; that is an error on exit. A backward that computes activations
+    anew (checkpointing) belongs inside.
     """
 
     def __init__(self, operator: Overlayable, coefficients: ArrayLike) -> None:
@@ -147,14 +137,7 @@ class Overlay:
         self._fired.clear()
         try:
             for index, edit in enumerate(self._edits):
-                if edit.before is not None:
-                    hook = self._before(index, edit.before)
-                    self._handles.append(
-                        edit.module.register_forward_pre_hook(hook, with_kwargs=True)
-                    )
-                if edit.after is not None:
-                    hook = self._after(index, edit.after)
-                    self._handles.append(edit.module.register_forward_hook(hook, with_kwargs=True))
+                self._set_hooks(index, edit)
         except BaseException:
             self._close()
             raise
@@ -170,8 +153,8 @@ class Overlay:
         """Remove the hooks.
 
         Raises:
-            RuntimeError: if the body ended well but an edited module was never called: what it
-                computed is not what was asked for.
+            RuntimeError: if the body ended well but an edited module was never called, so that the
+                body did not compute the operations.
         """
         self._close()
         edits, self._edits = self._edits, ()
@@ -191,30 +174,33 @@ class Overlay:
         for handle in handles:
             handle.remove()
 
-    def _before(self, index: int, edit: Callable[[Tensor], Tensor]) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self._handles:
+    def _set_hooks(self, index: int, edit: RowEdit) -> None:
+        """Set the hooks of one edit, which only act while the overlay has handles."""
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if edit.before is None or not self._handles:
                 return None
             self._fired.add(index)
             read = _input(args, kwargs)
-            edited = edit(self._grouped(read)).reshape(read.shape)
+            edited = edit.before(self._grouped(read)).reshape(read.shape)
             if args:
                 return (edited, *args[1:]), kwargs
             return args, {**kwargs, next(iter(kwargs)): edited}
 
-        return hook
-
-    def _after(self, index: int, edit: Callable[[Tensor, Tensor], Tensor]) -> Any:
-        def hook(
+        def after(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor
         ) -> Tensor | None:
-            if not self._handles:
+            if edit.after is None or not self._handles:
                 return None
             self._fired.add(index)
             read = self._grouped(_input(args, kwargs))
-            return edit(read, self._grouped(made)).reshape(made.shape)
+            return edit.after(read, self._grouped(made)).reshape(made.shape)
 
-        return hook
+        module = edit.module
+        if edit.before is not None:
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        if edit.after is not None:
+            self._handles.append(module.register_forward_hook(after, with_kwargs=True))
 
     def _grouped(self, rows: Tensor) -> Tensor:
         """View (N * M, ..., channels) as (N, R, channels)."""
@@ -227,6 +213,6 @@ class Overlay:
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return what a linear module was called with, by position or by keyword."""
+    """Return a module's first argument, passed by position or by keyword."""
     read: Tensor = args[0] if args else next(iter(kwargs.values()))
     return read

@@ -1,4 +1,4 @@
-"""The projections of an attention layer, and whose head each of their channels is.
+"""The projections of an attention layer, and the head that each of their channels belongs to.
 
 Shapes: H heads, D head dim, F the width on a projection's other side.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from avatarl_env.surgery.parameters import check_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +91,6 @@ class AttentionTarget:
         modules = (self.query.module, self.key.module, self.value.module, self.output.module)
         for module in dict.fromkeys(modules):
             yield from module.parameters(recurse=False)
-
-
-def check_weight(module: nn.Module) -> None:
-    """Raise a ValueError unless the module's weight can be multiplied by a gain.
-
-    Integers and 8-bit numbers, as of quantised layers, cannot: 1.6 would round to 1 or 2.
-    """
-    got = getattr(getattr(module, "weight", None), "dtype", None)
-    if got not in _DTYPES:
-        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
-        raise ValueError(
-            f"weights to operate on must be {kinds}, got {got} in a {type(module).__name__}; "
-            "load the model without quantisation"
-        )
 
 
 def is_transposed(module: nn.Module) -> bool:

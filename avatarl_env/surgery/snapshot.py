@@ -1,9 +1,8 @@
-"""What a theater saved: each target's own memory and the bytes that belong there."""
+"""A copy of the targets' weights, and how they are put back."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn.utils import parametrize
 
-from avatarl_env.surgery.sites import Choice, Site, address_range, n_bytes_spanned
-
-_numbers = itertools.count()
+from avatarl_env.surgery.parameters import Choice, Site, check_memory
 
 
 class Row(NamedTuple):
@@ -24,36 +21,15 @@ class Row(NamedTuple):
     home: Tensor
     """The target's own memory."""
     saved: Tensor
-    """A copy of what was there; of an expanded weight, each byte once."""
-    storage: torch.UntypedStorage
-    """That the memory is a part of."""
+    """A copy of it; of an expanded weight, each byte once."""
     n_bytes: int
-    """Bytes that the storage must have for it."""
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether the target's own memory is still there."""
-        return int(self.storage.nbytes()) >= self.n_bytes
-
-    def overlaps(self, other: Row) -> bool:
-        """Whether putting one back may change what the other put back."""
-        mine, others = address_range(self.home), address_range(other.home)
-        in_memory = mine.start < others.stop and others.start < mine.stop
-        return self.parameter is other.parameter or in_memory
+    """Size of the storage that the memory is a part of."""
 
     def put_back(self) -> None:
-        """Give the target its own memory and its saved bytes.
-
-        Raises:
-            RuntimeError: if the memory was freed or shrunk. The target then has the saved values
-                in new memory.
-        """
-        home, parameter = self.home, self.parameter
-        lost = not self.has_memory
-        if lost:
-            home = torch.empty_strided(
-                home.shape, home.stride(), dtype=home.dtype, device=home.device
-            )
+        """Give the target its own memory and its saved bytes."""
+        home, parameter, storage = self.home, self.parameter, self.home.untyped_storage()
+        if storage.nbytes() < self.n_bytes:  # freed or shrunk by the body
+            storage.resize_(self.n_bytes)
         _dense(home).copy_(self.saved)
         moved = (parameter.dtype, parameter.device) != (home.dtype, home.device)
         parameter.data = home
@@ -61,58 +37,30 @@ class Row(NamedTuple):
             parameter.detach_()
         if moved and parameter.grad is not None:  # module.to() moved it along
             parameter.grad.data = parameter.grad.data.to(home.device, home.dtype)
-        if lost:
-            raise RuntimeError(
-                f"the storage of {self.name} was freed or shrunk by the body, to "
-                f"{self.storage.nbytes()} bytes: its values are back in new memory"
-            )
 
 
 class Snapshot(NamedTuple):
-    """The saved bytes of all targets, and everything else that must be as it was."""
+    """The saved bytes of all targets, and the places that they belong in."""
 
-    number: int
-    """Later snapshots have higher numbers."""
-    rows: Sequence[Row]
+    rows: dict[Tensor, Row]
     sites: Sequence[Site]
     aliases: Sequence[Tensor]
-    """Tensors of the model that are no targets, but share memory with one."""
-
-    def part_for(self, others: Collection[Snapshot]) -> Snapshot:
-        """Return what of this must be put back again after `others` were."""
-        theirs = [row for other in others for row in other.rows]
-        places = {site.place for other in others for site in other.sites}
-        return self._replace(
-            rows=[row for row in self.rows if any(map(row.overlaps, theirs))],
-            sites=[site for site in self.sites if site.place in places],
-        )
-
-    def joined(self, part: Snapshot) -> Snapshot:
-        """Return this with what another part of the same snapshot has more."""
-        return self._replace(
-            rows=list({row.parameter: row for row in (*self.rows, *part.rows)}.values()),
-            sites=list({site.place: site for site in (*self.sites, *part.sites)}.values()),
-        )
+    """Tensors of the model that are not targets, but share memory with one."""
 
     @property
     def n_bytes(self) -> int:
         """Bytes held by the copies."""
-        return sum(row.saved.numel() * row.saved.element_size() for row in self.rows)
+        return sum(row.saved.numel() * row.saved.element_size() for row in self.rows.values())
 
     def put_back(self) -> list[BaseException]:
-        """Restore every target and every place; return what was raised meanwhile."""
+        """Restore every target and every place; return the exceptions raised meanwhile."""
         failures: list[BaseException] = []
-        for row in reversed(self.rows):
+        parts: list[Row | Site] = [*reversed(self.rows.values()), *self.sites]
+        for part in parts:
             try:
-                row.put_back()
-            except BaseException as failure:  # go on with the others
-                failure.add_note(f"while restoring {row.name}")
-                failures.append(failure)
-        for site in self.sites:
-            try:
-                site.put_back()
-            except BaseException as failure:
-                failure.add_note(f"while restoring {site.name}")
+                part.put_back()
+            except BaseException as failure:  # the others come first
+                failure.add_note(f"while restoring {part.name}")
                 failures.append(failure)
         self.announce()
         return failures
@@ -122,69 +70,70 @@ class Snapshot(NamedTuple):
 
         Without this, the backward of a graph that read the old values would be silently wrong.
         """
-        increment_version([row.parameter for row in self.rows])
-        increment_version(self.aliases)
+        increment_version([*self.rows, *self.aliases])
         forget_cached_weights()
 
     def retaken(self) -> Snapshot:
-        """Return a snapshot of the targets as they are now, to be put into the same memory.
+        """Return a snapshot of the present weights, to be put into the same memory.
 
         Raises:
-            RuntimeError: if a target no longer has the shape and dtype that its memory is for, or
-                the memory was freed or shrunk.
+            RuntimeError: if a target no longer has its shape and dtype, or its storage was freed.
         """
-        rows = []
+        rows = {}
         with torch.inference_mode(False):
-            for row in self.rows:
-                name, p, home, saved = row[:4]
-                if not (has_memory(p.data) and row.has_memory):
-                    raise RuntimeError(f"commit needs the memory of {name}, which the body freed")
-                value = _dense(p.data)
-                same = (p.shape, p.dtype) == (home.shape, home.dtype)
-                if not same or value.numel() > saved.numel():  # more than an expanded one holds
+            for p, row in self.rows.items():
+                check_memory(row.name, p.data)
+                value, home = _dense(p.data), row.home
+                shapes = zip(value.shape, row.saved.shape, strict=False)
+                fits = all(n in (1, m) for n, m in shapes)  # an expanded weight holds one row only
+                if (p.shape, p.dtype) != (home.shape, home.dtype) or not fits:
                     raise RuntimeError(
-                        f"commit needs {name} as {tuple(saved.shape)} {home.dtype}, "
+                        f"commit needs {row.name} as {tuple(row.saved.shape)} {home.dtype}, "
                         f"got {tuple(value.shape)} {p.dtype}"
                     )
-                rows.append(row._replace(saved=value.expand_as(saved).clone()))
+                rows[p] = row._replace(saved=value.expand_as(row.saved).clone())
         return self._replace(rows=rows)
+
+
+EMPTY = Snapshot({}, (), ())
+
+
+def restore(snapshots: Sequence[Snapshot]) -> tuple[list[BaseException], list[BaseException]]:
+    """Put all snapshots back, the latest first, and try again if anything was raised.
+
+    Returns:
+        What was raised at the first attempt, and at the second.
+    """
+    raised = _attempt(snapshots)
+    return raised, _attempt(snapshots) if raised else []
+
+
+def _attempt(snapshots: Sequence[Snapshot]) -> list[BaseException]:
+    raised: list[BaseException] = []
+    try:
+        for snapshot in reversed(snapshots):
+            raised += snapshot.put_back()
+    except BaseException as failure:  # raised between two targets, as by a handler of the body
+        raised.append(failure)
+    return raised
 
 
 def take(choice: Choice) -> Snapshot:
     """Save the targets.
 
     Raises:
-        RuntimeError: if a target's storage holds fewer bytes than the target needs.
+        RuntimeError: if a target's storage was freed or shrunk.
     """
-    rows = []
+    rows: dict[Tensor, Row] = {}
     with torch.inference_mode(False):
-        for name, p in zip(choice.names, choice.parameters, strict=True):
+        for p, name in choice.names.items():
             home = p.data
-            storage, needed = home.untyped_storage(), n_bytes_needed(home)
-            if storage.nbytes() < needed:
-                raise RuntimeError(
-                    f"entry needs the memory of every target, {name} of {tuple(p.shape)} has "
-                    f"{storage.nbytes()} bytes (its storage was freed or shrunk)"
-                )
-            rows.append(Row(name, p, home, _dense(home).clone(), storage, needed))
-    snapshot = Snapshot(next(_numbers), rows, choice.sites, choice.aliases)
+            check_memory(name, home)
+            saved = _dense(home).clone()
+            rows[p] = Row(name, p, home, saved, home.untyped_storage().nbytes())
+    snapshot = Snapshot(rows, choice.sites, choice.aliases)
     snapshot.announce()
     return snapshot
-
-
-def has_memory(tensor: Tensor) -> bool:
-    """Whether the storage of `tensor` reaches to its last element.
-
-    Storage can be freed or shrunk under a tensor (`untyped_storage().resize_`); reading or
-    writing the tensor is then an access to memory of something else.
-    """
-    return int(tensor.untyped_storage().nbytes()) >= n_bytes_needed(tensor)
-
-
-def n_bytes_needed(tensor: Tensor) -> int:
-    """Return how far into its storage a tensor reaches, bytes."""
-    spanned = n_bytes_spanned(tensor)
-    return spanned and int(tensor.storage_offset()) * tensor.element_size() + spanned
 
 
 def forget_cached_weights() -> None:

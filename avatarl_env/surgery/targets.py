@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import NamedTuple, overload
+from numbers import Integral
+from typing import overload
 
 from torch import Tensor, nn
 
-from avatarl_env.surgery.projections import AttentionTarget, Projection, is_transposed
-from avatarl_env.surgery.sites import address_range
+from avatarl_env.surgery.layouts import LAYOUTS, layout_of
+from avatarl_env.surgery.parameters import storage_address
+from avatarl_env.surgery.projections import AttentionTarget
 
 
 class Targets(Sequence[AttentionTarget]):
     """Attention layers of a model, in order, and the model they belong to."""
 
     def __init__(self, model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
-        """Bring them together.
+        """Combine them.
 
         Raises:
             ValueError: if there are none, or one has a weight that another layer or another module
@@ -42,133 +43,6 @@ class Targets(Sequence[AttentionTarget]):
         return len(self._targets)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where a class of attention modules keeps its projections: attribute names, dots allowed.
-
-    Raises:
-        ValueError: if only one of key and value has a name, or both the same, or an interleaved
-            projection is not fused or has fewer keys than queries.
-    """
-
-    query: str
-    """Makes the queries, and keys and values too unless those have names of their own (fused)."""
-    output: str
-    """Mixes what the heads read."""
-    key: str | None = None
-    value: str | None = None
-    n_heads: str | int
-    """Query heads: an attribute's name, or the number."""
-    n_kv_heads: str | int | None = None
-    """Key and value heads; default as many as query heads."""
-    interleaved: bool = False
-    """Of a fused projection: q, k, v of head 0, then of head 1, ...; else all q, all k, all v."""
-    query_norm: str | None = None
-    """A normalisation of the queries after their projection; None there means there is none."""
-    unless: str | None = None
-    """An attribute that is true where a module of the class is no self-attention."""
-
-    def __post_init__(self) -> None:
-        if (self.key is None) != (self.value is None):
-            raise ValueError(
-                "layout must name both key and value, or neither where the query's module makes "
-                f"them, got key={self.key!r} and value={self.value!r}"
-            )
-        if self.key is not None and self.key == self.value:
-            raise ValueError(f"layout must name a module each for key and value, got {self.key!r}")
-        if self.interleaved and (self.key is not None or self.n_kv_heads is not None):
-            raise ValueError(
-                "layout can be interleaved only if one module makes as many keys as queries, "
-                f"got key={self.key!r} and n_kv_heads={self.n_kv_heads!r}"
-            )
-
-    def describes(self, name: str, module: nn.Module) -> bool:
-        """Whether `module`, which is of the class, is self-attention."""
-        return self.unless is None or not _attribute(module, name, self.unless)
-
-    def target(self, name: str, layer: int, module: nn.Module) -> AttentionTarget:
-        """Describe `module` as an attention layer.
-
-        Raises:
-            ValueError: if the module has no such attributes, or their sizes do not fit.
-        """
-        n_heads = n_kv = _count(module, name, self.n_heads)
-        if self.n_kv_heads is not None:
-            n_kv = _count(module, name, self.n_kv_heads)
-        query, output = (_linear(module, name, path) for path in (self.query, self.output))
-        # Channels of every module, in heads; their number among the query's tells the head dim.
-        heads = {self.query: n_heads}
-        if self.key is None or self.value is None:
-            key = value = query
-            heads[self.query] += 2 * n_kv
-        else:
-            key, value = (_linear(module, name, path) for path in (self.key, self.value))
-            heads |= {self.key: n_kv, self.value: n_kv}
-        head_dim = _n_channels(query, reads_heads=False) // heads[self.query]
-        channels = {path: _n_channels(_linear(module, name, path)) for path in heads}
-        channels[self.output] = _n_channels(output, reads_heads=True)
-        heads[self.output] = n_heads
-        fits = all(channels[path] == heads[path] * head_dim > 0 for path in heads)
-        if not fits or n_heads % n_kv:
-            raise ValueError(
-                f"layout of {name} must fit {n_heads} query heads and {n_kv} key heads, "
-                f"got channels {channels}"
-            )
-        starts, stride = (0, 0, 0), head_dim
-        if self.interleaved:
-            starts, stride = (0, head_dim, 2 * head_dim), 3 * head_dim
-        elif self.key is None:
-            starts = (0, n_heads * head_dim, (n_heads + n_kv) * head_dim)
-        norm = None if self.query_norm is None else _attribute(module, name, self.query_norm)
-        return AttentionTarget(
-            name,
-            layer,
-            Projection(query, n_heads, head_dim, starts[0], stride),
-            Projection(key, n_kv, head_dim, starts[1], stride),
-            Projection(value, n_kv, head_dim, starts[2], stride),
-            Projection(output, n_heads, head_dim, 0, head_dim, reads_heads=True),
-            normalises_queries=norm is not None,
-        )
-
-
-_SEPARATE = Layout(
-    query="q_proj",
-    key="k_proj",
-    value="v_proj",
-    output="o_proj",
-    n_heads="config.num_attention_heads",
-    n_kv_heads="config.num_key_value_heads",
-)
-
-LAYOUTS: dict[str, Layout] = {
-    "GPTAttention": Layout(query="c_attn", output="c_proj", n_heads="n_heads"),
-    "GPT2Attention": Layout(
-        query="c_attn", output="c_proj", n_heads="num_heads", unless="is_cross_attention"
-    ),
-    "GPTNeoXAttention": Layout(
-        query="query_key_value",
-        output="dense",
-        n_heads="config.num_attention_heads",
-        interleaved=True,
-    ),
-    "ArceeAttention": _SEPARATE,
-    "LlamaAttention": _SEPARATE,
-    "MistralAttention": _SEPARATE,
-    "Qwen2Attention": _SEPARATE,
-    "Qwen3Attention": replace(_SEPARATE, query_norm="q_norm"),
-    "Phi3Attention": Layout(
-        query="qkv_proj",
-        output="o_proj",
-        n_heads="config.num_attention_heads",
-        n_kv_heads="config.num_key_value_heads",
-    ),
-}
-"""Layouts by the class name of the attention module (or of a base class of it).
-
-`LAYOUTS["MyAttention"] = Layout(query="qkv", output="proj", n_heads="heads")` adds one.
-"""
-
-
 def find_targets(
     model: nn.Module, layers: int | str | Iterable[int | str] | None = None
 ) -> Targets:
@@ -180,14 +54,14 @@ def find_targets(
             of them (`"*.h.[0-3].attn"`), one or several; default all.
 
     Raises:
-        ValueError: if the model has no attention of a known kind, an entry of `layers` matches
-            nothing (the message lists what there is), a layout does not fit its module, or a layer
-            has weights that it shares.
+        ValueError: if the model has no attention of a known kind, `layers` is of another type or
+            an entry of it matches nothing (the message lists what there is), a layout does not
+            fit its module, or a layer has weights that it shares.
     """
     found = [
         (name, module, layout)
         for name, module in model.named_modules()
-        if (layout := _layout(module)) is not None and layout.describes(name, module)
+        if (layout := layout_of(name, module)) is not None
     ]
     if not found:
         kinds = sorted({type(module).__name__ for module in model.modules()})
@@ -195,11 +69,7 @@ def find_targets(
             f"model must have attention of a known kind ({', '.join(LAYOUTS)}), got {kinds}; "
             "describe another with LAYOUTS[class name] = Layout(...)"
         )
-    names = [name for name, _, _ in found]
-    if layers is None:
-        layers = range(len(found))
-    entries = [layers] if isinstance(layers, int | str) else layers
-    chosen = {number for entry in entries for number in _matches(entry, names)}
+    chosen = _chosen(layers, [name for name, _, _ in found])
     return Targets(
         model,
         (
@@ -210,19 +80,25 @@ def find_targets(
     )
 
 
-def _layout(module: nn.Module) -> Layout | None:
-    """Return the layout of the module's class, or of the nearest base class that has one."""
-    known = (LAYOUTS[k.__name__] for k in type(module).__mro__ if k.__name__ in LAYOUTS)
-    return next(known, None)
+def _chosen(layers: object, names: list[str]) -> set[int]:
+    """Return the numbers of the layers that `layers` selects."""
+    if layers is None:
+        return set(range(len(names)))
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        layers = [layers]
+    return {number for entry in layers for number in _matches(entry, names)}
 
 
-def _matches(entry: int | str, names: list[str]) -> list[int]:
-    """Return the numbers of the layers that one entry of `layers` means."""
-    numbers = range(len(names))
+def _matches(entry: object, names: list[str]) -> list[int]:
+    """Return the numbers of the layers that one entry of `layers` selects."""
     if isinstance(entry, str):
-        matched = [i for i in numbers if names[i] == entry or fnmatchcase(names[i], entry)]
+        matched = [i for i, name in enumerate(names) if name == entry or fnmatchcase(name, entry)]
+    elif isinstance(entry, Integral) and not isinstance(entry, bool):
+        matched = [range(len(names))[int(entry)]] if -len(names) <= entry < len(names) else []
     else:
-        matched = [numbers[entry]] if -len(names) <= entry < len(names) else []
+        raise ValueError(  # noqa: TRY004 - as for any other wrong entry
+            f"layers must be numbers, names or globs of attention layers, got {entry!r}"
+        )
     if not matched:
         known = ", ".join(f"{number}: {name}" for number, name in enumerate(names))
         raise ValueError(
@@ -231,88 +107,30 @@ def _matches(entry: int | str, names: list[str]) -> list[int]:
     return matched
 
 
-class _Weight(NamedTuple):
-    """A Parameter, by its memory: two Parameters on one memory are one weight."""
-
-    parameter: Tensor
-    addresses: range
-    is_dense: bool
-
-    @classmethod
-    def of(cls, parameter: Tensor) -> _Weight:
-        is_plain = type(parameter) is nn.Parameter
-        return cls(
-            parameter,
-            address_range(parameter) if is_plain else range(0),
-            is_plain and parameter.is_contiguous(),
-        )
-
-    def shares(self, other: _Weight) -> bool:
-        if self.parameter is other.parameter:
-            return True
-        mine, others = self.addresses, other.addresses
-        if not (self.is_dense and other.is_dense):  # columns of one matrix lie between each other
-            return bool(mine and others) and mine.start == others.start
-        return mine.start < others.stop and others.start < mine.stop
-
-
 def _check_unshared(model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
     """Refuse weights that two targets have, or a target and anything else in the model."""
-    held = [
-        (_Weight.of(p), name)
-        for name, module in model.named_modules()
-        for p in module._parameters.values()
-        if p is not None
-    ]
-    owned: list[tuple[_Weight, str]] = []
+    owners: dict[object, list[tuple[str, Tensor]]] = {}  # by storage; without one, by parameter
+    for name, module in model.named_modules():
+        for p in module._parameters.values():
+            if p is not None:
+                owners.setdefault(storage_address(p) or p, []).append((name, p))
     for target in targets:
         for p in target.parameters():
-            weight = _Weight.of(p)
-            others = [name for other, name in owned if weight.shares(other)]
-            shared = bool(others)
-            if not shared:
-                others = [name for other, name in held if weight.shares(other)]
-                shared = len(others) > 1
-            if shared:
+            others = owners.setdefault(storage_address(p) or p, [])
+            sharing = [name for name, other in others if _overlap(p, other)]
+            if len(sharing) > 1:
                 raise ValueError(
-                    "targets must have weights of their own, "
-                    f"got {target.name}, which shares one of {tuple(p.shape)} with {others}"
+                    "targets must have weights of their own, got "
+                    f"{target.name}, whose {tuple(p.shape)} belongs to {sharing}"
                 )
-            owned.append((weight, target.name))
+            others.append((target.name, p))
 
 
-def _attribute(module: nn.Module, name: str, path: str) -> object:
-    """Return what a dotted path leads to."""
-    value: object = module
-    for part in path.split("."):
-        if not hasattr(value, part):
-            kind = type(module).__name__
-            raise ValueError(f"layout of {name} must name attributes of {kind}, got {path!r}")
-        value = getattr(value, part)
-    return value
-
-
-def _count(module: nn.Module, name: str, path: str | int) -> int:
-    """Return a number of heads; a number stands for itself."""
-    value = path if isinstance(path, int) else _attribute(module, name, path)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"layout of {name} must count heads from 1, got {value!r} as {path!r}")
-    return value
-
-
-def _linear(module: nn.Module, name: str, path: str) -> nn.Module:
-    """Return a linear module whose weight is its own parameter, not computed from others."""
-    found = _attribute(module, name, path)
-    weight = found._parameters.get("weight") if isinstance(found, nn.Module) else None
-    if not isinstance(found, nn.Module) or weight is None or weight.dim() != 2:
-        raise ValueError(
-            f"layout of {name} must name linear modules whose weight is a parameter, "
-            f"got {path!r}, a {type(found).__name__}"
-        )
-    return found
-
-
-def _n_channels(module: nn.Module, *, reads_heads: bool = False) -> int:
-    """Return how many channels a linear module makes, or reads."""
-    rows, columns = module.weight.shape  # type: ignore[misc]
-    return int(columns if is_transposed(module) != reads_heads else rows)
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Return whether two parameters on one storage have elements in common."""
+    if one is other:
+        return True
+    start, others = one.data_ptr(), other.data_ptr()
+    if not (one.is_contiguous() and other.is_contiguous()):
+        return start == others  # columns of one matrix lie between each other
+    return start < others + other.nbytes and others < start + one.nbytes

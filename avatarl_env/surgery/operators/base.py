@@ -1,4 +1,4 @@
-"""What an operator is, and the reading of coefficients.
+"""The interface of operators, and checks of their arguments.
 
 Shapes: A coefficients, N operations.
 """
@@ -21,11 +21,11 @@ class Operator(Protocol):
     """Turns coefficients into weight edits.
 
     Coefficients are a vector c of A numbers, nominally in [-1, 1], 0 meaning "untouched". An
-    operator writes `factor(c) * W` or `W + delta(c)` with W the *unoperated* weights, so
-    applying one twice is applying it once, and is the exact identity, bit for bit, at c = 0.
+    operator writes `factor(c) * W` or `W + delta(c)` with W the *unoperated* weights. So applying
+    it twice is applying it once, and c = 0 is the exact identity, bit for bit.
 
-    One that also has `row_edits` (`avatarl_env.surgery.overlay.Overlayable`) can perform
-    many operations in one forward; without it they are performed one after the other.
+    One that also has `row_edits` (`avatarl_env.surgery.overlay.Overlayable`) can perform many
+    operations in one forward; without it they are performed one after the other.
     """
 
     @property
@@ -36,40 +36,30 @@ class Operator(Protocol):
         """Return what the operator may edit; what a theater has to save for it."""
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that `coefficients` (A,) stand for."""
+        """Write the weights that `coefficients` (A,) stand for.
+
+        Raises:
+            ValueError: if the coefficients have another shape or are not finite.
+        """
 
 
-def as_coefficients(coefficients: ArrayLike, count: int) -> Tensor:
-    """Return one operation's coefficients as float64 (A,), checked.
-
-    Raises:
-        ValueError: if the shape is not (A,) or a number is not finite.
-    """
-    array = np.asarray(coefficients, dtype=np.float64)
-    if array.shape != (count,):
-        raise ValueError(f"coefficients must have shape ({count},), got {array.shape}")
-    return _finite(array)
-
-
-def as_coefficient_rows(coefficients: ArrayLike, count: int) -> Tensor:
-    """Return N operations' coefficients as float64 (N, A), checked.
+def as_coefficients(coefficients: ArrayLike, count: int, *, rows: bool = False) -> Tensor:
+    """Return one operation's coefficients as float64 (A,), or those of N operations (N, A).
 
     Raises:
-        ValueError: if the shape is not (N, A) with N >= 1 or a number is not finite.
+        ValueError: if the shape is not (A,), or with `rows` (N, A) with N >= 1, or a number is not
+            finite.
     """
     array = np.asarray(coefficients, dtype=np.float64)
-    if array.ndim != 2 or len(array) < 1 or array.shape[1] != count:
-        raise ValueError(f"coefficients must have shape (N, {count}), got {array.shape}")
-    return _finite(array)
+    expected = f"(N, {count})" if rows else f"({count},)"
+    if array.ndim != 1 + rows or array.shape[-1] != count or len(array) < rows:
+        raise ValueError(f"coefficients must have shape {expected}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"coefficients must be finite, got {array.tolist()}")
+    return torch.from_numpy(array.copy())
 
 
 def check_scale(scale: float) -> None:
     """Raise a ValueError unless `scale` is positive and finite."""
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-
-
-def _finite(array: np.ndarray) -> Tensor:
-    if not np.isfinite(array).all():
-        raise ValueError(f"coefficients must be finite, got {array.tolist()}")
-    return torch.from_numpy(array.copy())

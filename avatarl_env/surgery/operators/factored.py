@@ -1,4 +1,4 @@
-"""The common ground of operators that add `left @ diag(middle(c)) @ right` to a matrix.
+"""The base of operators that add `left @ diag(middle(c)) @ right` to a matrix.
 
 Shapes: A coefficients, N operations, F and H * D the sides of a projection's matrix, r rank.
 """
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from avatarl_env.errors import check_choice
-from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
+from avatarl_env.surgery.operators.base import as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, add_low_rank
 from avatarl_env.surgery.projections import AttentionTarget, Projection
 from avatarl_env.surgery.theater import SurgicalTheater
@@ -43,9 +43,9 @@ class EditedMatrix(NamedTuple):
 
 
 class FactoredOperator(ABC):
-    """Adds to each projection's matrix W a change of known factors; W is what it was made from.
+    """Adds to each projection's matrix W a change whose factors are made from W.
 
-    Factors are made when first needed and kept, with a copy of W, until W has changed. Where the
+    Factors are made when first needed and kept with a copy of W until W changes. Where the
     coefficients are all zero none are needed.
     """
 
@@ -55,7 +55,6 @@ class FactoredOperator(ABC):
         projections: str | Sequence[str],
         scale: float,
     ) -> None:
-        """Choose the matrices; called by the operators."""
         if not targets:
             raise ValueError("targets must hold at least one attention layer, got none")
         projections = [projections] if isinstance(projections, str) else projections
@@ -67,25 +66,20 @@ class FactoredOperator(ABC):
         self.targets = tuple(targets)
         self.projections = tuple(projections)
         self.scale = scale
-        self._sites: tuple[EditedMatrix, ...] = ()
-        self._labels: tuple[str, ...] = ()
+        self.labels: tuple[str, ...] = ()
+        self._matrices: tuple[EditedMatrix, ...] = ()
         self._known: dict[int, tuple[Tensor, Factors]] = {}
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """One name for each coefficient; their number is A."""
-        return self._labels
 
     def parameters(self) -> Iterator[Tensor]:
         """Yield the weights, each once; biases stay as they are."""
-        yield from dict.fromkeys(site.projection.weight for site in self._sites)
+        yield from dict.fromkeys(edited.projection.weight for edited in self._matrices)
 
     def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the factors for site number `index`: here its singular values, largest first.
+        """Return the factors for edited matrix number `index`: its SVD, largest value first.
 
         Args:
-            index: number of the site.
-            matrix: (F, H * D), float32 or 64.
+            index: number of the edited matrix.
+            matrix: (F, H * D), float32 or float64.
         """
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return Factors(left, values.double(), right)
@@ -96,7 +90,7 @@ class FactoredOperator(ABC):
 
         Args:
             values: (r,) of the factors.
-            coefficients: (N, the site's share of A).
+            coefficients: (N, the matrix's share of A).
         """
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
@@ -106,14 +100,13 @@ class FactoredOperator(ABC):
             ValueError: if the coefficients have another shape or are not finite, or a weight that
                 they change is not finite.
         """
-        rows = as_coefficients(coefficients, len(self.labels))[None]
+        row = as_coefficients(coefficients, len(self.labels))[None]
         values: dict[nn.Parameter, Tensor] = {}  # projections may share a module
-        for index, site in enumerate(self._sites):
-            weight, projection = site.projection.weight, site.projection
+        for index, (_, projection, columns) in enumerate(self._matrices):
+            weight, share = projection.weight, row[:, columns]
             original = theater.original(weight)
             if weight not in values:
                 values[weight] = original.clone()
-            share = rows[:, site.columns]
             if not share.any():  # W + 0 would turn -0.0 into 0.0
                 continue
             factors = self._factors(index, projection.matrix(original))
@@ -129,24 +122,21 @@ class FactoredOperator(ABC):
         """Return the edits that `coefficients` (N, A) stand for, on the rows of a batch.
 
         Raises:
-            ValueError: if the coefficients have another shape or are not finite, or a weight that
-                they change is not finite.
+            ValueError: as `apply` does.
         """
-        rows = as_coefficient_rows(coefficients, len(self.labels))
+        rows = as_coefficients(coefficients, len(self.labels), rows=True)
         edits = []
-        for index, site in enumerate(self._sites):
-            share = rows[:, site.columns]
-            if not share.any():
-                continue
-            weight = site.projection.weight.detach()
-            factors = self._factors(index, site.projection.matrix(weight))
-            middle = self.middle(factors.values, share)
-            edits.append(add_low_rank(site.projection, factors.left, middle, factors.right))
+        for index, (_, projection, columns) in enumerate(self._matrices):
+            share = rows[:, columns]
+            if share.any():
+                factors = self._factors(index, projection.matrix(projection.weight.detach()))
+                middle = self.middle(factors.values, share)
+                edits.append(add_low_rank(projection, factors.left, middle, factors.right))
         return edits
 
     def _lay_out(self, parts: Sequence[str], *, tied: bool, tied_projections: bool = False) -> None:
         """Give every projection of every layer one coefficient for each part, or a shared one."""
-        sites: list[EditedMatrix] = []
+        matrices: list[EditedMatrix] = []
         labels: list[str] = []
         places: dict[str, slice] = {}
         for target in self.targets:
@@ -156,28 +146,29 @@ class FactoredOperator(ABC):
                 if place not in places:
                     places[place] = slice(len(labels), len(labels) + len(parts))
                     labels += [f"{part} {place}" for part in parts]
-                site = f"{name} projection of {target.name}"
-                sites.append(EditedMatrix(site, getattr(target, name), places[place]))
-        self._sites, self._labels = tuple(sites), tuple(labels)
+                full_name = f"{name} projection of {target.name}"
+                matrices.append(EditedMatrix(full_name, getattr(target, name), places[place]))
+        self._matrices, self.labels = tuple(matrices), tuple(labels)
 
     def _shapes(self) -> list[tuple[int, int]]:
-        """Return (F, H * D) of every site."""
-        sites = [getattr(target, name) for target in self.targets for name in self.projections]
-        views = [site.by_head(site.weight) for site in sites]
+        """Return (F, H * D) of every edited matrix."""
+        edited = [getattr(target, name) for target in self.targets for name in self.projections]
+        views = [projection.by_head(projection.weight) for projection in edited]
         return [(view.size(0), view.size(1) * view.size(2)) for view in views]
 
     # Kept factors may meet a gradient later, which those made in inference mode cannot.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _factors(self, index: int, matrix: Tensor) -> Factors:
-        """Return the factors of a site, anew if its matrix is not the one they were made from."""
+        """Return the factors of a matrix, made anew if it has changed."""
         if index in self._known:
             copy, factors = self._known[index]
             same = (copy.dtype, copy.device) == (matrix.dtype, matrix.device)
             if same and torch.equal(copy, matrix):
                 return factors
         if not matrix.isfinite().all():
-            raise ValueError(f"weights must be finite, got others in the {self._sites[index].name}")
+            name = self._matrices[index].name
+            raise ValueError(f"weights must be finite, got others in the {name}")
         copy = matrix.clone()
         with torch.autocast(matrix.device.type, enabled=False):
             factors = self.factorise(index, copy.to(torch.promote_types(copy.dtype, torch.float32)))

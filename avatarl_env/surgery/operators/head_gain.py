@@ -1,4 +1,4 @@
-"""Per head, how sharply it attends and how loudly it speaks.
+"""How sharply each head attends and how loudly it speaks.
 
 Shapes: A coefficients, N operations, L layers, H heads, D head dim.
 """
@@ -11,21 +11,20 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
-from avatarl_env.surgery.overlay import RowEdit, scale_heads_made, scale_heads_read
+from avatarl_env.surgery.operators.base import as_coefficients, check_scale
+from avatarl_env.surgery.overlay import RowEdit, scale_heads
 from avatarl_env.surgery.projections import AttentionTarget
 from avatarl_env.surgery.theater import SurgicalTheater
 
 
 class HeadGain:
-    """Per head a log-sharpness (minus a log-temperature) and a log-value-gain.
+    """A log-sharpness (minus a log-temperature) and a log-value-gain for each head.
 
     `gain = exp(scale * c)`. The first scales the head's query rows and their bias, hence its
     attention logits: positive is sharper. The second scales the columns of the output projection
     that read the head: positive is louder; its bias belongs to no head and stays. A key's gain
-    would repeat the first and a value's the second, and heads may share keys and values, so these
-    two are all there is to choose (SVF, arXiv 2501.06252, scales singular values in the same
-    spirit).
+    would repeat the first and a value's the second, and heads may share keys and values, so there
+    are no others (SVF, arXiv 2501.06252, scales singular values in the same spirit).
     """
 
     def __init__(
@@ -57,19 +56,13 @@ class HeadGain:
         self.targets = tuple(targets)
         self.tied = tied
         self.scale = scale
-        layers = ["all"] if tied else [str(target.layer) for target in targets]
-        counts = [targets[0].n_heads] if tied else [target.n_heads for target in targets]
-        self._labels = tuple(
+        layers = [("all", targets[0])] if tied else [(str(t.layer), t) for t in targets]
+        self.labels = tuple(
             f"{kind} layer {layer} head {head}"
-            for layer, count in zip(layers, counts, strict=True)
+            for layer, target in layers
             for kind in ("log-sharpness", "log-value-gain")
-            for head in range(count)
+            for head in range(target.n_heads)
         )
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """One name for each coefficient; their number is A."""
-        return self._labels
 
     def parameters(self) -> Iterator[Tensor]:
         """Yield query weights and biases and output weights."""
@@ -80,11 +73,7 @@ class HeadGain:
             yield target.output.weight
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that `coefficients` (A,) stand for.
-
-        Raises:
-            ValueError: if the coefficients have another shape or are not finite.
-        """
+        """Write the weights that `coefficients` (A,) stand for."""
         gains = (self.scale * as_coefficients(coefficients, len(self.labels))).exp()
         for target, sharpness, loudness in self._shares(gains):
             _scale(theater, target.query.weight, target.query.by_head, sharpness)
@@ -93,20 +82,16 @@ class HeadGain:
             _scale(theater, target.output.weight, target.output.by_head, loudness)
 
     def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        """Return the edits that `coefficients` (N, A) stand for, on the rows of a batch.
-
-        Raises:
-            ValueError: if the coefficients have another shape or are not finite.
-        """
-        gains = (self.scale * as_coefficient_rows(coefficients, len(self.labels))).exp()
-        edits = []
-        for target, sharpness, loudness in self._shares(gains):
-            edits.append(scale_heads_made(target.query, sharpness))
-            edits.append(scale_heads_read(target.output, loudness))
-        return edits
+        """Return the edits that `coefficients` (N, A) stand for, on the rows of a batch."""
+        gains = (self.scale * as_coefficients(coefficients, len(self.labels), rows=True)).exp()
+        return [
+            scale_heads(projection, share)
+            for target, sharpness, loudness in self._shares(gains)
+            for projection, share in ((target.query, sharpness), (target.output, loudness))
+        ]
 
     def _shares(self, gains: Tensor) -> Iterator[tuple[AttentionTarget, Tensor, Tensor]]:
-        """Yield each target with its share of `gains` (..., A), twice (..., H)."""
+        """Yield each target, its sharpnesses and its value gains, (..., H) of `gains` (..., A)."""
         start = 0
         for target in self.targets:
             middle, stop = start + target.n_heads, start + 2 * target.n_heads
@@ -120,6 +105,6 @@ def _scale(
     """Write `parameter` with its part `heads` (..., H, D) multiplied by `gains` (H,)."""
     value = theater.original(parameter).clone()
     part, factor = heads(value), gains.to(value)[:, None]
-    # Half precision multiplied by one is not the same bits: it forgets which NaN it was.
+    # Half precision multiplied by one can change the bits of a NaN.
     part.copy_(torch.where(factor == 1, part, part * factor))
     theater.write(parameter, value)

@@ -15,7 +15,7 @@ from avatarl_env.surgery.projections import AttentionTarget
 
 
 class LowRankSeed(FactoredOperator):
-    """Steps along random directions that a seed defines, so a coefficient is all there is to store.
+    """Steps along random directions that a seed defines, so only coefficients have to be stored.
 
     `W' = W + sum_k c_k * scale * |W| / |D_k| * D_k` with `D_k = sum_j a_kj b_kj` of rank r,
     a and b standard normal, |.| the Frobenius norm. A direction runs through all chosen matrices

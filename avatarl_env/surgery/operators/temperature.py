@@ -9,22 +9,25 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from avatarl_env.errors import closest
-from avatarl_env.surgery.operators.base import as_coefficient_rows, as_coefficients, check_scale
+from avatarl_env.surgery.operators.base import as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, scale_made
-from avatarl_env.surgery.projections import check_weight
+from avatarl_env.surgery.parameters import check_weight
 from avatarl_env.surgery.targets import Targets
 from avatarl_env.surgery.theater import SurgicalTheater
 
 FINAL_NORMS = ("norm", "transformer.ln_f", "model.norm", "gpt_neox.final_layer_norm")
-"""Where models keep the normalisation that their output head reads."""
+"""Paths of the normalisation that the output head reads, in known models."""
 
 
 class OutputTemperature:
     """Multiplies all logits by `exp(scale * c)`: positive is sharper. A = 1.
 
-    What a surgeon gains beyond this control is more than another decoding temperature. In place it
-    scales the output head, or where the head is tied to the embedding the normalisation before it.
+    The control: only what a surgeon gains beyond it is more than another decoding temperature. In
+    place it scales the output head or, where that is tied to the embedding, the normalisation
+    before it.
     """
+
+    labels = ("log-sharpness of the output",)
 
     def __init__(
         self, targets: Targets, *, scale: float = 1.0, final_norm: str | None = None
@@ -56,36 +59,23 @@ class OutputTemperature:
             biases = (p for p in self._scaled if p is not weight)
             self._scaled = (*self._norm.parameters(), *biases)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The coefficient's name."""
-        return ("log-sharpness of the output",)
-
     def parameters(self) -> Iterator[Tensor]:
         """Yield the parameters of the head, or of the normalisation before a tied one."""
         yield from self._scaled
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        """Write the weights that `coefficients` (1,) stand for.
-
-        Raises:
-            ValueError: if the coefficients have another shape or are not finite.
-        """
+        """Write the weights that `coefficients` (1,) stand for."""
         (gain,) = (self.scale * as_coefficients(coefficients, 1)).exp()
         for parameter in self._scaled:
             original = theater.original(parameter)
             theater.write(parameter, original if gain == 1 else original * gain.to(original))
 
     def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        """Return the edits that `coefficients` (N, 1) stand for, on the rows of a batch.
-
-        Raises:
-            ValueError: if the coefficients have another shape or are not finite.
-        """
-        gains = (self.scale * as_coefficient_rows(coefficients, 1)).exp()
+        """Return the edits that `coefficients` (N, 1) stand for, on the rows of a batch."""
+        gains = (self.scale * as_coefficients(coefficients, 1, rows=True)).exp()
         if self._norm is None:
             return [scale_made(self._head, gains[:, 0])]
-        # Where it is scaled in place too, so that both show in the same activations.
+        # At the place that is scaled in place, so that both show in the same activations.
         edits = [scale_made(self._norm, gains[:, 0])]
         bias = self._head._parameters.get("bias")
         if bias is not None:
@@ -109,7 +99,7 @@ def _output_head(model: nn.Module) -> nn.Module:
 
 def _final_norm(model: nn.Module, path: str | None) -> nn.Module:
     modules = dict(model.named_modules())
-    # A model that is kept inside another one has the other's name in front.
+    # Inside a wrapper such as `HubLM`, paths begin with the wrapper's name for the model.
     paths = FINAL_NORMS if path is None else (path,)
     found = [name for p in paths for name in (p, f"model.{p}") if name in modules]
     if not found:

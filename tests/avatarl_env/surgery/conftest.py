@@ -7,15 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from avatarl_env.surgery import theater
-
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Check that the test closed its theaters and gave SIGINT back."""
-    handler = signal.getsignal(signal.SIGINT)
+def signals_are_given_back() -> Iterator[None]:
+    """Check that every signal has its handler again."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     yield
-    assert theater._open_theaters == []
-    assert theater._interrupts._depth == 0
-    assert not theater._interrupts.pending
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before

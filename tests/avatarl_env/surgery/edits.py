@@ -215,6 +215,17 @@ EDITS: list[Edit] = [
     optimizer_step,
     *SHAPE_CHANGING,
 ]
+NEW_PARAMETERS: list[Edit] = [
+    new_dtype,
+    assigned,
+    converted,
+    replaced,
+    replaced_and_edited,
+    replaced_by_a_tensor,
+    replaced_by_a_buffer,
+]
+"""Edits that leave another Parameter, or one of another dtype, in a target's place."""
+COMMITTABLE = [edit for edit in EDITS if edit not in (*SHAPE_CHANGING, *NEW_PARAMETERS)]
 
 
 class Snapshot:

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from avatarl_env.surgery.interrupts import InterruptGuard
+from avatarl_env.surgery.interrupts import InterruptGuard, require_stack
 
 
 @pytest.fixture(autouse=True)
 def handler_at_rest() -> Iterator[Any]:
-    """Begin with Python's own handler, and check that the test gave it back."""
+    """Begin with Python's own handler, and put back what was there."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, before)
 
 
@@ -35,8 +34,8 @@ def in_thread(function: Callable[[], object]) -> object:
     return results[0]
 
 
-class Patient:
-    """Notes what ran; `held` is guarded."""
+class Work:
+    """Records what ran; `held` is guarded."""
 
     guard = InterruptGuard()
 
@@ -57,90 +56,68 @@ class Patient:
         self.log.append("after the strike")
 
 
-def test_strike_in_a_guarded_function_waits_for_its_end() -> None:
-    patient = Patient()
-    assert patient.guard.install()
+def test_a_strike_waits_in_a_guarded_function_alone() -> None:
+    work = Work()
+    with pytest.raises(KeyboardInterrupt):  # nothing is installed
+        work.held()
+    assert work.log == []
+    assert work.guard.install()
     with pytest.raises(KeyboardInterrupt):
-        patient.held()
-    assert patient.log == ["after the strike", "end of held"]
-    assert not patient.guard.pending
-    patient.guard.remove()
-
-
-def test_strike_elsewhere_raises_at_once() -> None:
-    patient = Patient()
-    patient.guard.install()
+        work.held()
+    assert work.log == ["after the strike", "end of held"]
     with pytest.raises(KeyboardInterrupt):
-        patient.deeper()
-    assert patient.log == []
-    patient.guard.remove()
+        work.deeper()
+    assert work.log == ["after the strike", "end of held"]
+    work.guard.remove()
 
 
-def test_without_install_nothing_is_held_back() -> None:
-    patient = Patient()
+@pytest.mark.parametrize("removed_before", [False, True])
+def test_a_strike_is_delivered_once_and_in_the_main_thread(removed_before: bool) -> None:
+    work = Work()
+    work.guard.install()
+    work.held(deliver=False)
+    if removed_before:
+        work.guard.remove()
+    in_thread(work.guard.deliver)
     with pytest.raises(KeyboardInterrupt):
-        patient.held()
-    assert patient.log == []
+        work.guard.deliver()
+    work.guard.deliver()
+    if not removed_before:
+        work.guard.remove()
 
 
-def test_pending_until_delivered_and_delivered_once() -> None:
-    patient = Patient()
-    patient.guard.install()
-    patient.held(deliver=False)
-    assert patient.guard.pending
-    with pytest.raises(KeyboardInterrupt):
-        patient.guard.deliver()
-    assert not patient.guard.pending
-    patient.guard.deliver()
-    patient.guard.remove()
+def test_an_old_strike_that_nobody_delivered_is_forgotten() -> None:
+    guard = Work.guard
+    guard.install()
+    Work().held(deliver=False)
+    guard.remove()
+    guard.install()
+    guard.deliver()
+    guard.remove()
 
 
-def test_strike_that_waited_is_delivered_after_removal_too() -> None:
-    patient = Patient()
-    patient.guard.install()
-    patient.held(deliver=False)
-    patient.guard.remove()
-    with pytest.raises(KeyboardInterrupt):
-        patient.guard.deliver()
-
-
-def test_a_handler_of_the_caller_gets_both_kinds_of_strike() -> None:
-    calls: list[tuple[int, bool]] = []
-
-    def mine(signum: int, frame: object) -> None:
-        calls.append((signum, frame is not None))
-
-    signal.signal(signal.SIGINT, mine)
-    patient = Patient()
-    patient.guard.install()
-    patient.held()
-    assert calls == [(signal.SIGINT, True)]
-    patient.deeper()
-    assert calls == [(signal.SIGINT, True)] * 2
-    patient.guard.remove()
-    assert signal.getsignal(signal.SIGINT) is mine
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def test_a_strike_that_arrives_during_delivery_is_delivered_too() -> None:
+def test_a_handler_of_the_caller_gets_every_strike() -> None:
+    """In guarded functions, elsewhere, and those that arrive during delivery."""
     calls: list[int] = []
 
     def mine(signum: int, frame: object) -> None:
+        assert frame is not None
         calls.append(signum)
         if len(calls) < 3:
             strike()
 
     signal.signal(signal.SIGINT, mine)
-    patient = Patient()
-    patient.guard.install()
-    patient.held()
-    assert len(calls) == 3
-    assert not patient.guard.pending
-    patient.guard.remove()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    work = Work()
+    work.guard.install()
+    work.held()
+    assert calls == [signal.SIGINT] * 3
+    work.deeper()
+    assert len(calls) == 4
+    work.guard.remove()
+    assert signal.getsignal(signal.SIGINT) is mine
 
 
-def test_last_removal_gives_the_handler_back() -> None:
+def test_the_last_removal_gives_the_handler_back() -> None:
     guard = InterruptGuard()
     guard.install()
     guard.install()
@@ -150,21 +127,10 @@ def test_last_removal_gives_the_handler_back() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_installed_meanwhile_is_left_in_place() -> None:
-    def mine(signum: int, frame: object) -> None: ...
-
-    guard = InterruptGuard()
-    guard.install()
-    signal.signal(signal.SIGINT, mine)
-    guard.remove()
-    assert signal.getsignal(signal.SIGINT) is mine
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def test_a_handler_that_was_installed_meanwhile_and_passes_on_is_called_once() -> None:
-    """One that stays, and calls what it replaced: the guard's own handler of that time."""
-    patient, calls = Patient(), []
-    guard = patient.guard
+def test_a_handler_that_was_set_meanwhile_stays_and_is_called_once() -> None:
+    """Also if it passes on to what it replaced: the guard's own handler of that time."""
+    work, calls = Work(), []
+    guard = work.guard
     guard.install()
     replaced = signal.getsignal(signal.SIGINT)
 
@@ -174,14 +140,13 @@ def test_a_handler_that_was_installed_meanwhile_and_passes_on_is_called_once() -
 
     signal.signal(signal.SIGINT, mine)
     guard.remove()
+    assert signal.getsignal(signal.SIGINT) is mine
     guard.install()
-    with pytest.raises(KeyboardInterrupt):
-        strike()
-    with pytest.raises(KeyboardInterrupt):
-        patient.held()
+    for struck in (strike, work.held):
+        with pytest.raises(KeyboardInterrupt):
+            struck()
     guard.remove()
     assert calls == [signal.SIGINT] * 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_handlers_that_were_given_back_are_let_go() -> None:
@@ -200,12 +165,6 @@ def test_handlers_that_were_given_back_are_let_go() -> None:
     assert gone() is None
 
 
-def test_off_the_main_thread_nothing_is_installed() -> None:
-    guard = InterruptGuard()
-    assert in_thread(guard.install) is False
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 @pytest.mark.parametrize("action", [signal.SIG_DFL, signal.SIG_IGN])
 def test_signals_that_raise_nothing_are_left_alone(action: signal.Handlers) -> None:
     signal.signal(signal.SIGINT, action)
@@ -214,12 +173,11 @@ def test_signals_that_raise_nothing_are_left_alone(action: signal.Handlers) -> N
     assert signal.getsignal(signal.SIGINT) is action
     guard.remove()
     assert signal.getsignal(signal.SIGINT) is action
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_every_signal_with_a_python_handler_waits_and_all_are_delivered() -> None:
     """A timeout's alarm as well as Ctrl-C, also if the first of them raises."""
-    guard = Patient.guard
+    guard = Work.guard
     calls: list[int] = []
 
     def alarm(signum: int, frame: object) -> None:
@@ -245,39 +203,25 @@ def test_every_signal_with_a_python_handler_waits_and_all_are_delivered() -> Non
             signal.signal(number, handler)
     assert isinstance(caught.value.__context__, TimeoutError)
     assert calls == [signal.SIGALRM, signal.SIGUSR1]  # one of each kind, as the system keeps them
-    assert not guard.pending
+    guard.deliver()
 
 
-def test_removal_off_the_main_thread_leaves_a_handler_that_passes_all_on() -> None:
+def test_off_the_main_thread_nothing_is_installed_and_a_removal_leaves_a_relay() -> None:
     guard = InterruptGuard()
+    assert in_thread(guard.install) is False
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     guard.install()
     in_thread(guard.remove)
     with pytest.raises(KeyboardInterrupt):
         strike()
-    # and the next pair finds the true handler behind it
-    guard.install()
+    guard.install()  # finds the true handler behind it
     with pytest.raises(KeyboardInterrupt):
         strike()
     guard.remove()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_another_thread_cannot_take_delivery() -> None:
-    patient = Patient()
-    patient.guard.install()
-    patient.held(deliver=False)
-    in_thread(patient.guard.deliver)
-    assert patient.guard.pending
-    with pytest.raises(KeyboardInterrupt):
-        patient.guard.deliver()
-    patient.guard.remove()
-
-
-def test_a_strike_long_past_is_forgotten() -> None:
-    guard = Patient.guard
-    guard.install()
-    Patient().held(deliver=False)
-    guard.remove()
-    guard.install()
-    assert not guard.pending
-    guard.remove()
+def test_a_stack_without_room_is_refused() -> None:
+    require_stack(20)
+    with pytest.raises(RecursionError):
+        require_stack(1_000_000)

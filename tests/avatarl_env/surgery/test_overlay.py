@@ -18,7 +18,6 @@ from avatarl_env.lm.generation import Generation, generate
 from avatarl_env.surgery import (
     OPERATORS,
     HeadGain,
-    LayerTruncation,
     LowRankSeed,
     Operator,
     Overlay,
@@ -28,9 +27,8 @@ from avatarl_env.surgery import (
     find_targets,
     make_operator,
 )
-from tests.avatarl_env.surgery.edits import refused
-from tests.fakes import fingerprint, tiny_gpt
-from tests.zoo import ZOO, assert_same_writing, shared, tokens
+from tests.fakes import fingerprint
+from tests.zoo import assert_same_writing, shared, tokens
 
 
 class Times:
@@ -91,28 +89,12 @@ def test_each_operation_has_its_own_rows(shape: tuple[int, ...]) -> None:
     assert (y == y.flatten(1)[:, 0].view(4, *[1] * len(shape))).all()
 
 
-def test_tokens_flattened_into_rows_stay_with_their_operation() -> None:
-    """A module that reads (B * T, C): rows 0 to 2 are the first operation's two of three tokens."""
-    module = linear()
-    with Overlay(Times(module), [[1.0, 0.0], [10.0, 0.0]]):
-        y = module(torch.arange(12.0).view(2 * 2, 3, 1).view(12, 1))
-    expected = [2.0 * x + 1 for x in range(6)] + [10 * (2.0 * x + 1) for x in range(6, 12)]
-    assert y[:, 0].tolist() == expected
-
-
 def test_a_module_may_be_called_by_keyword() -> None:
     module = linear()
     x = torch.arange(4.0)[:, None]
     with Overlay(Times(module), [[1.0, 0.0], [10.0, 1.0]]):
         assert torch.equal(module(input=x), module(x))
     assert torch.equal(module(input=x), module(x))
-
-
-def test_one_operation_takes_the_whole_batch() -> None:
-    module = linear()
-    for n_rows in (1, 3):
-        with Overlay(Times(module), [[3.0, 0.0]]):
-            assert module(torch.ones(n_rows, 1)).tolist() == [[9.0]] * n_rows
 
 
 def test_rows_in_any_memory_layout() -> None:
@@ -124,22 +106,13 @@ def test_rows_in_any_memory_layout() -> None:
     assert torch.equal(found, expected)
 
 
-def test_no_rows_are_no_rows() -> None:
-    module = linear()
-    with Overlay(Times(module), [[1.0, 0.0]] * 3):
-        assert module(torch.ones(0, 5, 1)).shape == (0, 5, 1)
-
-
 @pytest.mark.parametrize("n_rows", [1, 2, 4])
 def test_rows_that_do_not_divide_among_the_operations_are_refused(n_rows: int) -> None:
     model = shared("gpt")
     operator = HeadGain(find_targets(model))
     with (
         untouched(model),
-        refused(
-            ValueError,
-            f"the batch must hold as many rows for each of 3 operations, got {n_rows} rows",
-        ),
+        pytest.raises(ValueError, match=f"^the batch must .*3 operations, got {n_rows} rows"),
         Overlay(operator, coefficients(operator)),
     ):
         model(tokens(n_rows, 4))
@@ -147,8 +120,7 @@ def test_rows_that_do_not_divide_among_the_operations_are_refused(n_rows: int) -
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 3), (1, 2, 3)])
 def test_coefficients_must_be_rows(shape: tuple[int, ...]) -> None:
-    message = f"coefficients must have shape (N, A) with N >= 1, got {shape}"
-    with refused(ValueError, message):
+    with pytest.raises(ValueError, match=r"^coefficients must have shape \(N, A\)"):
         Overlay(Times(linear()), np.zeros(shape))
 
 
@@ -156,7 +128,7 @@ def test_coefficients_must_be_rows(shape: tuple[int, ...]) -> None:
 
 
 def test_an_exception_in_the_body_passes_and_the_hooks_go() -> None:
-    """Before or after a forward; that nothing took effect is then not worth a word."""
+    """Before or after a forward; that nothing took effect is not reported then."""
     model = shared("gpt")
     operator = HeadGain(find_targets(model))
 
@@ -229,41 +201,14 @@ def test_no_parameter_and_no_generator_is_touched(kind: str) -> None:
 # --- every edit took effect ----------------------------------------------------------------------
 
 
-def test_a_forward_that_never_came_is_an_error() -> None:
-    model = shared("gpt")
-    operator = HeadGain(find_targets(model))
-    message = (
-        "the overlay never took effect on 4 of 4 places (Linear): no forward went through these "
-        "modules, or the model bypasses them or was compiled before"
-    )
-    with (
-        untouched(model),
-        refused(RuntimeError, message),
-        Overlay(operator, coefficients(operator)),
-    ):
-        pass
-
-
 def test_a_module_that_is_bypassed_is_an_error() -> None:
     """torch's attention reads the weights of its output projection without calling it."""
     model = nn.MultiheadAttention(4, 2, batch_first=True)
     x = torch.ones(2, 3, 4)
-    message = (
-        "the overlay never took effect on 2 of 2 places (NonDynamicallyQuantizableLinear): no "
-        "forward went through these modules, or the model bypasses them or was compiled before"
-    )
+    message = r"never took effect on 2 of 2 places \(NonDynamicallyQuantizableLinear\)"
     overlay = Overlay(Times(model.out_proj), [[2.0, 0.0]])
-    with untouched(model), refused(RuntimeError, message), overlay:
+    with untouched(model), pytest.raises(RuntimeError, match=message), overlay:
         model(x, x, x)
-
-
-def test_one_bypassed_module_among_others_is_an_error() -> None:
-    model = nn.Sequential(linear(), linear())
-    edits = [RowEdit(module, before=lambda x: x) for module in model]
-    overlay = Overlay(Broken(*edits), [[0.0]])
-    message = "the overlay never took effect on 1 of 2 places"
-    with pytest.raises(RuntimeError, match=f"^{message}"), overlay:
-        model[1](torch.ones(1, 1))
 
 
 @torch.no_grad()  # dynamo warns where gradients are recorded
@@ -292,7 +237,7 @@ def test_entering_an_open_overlay_is_refused() -> None:
     model = linear()
     overlay = Overlay(Times(model), [[5.0, 0.0]])
     with overlay:
-        with refused(RuntimeError, "this Overlay is open already; to nest, make another"), overlay:
+        with pytest.raises(RuntimeError, match="open already"), overlay:
             pytest.fail("entered")
         assert model(torch.ones(1, 1)).item() == 15.0
     with overlay:
@@ -321,19 +266,6 @@ def test_operations_are_relative_to_the_weights_at_entry(kind: str) -> None:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gains_inside_gains_multiply() -> None:
-    model = shared("gpt2")
-    operator = HeadGain(find_targets(model))
-    a, b = coefficients(operator, 2, seed=1), coefficients(operator, 4, seed=2)
-    read = tokens(4, 6)
-    with torch.no_grad():
-        with Overlay(operator, a), Overlay(operator, b):
-            found = model(read)
-        with Overlay(operator, a.repeat(2, axis=0) + b):
-            expected = model(read)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
 def test_changes_inside_changes_add_up() -> None:
     """Each is made from the weights, which the other does not change."""
     model = shared("gpt2")
@@ -351,23 +283,6 @@ def test_changes_inside_changes_add_up() -> None:
             second.apply(theater, b[0])
             for p, old in before.items():
                 theater.write(p, once[p] + (p - old))
-            expected = model(read)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_an_overlay_in_a_theater_operates_on_the_operated_weights() -> None:
-    """As a theater in the theater does."""
-    model = shared("llama")
-    targets = find_targets(model)
-    change, gain = LowRankSeed(targets), HeadGain(targets)
-    a, b = coefficients(change, 1, seed=1), coefficients(gain, 1, seed=2)
-    read = tokens(2, 6)
-    with SurgicalTheater(model, [change]) as theater, torch.no_grad():
-        change.apply(theater, a[0])
-        with Overlay(gain, b):
-            found = model(read)
-        with SurgicalTheater(model, [gain]) as inner:
-            gain.apply(inner, b[0])
             expected = model(read)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -391,7 +306,7 @@ def test_gradient_modes_make_no_difference(kind: str, regime: Callable[[], Any])
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
-@pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt", "llama"])
 def test_autocast_agrees_with_in_place_to_its_rounding(name: str, kind: str) -> None:
     model = shared(name)
     operator = make_operator(kind, find_targets(model))
@@ -422,7 +337,7 @@ def loss_of(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
-@pytest.mark.parametrize("name", ["gpt", "gpt2", "neox"])
+@pytest.mark.parametrize("name", ["gpt", "gpt2"])
 def test_gradients_are_those_of_the_operated_models(name: str, kind: str) -> None:
     """Of all parameters, by the chain rule: an edit is gain * W, or W + what is held constant."""
     model = copy.deepcopy(shared(name)).double()
@@ -453,21 +368,6 @@ def test_gradients_are_those_of_the_operated_models(name: str, kind: str) -> Non
 GAINS = ("head_gain", "output_temperature")
 
 
-def test_a_backward_after_the_overlay_is_the_same() -> None:
-    model = shared("gpt2")
-    operator = LayerTruncation(find_targets(model))
-    gradients = []
-    for inside in (True, False):
-        with Overlay(operator, coefficients(operator)):
-            loss = loss_of(model(tokens(3, 5)))
-            if inside:
-                gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-        if not inside:
-            gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for x, y in zip(*gradients, strict=True):
-        assert torch.equal(x, y)
-
-
 class Sizes(TorchDispatchMode):
     """Notes the most numbers that a tensor made inside takes in memory."""
 
@@ -487,7 +387,7 @@ class Sizes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
-@pytest.mark.parametrize("name", ["gpt", "gpt2", "phi3"])
+@pytest.mark.parametrize("name", ["gpt", "gpt2"])
 def test_no_copy_of_a_weight_is_made_for_each_operation(name: str, kind: str) -> None:
     """For 64 operations of one row, nothing larger than one weight or one layer's activations."""
     model = shared(name)
@@ -514,10 +414,10 @@ def writer(name: str) -> tuple[nn.Module, Operator]:
 
 
 @pytest.mark.parametrize(
-    ("name", "length"), [*((name, 6) for name in ZOO), ("gpt", 30), ("mistral", 30)]
+    ("name", "length"), [("gpt", 6), ("gpt2", 6), ("qwen3", 6), ("neox", 6), ("mistral", 30)]
 )
 def test_writing_is_that_of_the_operated_models_one_by_one(name: str, length: int) -> None:
-    """On the same dice, cached, and on beyond the context."""
+    """With the same noise, cached, and on beyond the context."""
     model, operator = writer(name)
     c = coefficients(operator, 3)
     prompts = tokens(6, length)
@@ -546,7 +446,7 @@ def test_writing_is_that_of_the_operated_models_one_by_one(name: str, length: in
     assert not torch.equal(found.tokens, plain.tokens)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "neox"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral"])
 def test_the_writing_of_transformers_own_generate(name: str) -> None:
     """Greedy, with its own cache; where a token differs, two were equally likely."""
     model, operator = writer(name)
@@ -593,41 +493,5 @@ class InPlaceOnly:
 def test_an_operator_without_row_edits_is_refused() -> None:
     operator: Operator = InPlaceOnly()
     assert not isinstance(operator, Overlayable)
-    with refused(TypeError, "operator must have row_edits, got InPlaceOnly"):
+    with pytest.raises(TypeError, match="row_edits, got InPlaceOnly"):
         Overlay(operator, [[0.0]])  # type: ignore[arg-type]
-
-
-class Shout:
-    """A third party's, whole: multiplies the feed-forward's output."""
-
-    labels = ("loudness",)
-
-    def __init__(self, module: nn.Linear) -> None:
-        self.module = module
-
-    def parameters(self) -> list[Tensor]:
-        return [self.module.weight]
-
-    def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
-        (c,) = np.asarray(coefficients, dtype=float)
-        theater.write(self.module.weight, theater.original(self.module.weight) * (1 + c))
-
-    def row_edits(self, coefficients: ArrayLike) -> list[RowEdit]:
-        gain = 1 + torch.tensor(np.asarray(coefficients), dtype=torch.float32)[:, None]  # (N, 1, 1)
-        return [RowEdit(self.module, after=lambda read, made: made * gain)]
-
-
-def test_an_operator_of_a_few_lines_works() -> None:
-    model = tiny_gpt(vocab_size=24)
-    operator: Operator = Shout(model.blocks[0].mlp.c_proj)
-    assert isinstance(operator, Overlayable)
-    c = [[0.5], [-1.0], [0.0]]
-    read = tokens(6, 5)
-    with torch.no_grad():
-        with Overlay(operator, c):
-            found = model(read)
-        for i in range(3):
-            with SurgicalTheater(model, [operator]) as theater:
-                operator.apply(theater, c[i])
-                rows = slice(2 * i, 2 * i + 2)
-                torch.testing.assert_close(found[rows], model(read[rows]), atol=1e-4, rtol=1e-4)

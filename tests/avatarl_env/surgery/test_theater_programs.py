@@ -1,7 +1,7 @@
 """Tests of avatarl_env/surgery/theater.py: random programs against a plain specification.
 
-The specification keeps storage as lists of bit patterns and weights as positions in them. What a
-program does to the real model it does to the lists, too, and both are compared after every step.
+The specification keeps storage as lists of bit patterns and weights as positions in them. Whatever
+a program does to the real model it does to the lists too. Both are compared after every step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from avatarl_env.surgery import SurgicalTheater, theater
+from avatarl_env.surgery import SurgicalTheater
 from tests.avatarl_env.surgery.edits import Snapshot
 
 INTEGERS = {
@@ -91,6 +91,15 @@ def fresh(tensor: Tensor) -> View:
     return View(patterns(tensor), list(range(tensor.numel())), tuple(tensor.shape), tensor.dtype)
 
 
+@torch.no_grad()
+def fill(tensor: Tensor, number: float) -> None:
+    """Fill a tensor, of which an expanded one repeats some elements."""
+    for dim in range(tensor.dim()):
+        if tensor.stride(dim) == 0 and tensor.size(dim):
+            tensor = tensor.narrow(dim, 0, 1)
+    tensor.fill_(number)
+
+
 def initial(dtype: torch.dtype) -> Tensor:
     flat = (torch.arange(12) / 8 - 0.5).to(dtype)
     flat[:2], flat[-1] = -0.0, torch.inf
@@ -104,59 +113,18 @@ def positions(layout: str) -> tuple[list[int], tuple[int, ...]]:
     return cells.reshape(-1).tolist(), tuple(cells.shape)
 
 
-ENTRIES = itertools.count()
-Row = tuple[nn.Parameter, View]
-"""A target, and its own memory."""
-
-
-def overlap(one: Row, other: Row) -> bool:
-    (p, home), (q, homes) = one, other
-    if p is q:
-        return True
-    if home.memory is not homes.memory or not (home.cells and homes.cells):
-        return False
-    return min(home.cells) <= max(homes.cells) and min(homes.cells) <= max(home.cells)
-
-
 @dataclass(eq=False)
 class Room:
     """A theater that was entered."""
 
     theater: SurgicalTheater
     targets: list[nn.Parameter]
-    places: dict[str, nn.Parameter]
-    rows: list[Row] = field(default_factory=list)
-    held: dict[Room, Part] = field(default_factory=dict)
-    """What it will put back: its own, and what overlaps of outer theaters that were left first."""
+    places: dict[str, nn.Parameter | None]
+    homes: dict[nn.Parameter, View] = field(default_factory=dict)
+    """What it saved, and its own memory."""
+    saved: dict[Any, Any] = field(default_factory=dict)
+    """What it will put back: values of cells, views of parameters, parameters in places."""
     ended_early: bool = False
-    number: int = 0
-
-    def saved_bytes(self) -> int:
-        return sum(
-            len(set(home.cells)) * home.dtype.itemsize
-            for part in self.held.values()
-            for _, home in part.rows
-        )
-
-
-class Part(NamedTuple):
-    """Some of what a theater found when it was entered."""
-
-    rows: list[Row]
-    names: set[str]
-    """Places of the model."""
-
-    def keys(self) -> set[Any]:
-        cells = {("cell", id(home.memory), cell) for _, home in self.rows for cell in home.cells}
-        views = {("view", p) for p, _ in self.rows}
-        return {*cells, *views, *(("slot", name) for name in self.names)}
-
-
-class Entry(NamedTuple):
-    """What a theater found when it was entered."""
-
-    room: Room
-    value: Any
 
 
 class Fault(NamedTuple):
@@ -199,7 +167,6 @@ class World:
         self.storage: list[tuple[Tensor, list[int]]] = []
         self.slots: dict[str, nn.Parameter | None] = dict.fromkeys(NAMES)
         self.rooms: list[Room] = []
-        self.found: dict[Any, list[Entry]] = {}  # of a cell, a parameter's view or a place
         self.memories: dict[int, list[int]] = {}
         self.closed: list[Room] = []
         self.number = 0  # of the step, which is what it writes
@@ -274,13 +241,19 @@ class World:
             assert not room.theater.is_open
             return
         assert room.theater.__enter__() is room.theater
-        room.rows = [(p, self.views[p]) for p in room.targets]
-        room.held, room.number = {room: Part(room.rows, {*room.places})}, next(ENTRIES)
-        self.memories |= {id(home.memory): home.memory for _, home in room.rows}
-        for key in room.held[room].keys():  # noqa: SIM118 - it is no mapping
-            self.found.setdefault(key, []).append(Entry(room, self.value(key)))
-        assert room.theater.saved_bytes == room.saved_bytes()
+        self.save(room, room.places)
+        n_bytes = [len(set(h.cells)) * h.dtype.itemsize for h in room.homes.values()]
+        assert room.theater.saved_bytes == sum(n_bytes)
         self.rooms.append(room)
+
+    def save(self, room: Room, places: dict[str, nn.Parameter | None]) -> None:
+        """Let the theater save its targets and the parameters in these places."""
+        room.homes = {p: self.views[p] for p in (*room.targets, *places.values())}
+        homes = room.homes.values()
+        self.memories |= {id(home.memory): home.memory for home in homes}
+        cells = [("cell", id(home.memory), cell) for home in homes for cell in home.cells]
+        keys = [*cells, *(("view", p) for p in room.homes), *(("slot", n) for n in places)]
+        room.saved = {key: self.value(key) for key in keys}
 
     def value(self, key: Any) -> Any:
         if key[0] == "cell":
@@ -296,31 +269,18 @@ class World:
             self.slots[key[1]] = value
 
     def leave(self, room: Room) -> int:
-        """Let all of a theater, and of those opened after it, be as the first of them found it.
+        """Undo a theater and those opened after it; return how many copies that takes.
 
-        That may also be one that was left before, although these had been opened inside. Return
-        how many copies that takes.
+        The later ones end, and from now on save what is there at this moment.
         """
         ended = self.rooms[self.rooms.index(room) :]
+        n_copies = sum(len(each.homes) for each in ended)
+        for each in reversed(ended):
+            for key, value in each.saved.items():
+                self.set(key, value)
         for later in ended[1:]:
             later.ended_early = True
-            for source in sorted(room.held, key=lambda each: -each.number):
-                known = [row for part in later.held.values() for row in part.rows]
-                names = set().union(*(part.names for part in later.held.values()))
-                rows = [r for r in room.held[source].rows if any(overlap(r, k) for k in known)]
-                before = later.held.get(source, Part([], set()))
-                later.held[source] = Part(
-                    list(dict.fromkeys([*before.rows, *rows])),
-                    before.names | (names & room.held[source].names),
-                )
-        parts: dict[Any, set[Room]] = {}
-        for each in ended:
-            for source, part in each.held.items():
-                for key in part.keys():  # noqa: SIM118 - it is no mapping
-                    parts.setdefault(key, set()).add(source)
-        for key, sources in parts.items():
-            self.set(key, next(e.value for e in self.found[key] if e.room in sources))
-        n_copies = sum(len(part.rows) for each in ended for part in each.held.values())
+            self.save(later, {name: self.slots[name] for name in later.places})
         self.rooms.remove(room)
         return n_copies
 
@@ -376,39 +336,27 @@ class World:
             with pytest.raises(RuntimeError, match=r"^this SurgicalTheater is closed"):
                 room.theater.commit()
             return
-        present = [self.views[p] for p in room.targets]
+        present, homes = ([views[p] for p in room.targets] for views in (self.views, room.homes))
         fits = [
             (now.shape, now.dtype) == (home.shape, home.dtype)
             and len(set(now.cells)) <= len(set(home.cells))
-            for now, (_, home) in zip(present, room.rows, strict=True)
+            for now, home in zip(present, homes, strict=True)
         ]
         placed = all(self.slots[name] is p for name, p in room.places.items())
         n_clones = (fits.index(False) if False in fits else len(fits)) if placed else 0
-        if fault and fault.method == "clone" and fault.nth <= n_clones:
+        if fault and fault.nth <= n_clones:
             with fault.comes_through():
                 room.theater.commit()
         elif n_clones < len(fits):
             with pytest.raises(RuntimeError, match=r"^commit needs"):
                 room.theater.commit()
         else:
-            self.commit_all(room, fault)
-
-    def commit_all(self, room: Room, fault: Fault | None) -> None:
-        saved = [self.views[p].values() for p in room.targets]
-        strikes = fault and fault.method == "copy_" and fault.nth <= len(room.targets)
-        for (p, home), values in reversed(list(zip(room.rows, saved, strict=True))):
-            home.fill(values)
-            self.views[p] = home
-        for key in room.held[room].keys():  # noqa: SIM118 - it is no mapping
-            self.found[key] = [
-                Entry(room, self.value(key)) if entry.room is room else entry
-                for entry in self.found[key]
-            ]
-        with fault.comes_through() if fault and strikes else contextlib.nullcontext():
             room.theater.commit()
-        assert room.theater.is_open
-        for p, values in zip(room.targets, saved, strict=True):
-            assert patterns(room.theater.original(p)) == values
+            for home, now in reversed(list(zip(homes, present, strict=True))):
+                cells = [("cell", id(home.memory), cell) for cell in home.cells]
+                room.saved |= dict(zip(cells, now.values(), strict=True))
+            for p, now in zip(room.targets, present, strict=True):
+                assert patterns(room.theater.original(p)) == now.values()
 
     # --- edits -----------------------------------------------------------------------------------
 
@@ -440,12 +388,7 @@ class World:
 
     def filled(self, name: str, parameter: nn.Parameter, new: Tensor) -> None:
         number = float(self.number)
-        with torch.no_grad():
-            target = parameter
-            for dim in range(parameter.dim()):
-                if parameter.stride(dim) == 0 and parameter.size(dim):
-                    target = target.narrow(dim, 0, 1)
-            (target if self.number % 2 else target.data).fill_(number)
+        fill(parameter if self.number % 2 else parameter.data, number)
         pattern = patterns(torch.full((1,), number, dtype=new.dtype))
         self.views[parameter].fill(pattern * new.numel())
 
@@ -572,7 +515,7 @@ STEPS: list[tuple[int, list[Any]]] = [  # with weights: what leads deeper comes 
     (1, [("raises",), INDICES, (ValueError, KeyboardInterrupt)]),
     (1, [("open",), ORDERS[::3], CLONE_FAULTS]),
     (1, [("close",), INDICES, COPY_FAULTS]),
-    (1, [("commit",), INDICES, [*CLONE_FAULTS, *COPY_FAULTS]]),
+    (1, [("commit",), INDICES, CLONE_FAULTS]),
 ]
 CONFIGS = list(
     itertools.starmap(Config, itertools.product(DTYPES, list(LAYOUTS)[:4], *[(False, True)] * 2))
@@ -600,15 +543,16 @@ def run(config: Config, program: Program) -> None:
         for room in world.rooms:
             assert room.theater.is_open is not room.ended_early
     pristine.assert_same()
-    for room in world.rooms[::2] + world.rooms[1::2]:
+    for room in world.rooms[::2] + world.rooms[1::2]:  # what they still edit is undone, too
+        for p in room.homes:
+            fill(p.data, 9.0)
         with pytest.raises(RuntimeError, match="an outer one on the model was left first"):
             room.theater.__exit__(None, None, None)
-    assert theater._open_theaters == []
-    pristine.assert_same()
-    assert [patterns(flat) for flat, _ in world.storage] == memory
+        pristine.assert_same()
+        assert [patterns(flat) for flat, _ in world.storage] == memory
 
 
-@settings(max_examples=2_000, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from(CONFIGS), PROGRAMS)
 def test_random_programs_leave_what_the_specification_says(
     config: Config, program: Program

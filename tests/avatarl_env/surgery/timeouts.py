@@ -15,12 +15,13 @@ import sys
 import torch
 from torch import nn
 
-from avatarl_env.surgery import SurgicalTheater, theater
+from avatarl_env.surgery import SurgicalTheater
 from tests.avatarl_env.surgery.edits import (
     EDITS,
     SHAPE_CHANGING,
     Snapshot,
     optimizer_step,
+    run_in_thread,
     shared,
     small,
 )
@@ -53,8 +54,14 @@ def main(n_programs: int, seed: int) -> int:
     torch.set_num_threads(1)
     model, rng = small(), random.Random(seed)
     before, struck = Snapshot(model), 0
+    elsewhere = SurgicalTheater(model, [model])
+
+    def operate_elsewhere() -> None:
+        with elsewhere:
+            pass
+
     signal.signal(signal.SIGALRM, ring)
-    for _ in range(n_programs):
+    for number in range(n_programs):
         try:
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1.5e-3))
@@ -63,9 +70,11 @@ def main(n_programs: int, seed: int) -> int:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         except TimeoutError:
             struck += 1
-        before.assert_same()
-        assert theater._open_theaters == []
+            before.assert_same()
         assert signal.getsignal(signal.SIGALRM) is ring
+        if number % 50 == 0:  # no theater is left open: another thread is not refused
+            assert run_in_thread(operate_elsewhere) is None
+    before.assert_same()
     return struck
 
 
