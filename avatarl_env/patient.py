@@ -38,8 +38,6 @@ T = TypeVar("T")
 Terms = Mapping[str, Term] | None
 logger = logging.getLogger(__name__)
 
-ROWS_PER_FORWARD = 256  # more are hardly faster per row, and take more memory
-TOKENS_PER_FORWARD = 2**16  # where losses are read
 
 
 class Prompts(NamedTuple):
@@ -90,6 +88,10 @@ class Patient:
         """Compute spent on evaluations so far: tokens that went through a forward."""
         self.n_changes = 0
         """How often the model's parameters are known to have changed."""
+        self.rows_per_forward = 256
+        """Texts written at once; more are hardly faster per row, and take more memory."""
+        self.tokens_per_forward = 2**16
+        """Tokens whose losses are read at once."""
 
     @classmethod
     def load(
@@ -181,7 +183,7 @@ class Patient:
         coefficients: ArrayLike = (),
         terms: Terms = None,
     ) -> list[Evaluation]:
-        """Evaluate many operations, with up to `ROWS_PER_FORWARD` rows in one forward.
+        """Evaluate many operations, with up to `rows_per_forward` rows in one forward.
 
         Args:
             prompts: N, each as many prompts of one length.
@@ -245,7 +247,7 @@ class Patient:
         side_by_side = operator is None or isinstance(operator, Overlayable)
         if not side_by_side:
             _warn_once(type(operator).__name__)
-        at_once = max(1, ROWS_PER_FORWARD // n_rows) if side_by_side else 1
+        at_once = max(1, self.rows_per_forward // n_rows) if side_by_side else 1
         results: list[T] = []
         for start in range(0, n, at_once):
             part = slice(start, min(start + at_once, n))
@@ -277,7 +279,7 @@ class Patient:
         """Return the losses of (N, M, T + 1) windows, as many in one forward as fit: (N, M)."""
         n, n_rows, length = windows.shape
         device = next(self.model.parameters()).device
-        step = max(1, TOKENS_PER_FORWARD // (n * length))
+        step = max(1, self.tokens_per_forward // (n * length))
         nats = []
         for start in range(0, n_rows, step):
             part = windows[:, start : start + step].reshape(-1, length)

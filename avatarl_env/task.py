@@ -25,7 +25,7 @@ from avatarl_env.errors import (
 )
 from avatarl_env.memory import check_memory
 from avatarl_env.observation import Observation
-from avatarl_env.patient import ROWS_PER_FORWARD, Evaluation, Patient, Prompts
+from avatarl_env.patient import Evaluation, Patient, Prompts
 from avatarl_env.rendering import render
 from avatarl_env.scoring import TERMS, Score
 from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make_operator
@@ -111,7 +111,7 @@ class SurgeryTask:
         kept = 2 * n_texts * (8 * n_tokens + 8 * n_new * whole)
         width = sum(t.key.n_heads * t.key.head_dim for t in patient.targets)
         each = 2 * width * n_tokens * weight.element_size() + 4 * n_new * whole
-        at_once = min(n_texts, max(config.n_prompts, ROWS_PER_FORWARD)) * each
+        at_once = min(n_texts, max(config.n_prompts, patient.rows_per_forward)) * each
         if weight.device.type != "cuda":
             kept += at_once
         else:

@@ -197,5 +197,8 @@ def _disagreement(total: float, recomputed: float, claim: float | None, toleranc
             f"way, more than {tolerance:g} apart"
         )
     if claim is not None and not math.isclose(total, claim, rel_tol=0, abs_tol=tolerance):
-        return f"the operation returns {total:.6f}, more than {tolerance:g} from the claimed {claim:.6f}"
+        return (
+            f"the operation returns {total:.6f}, more than {tolerance:g} from the claimed "
+            f"{claim:.6f}"
+        )
     return ""

@@ -26,8 +26,8 @@ def kl_ref(generations: Generations, reference: TextReference) -> Array:
     that equals the n-gram, so an operation that makes a better model worse raises it. Guard it with
     the held-out loss then: `score={"kl_ref": 1, "heldout_loss": 20}`.
 
-    Where distributions are not kept, it is `log q - log p` of the tokens drawn: the same on average,
-    and above 0 by chance.
+    Where distributions are not kept, it is `log q - log p` of the tokens drawn: the same on
+    average, and above 0 by chance.
     """
     if generations.distributions is None:
         assert generations.log_probs is not None

@@ -128,11 +128,11 @@ def test_a_harmful_operation_is_seen_to_harm_a_model_that_knows_its_text() -> No
     assert interval(gains.heldout_loss_fall[0]).high < 0
 
 
-def test_operations_may_be_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_may_be_measured_in_parts() -> None:
     env = small_env()
     operations = (SOME, OTHER, np.zeros(4))
     whole = measure(env, *operations)
-    monkeypatch.setattr("avatarl_env.patient.ROWS_PER_FORWARD", 12)
+    env.patient.rows_per_forward = 12
     parts = measure(env, *operations)
     for one, other in zip(parts, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
