@@ -40,8 +40,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     the weights are restored bit for bit. Between calls of `step` the model is always unoperated.
 
     ## Action Space
-    `Box(-1, 1, (A,), float32)`: `c <- clip(c + step_size * action, -1, 1)`. The operator defines
-    what the A coefficients mean; `env.unwrapped.operator.labels` names them.
+    `Box(-1, 1, (A,), float32)`: `c <- clip(c + step_size * action, -max_coefficient,
+    max_coefficient)`. The operator defines what the A coefficients mean;
+    `env.unwrapped.operator.labels` names them.
 
     ## Observation Space
     `Box(-10, 10, float32)`, clipped, with constant scaling. For a model of L attention layers and H
@@ -55,7 +56,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     | 6     | baseline kl_ref, heldout_loss, distinct, collision_l2,          | 1, but 0.1  |
     |       | ref_loglik, entropy (nats/char, but distinct and collision_l2)  | collision_l2|
     | 1     | score minus the baseline's                                      | 10          |
-    | A     | coefficients, in [-1, 1]                                        | 1           |
+    | A     | coefficients, in [-max_coefficient, max_coefficient]            | 1           |
     | 1     | share of the steps left, in [0, 1]                              | 1           |
 
     The readings of hidden state and heads are of the operated model on the prompts.
@@ -109,6 +110,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         score: Mapping[str, float] | None = None,
         episode_length: int = 4,
         step_size: float = 0.5,
+        max_coefficient: float = 1.0,
         n_prompts: int = 32,
         prompt_length: int = 32,
         n_new: int = 64,
@@ -130,7 +132,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             layers: attention layers to operate on: numbers, names or globs; default all.
             score: weights by term name; default `{"kl_ref": 1.0}`. Fixed for the env's life.
             episode_length: steps of an episode, at least 1.
-            step_size: largest change of a coefficient in one step; episode_length * step_size >= 1.
+            step_size: largest change of a coefficient in one step;
+                episode_length * step_size >= max_coefficient.
+            max_coefficient: largest coefficient, in (0, 1]; 0.1 is a cautious surgeon's.
             n_prompts: texts written per evaluation, at least 2.
             prompt_length: tokens of real text that each continues, at least 2.
             n_new: tokens written after each prompt, at least 4.
@@ -158,6 +162,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         config = EpisodeConfig(
             episode_length=episode_length,
             step_size=step_size,
+            max_coefficient=max_coefficient,
             n_prompts=n_prompts,
             prompt_length=prompt_length,
             n_new=n_new,

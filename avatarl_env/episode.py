@@ -33,6 +33,8 @@ class EpisodeConfig:
     step_size: float = 0.5
     """Largest change of a coefficient in one step; times episode_length at least
     max_coefficient."""
+    max_coefficient: float = 1.0
+    """Largest coefficient, in (0, 1]; a cautious surgeon has a smaller one."""
     n_prompts: int = 32
     """Texts written per evaluation, at least 2."""
     prompt_length: int = 32
@@ -52,9 +54,13 @@ class EpisodeConfig:
             self._set(name, check_integer(name, getattr(self, name), bound))
         for name in ("step_size", "flatline_penalty"):
             self._set(name, check_number(name, getattr(self, name), 0))
-        if not self.episode_length * self.step_size >= 1:
+        self._set("max_coefficient", check_number("max_coefficient", self.max_coefficient, 0, 1))
+        if self.max_coefficient == 0:
+            raise ValueError("max_coefficient must be above 0, or nothing can be done, got 0")
+        if not self.episode_length * self.step_size >= self.max_coefficient:
             raise ValueError(
-                "episode_length * step_size must be at least 1, or coefficients are out of reach, "
+                f"episode_length * step_size must be at least {self.max_coefficient:g} "
+                "(max_coefficient), or coefficients are out of reach, "
                 f"got {self.episode_length} * {self.step_size}"
             )
         check_choice("split", self.split, SPLITS)
@@ -98,11 +104,17 @@ def _as_injury(value: Any) -> float | tuple[float, ...]:
 
 
 def step_coefficients(
-    coefficients: NDArray[np.float64], action: NDArray[np.floating], step_size: float
+    coefficients: NDArray[np.float64],
+    action: NDArray[np.floating],
+    step_size: float,
+    max_coefficient: float = 1.0,
 ) -> NDArray[np.float64]:
-    """Return the coefficients after a step: `clip(c + step_size * clip(action, -1, 1), -1, 1)`."""
+    """Return the coefficients after a step.
+
+    `clip(c + step_size * clip(action, -1, 1), -max_coefficient, max_coefficient)`.
+    """
     step = step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
-    return np.clip(coefficients + step, -1.0, 1.0)
+    return np.clip(coefficients + step, -max_coefficient, max_coefficient)
 
 
 class Outcome(NamedTuple):
@@ -128,7 +140,7 @@ class Episode:
     model_version: int
     """The patient's `n_changes` when the operation began."""
     coefficients: NDArray[np.float64]
-    """(A,) in [-1, 1]."""
+    """(A,) in [-max_coefficient, max_coefficient]."""
     present: Evaluation
     """Of the model at the present coefficients."""
     scores: tuple[float, ...]
@@ -191,7 +203,8 @@ class Episode:
         Args:
             action: (A,), clipped to [-1, 1].
         """
-        return step_coefficients(self.coefficients, action, self.config.step_size)
+        rules = self.config
+        return step_coefficients(self.coefficients, action, rules.step_size, rules.max_coefficient)
 
     def conclude(
         self, coefficients: NDArray[np.float64], evaluation: Evaluation, score: Score

@@ -113,7 +113,7 @@ def check_text(argument: str, value: Any) -> str:
     """Return a non-empty string or path as a string, or raise a ValueError."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise ValueError(f"{argument} must be a non-empty string, got {shown(value)}")
+        raise ValueError(f"{argument} must be a string that is not empty, got {shown(value)}")
     return text
 
 

@@ -39,7 +39,6 @@ Terms = Mapping[str, Term] | None
 logger = logging.getLogger(__name__)
 
 
-
 class Prompts(NamedTuple):
     """What the model continues, and the noise that it samples with."""
 

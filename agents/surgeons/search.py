@@ -64,6 +64,7 @@ class SearchSurgeon(ABC):
             check_positive(name, value)
         self._recorder = EpisodeRecorder(env)
         self._step_size = env.config.step_size
+        self._reach = env.config.max_coefficient
         self._episode_length = env.config.episode_length
         self._n_rows = env.num_envs
         self._n_coefficients = len(env.operator.labels)
@@ -119,7 +120,7 @@ class SearchSurgeon(ABC):
             self._reached = np.zeros((len(observations), self._n_coefficients))
         self._reached[begins] = 0.0
         actions = self._towards(np.broadcast_to(self._best(), self._reached.shape), self._reached)
-        self._reached = step_coefficients(self._reached, actions, self._step_size)
+        self._reached = step_coefficients(self._reached, actions, self._step_size, self._reach)
         return actions
 
     def stats(self) -> Mapping[str, float]:
@@ -177,7 +178,7 @@ class SearchSurgeon(ABC):
         for _ in range(self._episode_length):
             # A row whose patient died has begun another operation: it does nothing there.
             actions = np.where(is_open[:, None], self._towards(goals, reached), np.float32(0))
-            reached = step_coefficients(reached, actions, self._step_size)
+            reached = step_coefficients(reached, actions, self._step_size, self._reach)
             _, rewards, terminated, truncated, _ = self._recorder.step(actions)
             totals += np.where(is_open, rewards, 0.0)
             is_open &= ~(terminated | truncated)
@@ -219,7 +220,7 @@ class CMAESSurgeon(SearchSurgeon):
         search: CMA = import_extra("cmaes", "search", "surgeon cma_es").CMA(
             mean=np.zeros(n),
             sigma=self._sigma,
-            bounds=np.tile([-1.0, 1.0], (n, 1)),
+            bounds=np.tile([-self._reach, self._reach], (n, 1)),
             seed=self._seed,
             population_size=self._population,
             lr_adapt=True,
@@ -236,7 +237,7 @@ class CMAESSurgeon(SearchSurgeon):
         self._search.tell(list(zip(candidates, (-returns).tolist(), strict=True)))  # it minimises
 
     def _best(self) -> Array:
-        mean: Array = np.clip(self._search.mean, -1.0, 1.0)
+        mean: Array = np.clip(self._search.mean, -self._reach, self._reach)
         return mean
 
 
@@ -245,7 +246,7 @@ class EvolutionStrategySurgeon(SearchSurgeon):
 
     `c <- c + learning_rate * mean_i(d_i * e_i) / rms(d)`, where d_i is the difference of the
     returns of pair i (Salimans et al., arXiv 1703.03864; with one pair SPSA, Spall 1992). Trials
-    are kept within [-1, 1], and e_i is half of the distance that this leaves between the two, over
+    are kept within reach, and e_i is half of the distance that this leaves between the two, over
     sigma.
     """
 
@@ -282,7 +283,7 @@ class EvolutionStrategySurgeon(SearchSurgeon):
     def _ask(self, n: int) -> Array:
         noise = self._sigma * self._rng.standard_normal((n // 2, self._n_coefficients))
         pairs = np.stack([self._centre + noise, self._centre - noise], axis=1)  # (n / 2, 2, A)
-        return np.clip(pairs.reshape(n, self._n_coefficients), -1.0, 1.0)
+        return np.clip(pairs.reshape(n, self._n_coefficients), -self._reach, self._reach)
 
     def _tell(self, candidates: Array, returns: Array) -> None:
         noise = (candidates[0::2] - candidates[1::2]) / (2 * self._sigma)
@@ -290,7 +291,8 @@ class EvolutionStrategySurgeon(SearchSurgeon):
         size = np.sqrt(np.mean(better**2))
         if size > 0:
             slope = (better[:, None] * noise).mean(0) / size
-            self._centre = np.clip(self._centre + self._learning_rate * slope, -1.0, 1.0)
+            centre = self._centre + self._learning_rate * slope
+            self._centre = np.clip(centre, -self._reach, self._reach)
 
     def _best(self) -> Array:
         return self._centre

@@ -56,6 +56,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     **{name: (*NO_INTEGERS, None, 0) for name in ("episode_length", "n_prompts", "n_new")},
     "prompt_length": (*NO_INTEGERS, None, 0, 1),
     "step_size": (*NOT_FINITE, *NO_NUMBERS, None, True, -1, 10**400, -0.1, 1e7, 0.2),
+    "max_coefficient": (*NOT_FINITE, *NO_NUMBERS, None, True, 0, -0.5, 1.5),
     "flatline_penalty": (*NOT_FINITE, *NO_NUMBERS, None, False, -1, 1e308),
     "injury": (
         *(*NOT_FINITE, "0.5", b"", {}, {0.5}, 1j, None, True, 2, -0.5, 1.01),

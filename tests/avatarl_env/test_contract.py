@@ -176,6 +176,20 @@ def test_rewards_add_up_to_the_improvement(kind: str) -> None:
     assert np.all(total != 0)
 
 
+@pytest.mark.parametrize("kind", ["single", "Disabled"])
+def test_a_cautious_surgeon_reaches_no_further(kind: str) -> None:
+    """And its record is verified by the same rule; with the default nothing is another."""
+    env = make(kind, max_coefficient=0.1, n_prompts=32)
+    env.reset(seed=5)
+    acts = np.ones((3, *env.action_space.shape), np.float32)
+    steps = [env.step(act) for act in acts]
+    assert all((step[4]["coefficients"] == 0.1).all() for step in steps)
+    assert not np.any(steps[1][1])
+    mine = acts if kind == "single" else acts[:, 0]
+    assert verify(env.task, mine, 5, float(np.ravel(steps[0][1])[0])).agrees
+    assert make(kind, max_coefficient=1).config == make(kind).config
+
+
 # --- determinism ----------------------------------------------------------------------------------
 
 

@@ -65,6 +65,15 @@ def test_coefficients_by_hand() -> None:
     assert episode.coefficients.dtype == np.float64
 
 
+def test_coefficients_stop_at_the_largest_one() -> None:
+    episode = begin(max_coefficient=0.25, step_size=0.125)
+    path = []
+    for action in ([1.0, -0.5], [1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]):
+        take_step(episode, action, reading())
+        path.append(episode.coefficients.tolist())
+    assert path == [[0.125, -0.0625], [0.25, -0.1875], [0.25, -0.25], [0.125, -0.25]]
+
+
 @given(
     episode_length=st.integers(1, 6),
     surplus=st.floats(1.0, 3.0),
@@ -243,7 +252,14 @@ def test_success_is_a_better_score(kl_ref: float, is_success: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "rules", [{"step_size": 0.2}, {"episode_length": 1}, {"step_size": 0.0}], ids=str
+    "rules",
+    [
+        {"step_size": 0.2},
+        {"episode_length": 1},
+        {"step_size": 0.0},
+        {"step_size": 0.02, "max_coefficient": 0.1},
+    ],
+    ids=str,
 )
 def test_coefficients_out_of_reach_are_refused(rules: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^episode_length \* step_size must be at least .* got"):
@@ -270,6 +286,7 @@ def test_an_injury_is_a_half_width_or_is_given(injury: Any, kept: Any, injures: 
 
 
 def test_least_rules_are_accepted_and_text_may_fill_the_context() -> None:
+    assert EpisodeConfig(step_size=0.025, max_coefficient=0.1).max_coefficient == 0.1
     config = EpisodeConfig(
         episode_length=1, step_size=1, n_prompts=2, prompt_length=2, n_new=4, flatline_penalty=0
     )
