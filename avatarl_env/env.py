@@ -64,7 +64,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     ## Rewards
     The rise of the score since the step before (default score: `kl_ref`, see
     `avatarl_env.scoring.terms`), so an episode's return is the operation's total improvement, in
-    nats per character. The return of an operation that flatlines is `-flatline_penalty`.
+    nats per character. The return of an operation that flatlines is
+    `min(-flatline_penalty, improvement)`, always finite.
 
     ## Starting State
     `c = 0`. With `injury` every evaluation is at `c_inj + c`, so that the best answer is known:
@@ -141,7 +142,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             split: part of the corpus that prompts come from.
             injury: half-width of the hidden injury, in [0, 1]; or the injury of every operation,
                 A numbers in [-1, 1].
-            flatline_penalty: minus the return of a flatlined operation.
+            flatline_penalty: a flatlined operation returns at most minus this.
             device: where a loaded model goes.
             dtype: of a loaded model's weights.
             render_mode: None, `"ansi"` or `"rgb_array"`.

@@ -46,7 +46,7 @@ class EpisodeConfig:
     injury: float | tuple[float, ...] = 0.0
     """Half-width of each operation's hidden random injury, or the injury itself; 0: none."""
     flatline_penalty: float = 1.0
-    """An operation that flatlines returns at most minus this."""
+    """A flatlined operation returns at most minus this."""
 
     def __post_init__(self) -> None:
         least = {"episode_length": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
@@ -194,8 +194,10 @@ class Episode:
 
     @property
     def total_reward(self) -> float:
-        """Return so far."""
-        return -self.config.flatline_penalty if self.flatline else self.improvement
+        """Return so far: the improvement, but with a flatline at most minus the penalty."""
+        if self.flatline:
+            return min(-self.config.flatline_penalty, self.improvement)
+        return self.improvement
 
     def next_coefficients(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the coefficients after a step, (A,); the episode is not changed.
@@ -211,8 +213,9 @@ class Episode:
     ) -> Outcome:
         """Make a step: record its evaluation and return its reward.
 
-        The reward is the rise of the score, so an episode's rewards add up to its improvement. The
-        reward of a flatline makes them add up to minus the penalty.
+        The reward is the rise of the score, so an episode's rewards add up to its improvement. With
+        a flatline they add up to `min(-flatline_penalty, improvement)`: what kills is never paid
+        better than what it did to the text.
 
         Args:
             coefficients: (A,), from `next_coefficients`.

@@ -142,15 +142,20 @@ def test_rewards_telescope_without_rounding() -> None:
 @pytest.mark.parametrize(
     ("evaluation", "cause"),
     [
-        # the baseline has entropy 2 and collisions 3; a good score is no excuse
+        # the baseline has kl_ref -1, entropy 2, collisions 3; a good score is no excuse
         (reading(kl_ref=0.0, entropy=0.99), "entropy 0.990 outside [1.000, 3.000] nats"),
         (reading(entropy=3.01), "entropy 3.010 outside [1.000, 3.000] nats"),
         (reading(collision_l2=8.01), "collision_l2 8.01 above 8.00"),
         (reading(finite=False), "non-finite logits"),
         (reading(entropy=-BOUND, collision_l2=BOUND, finite=False), "non-finite logits"),
+        # what it did to the text may be worse than the penalty, and a bad start does not hide it
+        (reading(kl_ref=-4.5, entropy=0.99), "entropy 0.990 outside [1.000, 3.000] nats"),
+        (reading(kl_ref=-BOUND, finite=False), "non-finite logits"),
     ],
 )
-def test_flatlines_are_named_and_cost_the_penalty(evaluation: Evaluation, cause: str) -> None:
+def test_a_flatline_is_named_and_never_paid_better_than_what_it_did(
+    evaluation: Evaluation, cause: str
+) -> None:
     rng = np.random.default_rng(0)
     for n_before, penalty in itertools.product(range(4), (1.0, 0.0, 2.5)):
         episode = begin(flatline_penalty=penalty)
@@ -162,7 +167,9 @@ def test_flatlines_are_named_and_cost_the_penalty(evaluation: Evaluation, cause:
         assert outcome.terminated is True
         assert outcome.info["flatline"] == episode.flatline == cause
         assert outcome.info["is_success"] is False
-        assert sum([*rewards, outcome.reward]) == -penalty == episode.total_reward
+        expected = min(-penalty, evaluation.terms["kl_ref"] - -1.0)
+        assert sum([*rewards, outcome.reward]) == expected == episode.total_reward
+        assert math.isfinite(outcome.reward)
         assert episode.is_over
 
 
