@@ -1,4 +1,4 @@
-"""One operation as a Markov decision process: all of its arithmetic, nothing of Gymnasium.
+"""One operation as a Markov decision process: its arithmetic, and nothing of Gymnasium.
 
 Shapes: A coefficients.
 """
@@ -31,19 +31,22 @@ class EpisodeConfig:
     episode_length: int = 4
     """Steps of an episode; 1 makes it a bandit."""
     step_size: float = 0.5
-    """Most that one step moves a coefficient; times episode_length at least 1."""
+    """Largest change of a coefficient in one step; times episode_length at least
+    max_coefficient."""
+    max_coefficient: float = 1.0
+    """Largest coefficient, in (0, 1]; a cautious surgeon has a smaller one."""
     n_prompts: int = 32
-    """Texts written per evaluation."""
+    """Texts written per evaluation, at least 2."""
     prompt_length: int = 32
-    """Tokens of real text that each continues; at least 2."""
+    """Tokens of real text that each continues, at least 2."""
     n_new: int = 64
-    """Tokens written after each prompt; at least 4."""
+    """Tokens written after each prompt, at least 4."""
     split: str = "surgeon"
-    """Where prompts come from: train, surgeon or validation."""
+    """Split that prompts come from: train, surgeon or validation."""
     injury: float | tuple[float, ...] = 0.0
-    """Hidden in each operation: a random one of this half-width, or these coefficients; 0: none."""
+    """Half-width of each operation's hidden random injury, or the injury itself; 0: none."""
     flatline_penalty: float = 1.0
-    """Minus the return of an operation that the patient does not survive."""
+    """A flatlined operation returns at most minus this."""
 
     def __post_init__(self) -> None:
         least = {"episode_length": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
@@ -51,16 +54,20 @@ class EpisodeConfig:
             self._set(name, check_integer(name, getattr(self, name), bound))
         for name in ("step_size", "flatline_penalty"):
             self._set(name, check_number(name, getattr(self, name), 0))
-        if not self.episode_length * self.step_size >= 1:
+        self._set("max_coefficient", check_number("max_coefficient", self.max_coefficient, 0, 1))
+        if self.max_coefficient == 0:
+            raise ValueError("max_coefficient must be above 0, or nothing can be done, got 0")
+        if not self.episode_length * self.step_size >= self.max_coefficient:
             raise ValueError(
-                "episode_length * step_size must be at least 1, or coefficients are out of reach, "
+                f"episode_length * step_size must be at least {self.max_coefficient:g} "
+                "(max_coefficient), or coefficients are out of reach, "
                 f"got {self.episode_length} * {self.step_size}"
             )
         check_choice("split", self.split, SPLITS)
         self._set("injury", _as_injury(self.injury))
 
     def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # frozen, but not yet made
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def injures(self) -> bool:
@@ -80,7 +87,7 @@ def _as_injury(value: Any) -> float | tuple[float, ...]:
     """Return a number as a half-width, and a list, tuple or array of them as a tuple, checked."""
     rule = (
         "injury must be a half-width in [0, 1] or a sequence of numbers in [-1, 1], "
-        f"as far as coefficients reach, got {shown(value)}"
+        f"got {shown(value)}"
     )
     parts = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(part, bool) for part in parts):
@@ -97,15 +104,21 @@ def _as_injury(value: Any) -> float | tuple[float, ...]:
 
 
 def step_coefficients(
-    coefficients: NDArray[np.float64], action: NDArray[np.floating], step_size: float
+    coefficients: NDArray[np.float64],
+    action: NDArray[np.floating],
+    step_size: float,
+    max_coefficient: float = 1.0,
 ) -> NDArray[np.float64]:
-    """Return where a step leads: `clip(c + step_size * clip(action, -1, 1), -1, 1)`."""
+    """Return the coefficients after a step.
+
+    `clip(c + step_size * clip(action, -1, 1), -max_coefficient, max_coefficient)`.
+    """
     step = step_size * np.clip(np.asarray(action, dtype=np.float64), -1, 1)
-    return np.clip(coefficients + step, -1.0, 1.0)
+    return np.clip(coefficients + step, -max_coefficient, max_coefficient)
 
 
 class Outcome(NamedTuple):
-    """What a step led to."""
+    """What a step returns."""
 
     reward: float
     terminated: bool
@@ -114,30 +127,26 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Episode:
-    """The state of one operation."""
+    """The state of one operation. A step gives it new attributes and changes none in place."""
 
     config: EpisodeConfig
     prompts: Prompts
     injury: NDArray[np.float64]
     """(A,) hidden; every evaluation is at injury + coefficients."""
-    coefficients: NDArray[np.float64]
-    """(A,) in [-1, 1]."""
     baseline: Evaluation
     """Of the unoperated (but injured) model."""
     healthy_terms: dict[str, float]
     """Terms of the model without operation and injury."""
+    model_version: int
+    """The patient's `n_changes` when the operation began."""
+    coefficients: NDArray[np.float64]
+    """(A,) in [-max_coefficient, max_coefficient]."""
     present: Evaluation
-    """Of the model as operated now."""
-    score: float
-    """Of `present`."""
-    total_reward: float = 0.0
-    n_done: int = 0
-    """Steps made."""
-    is_over: bool = False
-    scores: tuple[float, ...] = ()
+    """Of the model at the present coefficients."""
+    scores: tuple[float, ...]
     """Of the baseline, and after each step."""
     flatline: str = ""
-    """What the patient died of; empty while it lives."""
+    """Cause of the flatline; empty while the patient lives."""
 
     @classmethod
     def begin(
@@ -148,79 +157,94 @@ class Episode:
         baseline: Evaluation,
         healthy_terms: dict[str, float],
         score: Score,
+        model_version: int = 0,
     ) -> Episode:
         """Start at c = 0."""
-        zeros = np.zeros_like(injury)
-        present = score(baseline.terms)
         return cls(
             config,
             prompts,
             injury,
-            zeros,
             baseline,
             healthy_terms,
+            model_version,
+            coefficients=np.zeros_like(injury),
             present=baseline,
-            score=present,
-            scores=(present,),
+            scores=(score(baseline.terms),),
         )
+
+    @property
+    def n_done(self) -> int:
+        """Steps made."""
+        return len(self.scores) - 1
 
     @property
     def time_left(self) -> float:
         """Share of the steps not made yet."""
         return 1.0 - self.n_done / self.config.episode_length
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the operation has ended."""
+        return bool(self.flatline) or self.n_done == self.config.episode_length
+
+    @property
+    def improvement(self) -> float:
+        """Score now minus the baseline's."""
+        return self.scores[-1] - self.scores[0]
+
+    @property
+    def total_reward(self) -> float:
+        """Return so far: the improvement, but with a flatline at most minus the penalty."""
+        if self.flatline:
+            return min(-self.config.flatline_penalty, self.improvement)
+        return self.improvement
+
     def next_coefficients(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the coefficients after a step, (A,); the episode is not touched yet.
+        """Return the coefficients after a step, (A,); the episode is not changed.
 
         Args:
             action: (A,), clipped to [-1, 1].
         """
-        return step_coefficients(self.coefficients, action, self.config.step_size)
+        rules = self.config
+        return step_coefficients(self.coefficients, action, rules.step_size, rules.max_coefficient)
 
     def conclude(
         self, coefficients: NDArray[np.float64], evaluation: Evaluation, score: Score
     ) -> Outcome:
-        """Make the step that led to `coefficients`, and pay for it.
+        """Make a step: record its evaluation and return its reward.
 
-        The reward is the score's rise, so an episode's rewards add up to its improvement; a
-        flatline's makes them add up to minus the penalty.
+        The reward is the rise of the score, so an episode's rewards add up to its improvement. With
+        a flatline they add up to `min(-flatline_penalty, improvement)`: what kills is never paid
+        better than what it did to the text.
 
         Args:
             coefficients: (A,), from `next_coefficients`.
             evaluation: of the model at injury plus coefficients.
             score: the environment's.
         """
-        # What can fail comes first, or a step could be half made.
-        previous, present = self.score, score(evaluation.terms)
+        # Everything that can fail comes before the first assignment, so no step is half made.
+        present, before = score(evaluation.terms), self.total_reward
         flatline = self._flatline_cause(coefficients, evaluation)
-        self.coefficients, self.present = coefficients, evaluation
-        self.n_done += 1
-        self.score, self.flatline = present, flatline
+        self.coefficients, self.present, self.flatline = coefficients, evaluation, flatline
         self.scores = (*self.scores, present)
-        if self.flatline:
-            reward = -self.config.flatline_penalty - self.total_reward
-        else:
-            reward = present - previous
-        self.total_reward += reward
-        self.is_over = bool(self.flatline) or self.n_done == self.config.episode_length
-        return Outcome(reward, self.is_over, self.info(score))
+        # Without a flatline this is the rise of the score, exactly: see `GRID`.
+        return Outcome(self.total_reward - before, self.is_over, self.info(score))
 
     def info(self, score: Score) -> dict[str, Any]:
-        """Return the step's info, fresh and finite, with the same keys at every step."""
-        baseline = score(self.baseline.terms)
-        improvement = self.score - baseline
+        """Return the step's info: fresh, finite, and with the same keys at every step."""
         return {
-            "score": self.score,
-            "improvement": improvement,
+            "score": self.scores[-1],
+            "improvement": self.improvement,
             "score_terms": dict(self.present.terms),
             "baseline_terms": dict(self.baseline.terms),
             "coefficients": self.coefficients.copy(),
             "flatline": self.flatline,
-            "is_success": self.is_over and not self.flatline and improvement > 0,
-            "lost_score": score(self.healthy_terms) - baseline,
+            "is_success": self.is_over and not self.flatline and self.improvement > 0,
+            "lost_score": score(self.healthy_terms) - self.scores[0],
         }
 
     def _flatline_cause(self, coefficients: NDArray[np.float64], evaluation: Evaluation) -> str:
+        """Return why the patient flatlines, or ""."""
         if not coefficients.any():
             return ""
         if not evaluation.generations.has_no_nan:

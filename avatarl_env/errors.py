@@ -1,12 +1,13 @@
-"""One way to refuse an argument: it names the argument, the rule, the value and the closest match.
+"""Checks of arguments: a refusal names the argument, the rule, the value and the closest match.
 
-Whatever is wrong raises a ValueError, its type too.
+Every bad argument raises a ValueError, also one of the wrong type.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import math
 import os
 import reprlib
@@ -18,45 +19,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 INTEGER_LIMIT = 2**53
-"""Most that a count may be where nothing else limits it: up to here floats are exact."""
+"""Largest count where nothing else limits it: floats are exact up to here."""
 NUMBER_LIMIT = 1e6
-"""Most that a weight or a penalty may be: sums of them stay far from overflow."""
+"""Largest weight or penalty, so that sums of them stay far from overflow."""
+MOST_LAYERS = 10_000
+"""Entries that `layers` may have."""
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 100
 _NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
-def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
-    """Raise a ValueError unless `value` is one of `choices`; it names the closest."""
-    known = sorted(choices)
-    if not isinstance(value, str) or value not in known:
-        hint = closest(str(value)[:100], known)
-        raise ValueError(f"{argument} must be one of {known}, got {shown(value)}{hint}")
+class UnknownKeyword(ValueError, TypeError):
+    """A keyword that a function or a class does not have.
+
+    Also a TypeError with Python's "unexpected keyword argument", for callers that try a keyword and
+    catch that (TorchRL, given an environment's name).
+    """
+
+
+def shown(value: object) -> str:
+    """Return a value's repr, on one line and cut short."""
+    return " ".join(_REPR.repr(value).split())
 
 
 def closest(value: str, choices: Iterable[str]) -> str:
-    """Return ", did you mean 'x'?" with the choice that is like `value`, or nothing."""
+    """Return ", did you mean 'x'?" for the choice most like `value`, or ""."""
     close = difflib.get_close_matches(value, list(choices), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-class UnknownKeyword(ValueError, TypeError):
-    """A keyword that a function or a class does not have.
-
-    Also a TypeError that says "unexpected keyword argument", as Python's own does, since code that
-    tries a keyword and can do without (TorchRL, given an environment's name) goes by that.
-    """
-
-
-def keywords_of(maker: Callable[..., object]) -> list[str]:
-    """Return the names that a function or a class takes as keywords, `**more` left out."""
-    parameters = inspect.signature(maker).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind in _NAMED]
-
-
 def takes_any_keyword(maker: Callable[..., object]) -> bool:
-    """Whether a function or a class takes `**more`."""
+    """Return whether a function or a class takes `**keywords`."""
     parameters = inspect.signature(maker).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
@@ -65,11 +59,12 @@ def check_keywords(argument: str, given: Iterable[str], *makers: Callable[..., o
     """Raise an `UnknownKeyword` unless one of `makers` takes each keyword.
 
     Args:
-        argument: what the keywords are called in the message.
+        argument: what the message calls the keywords.
         given: their names.
         *makers: functions or classes.
     """
-    known = sorted({name for maker in makers for name in keywords_of(maker)})
+    parameters = [p for maker in makers for p in inspect.signature(maker).parameters.values()]
+    known = sorted({parameter.name for parameter in parameters if parameter.kind in _NAMED})
     for name in given:
         if name not in known:
             raise UnknownKeyword(
@@ -78,13 +73,16 @@ def check_keywords(argument: str, given: Iterable[str], *makers: Callable[..., o
             )
 
 
-def shown(value: object) -> str:
-    """Return a value's repr, on one line and cut short."""
-    return " ".join(_REPR.repr(value).split())
+def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`; the message offers the closest."""
+    known = sorted(choices)
+    if not isinstance(value, str) or value not in known:
+        hint = closest(str(value)[:100], known)
+        raise ValueError(f"{argument} must be one of {known}, got {shown(value)}{hint}")
 
 
-def check_integer(argument: str, value: Any, least: int = 0, most: int = INTEGER_LIMIT) -> int:
-    """Return `value` as an int, or raise a ValueError; a bool is no integer here."""
+def check_integer(argument: str, value: Any, least: int = 0, most: float = INTEGER_LIMIT) -> int:
+    """Return `value` as an int, or raise a ValueError; a bool is not an integer here."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_integer or value < least:
         raise ValueError(f"{argument} must be an integer of at least {least}, got {shown(value)}")
@@ -96,7 +94,7 @@ def check_integer(argument: str, value: Any, least: int = 0, most: int = INTEGER
 def check_number(
     argument: str, value: Any, least: float = -NUMBER_LIMIT, most: float = NUMBER_LIMIT
 ) -> float:
-    """Return `value` as a float, or raise a ValueError; a bool is no number here."""
+    """Return `value` as a float, or raise a ValueError; a bool is not a number here."""
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(_float(value)):
         raise ValueError(f"{argument} must be a finite number, got {shown(value)}")
     if not least <= float(value) <= most:
@@ -112,29 +110,47 @@ def check_bool(argument: str, value: Any) -> bool:
 
 
 def check_text(argument: str, value: Any) -> str:
-    """Return a string or a path as a string, or raise a ValueError."""
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError(f"{argument} must be a string, got {shown(value)}")
-    text = os.fspath(value)
+    """Return a non-empty string or path as a string, or raise a ValueError."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise ValueError(f"{argument} must be a string with something in it, got {shown(value)}")
+        raise ValueError(f"{argument} must be a string that is not empty, got {shown(value)}")
     return text
 
 
 def check_mapping(argument: str, value: Any) -> dict[str, Any]:
-    """Return a mapping from names as a dict, or raise a ValueError."""
+    """Return a mapping with strings as keys as a dict, or raise a ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{argument} must be a dict with names as keys, got {shown(value)}")
     return dict(value)
 
 
+def check_layers(layers: Any) -> tuple[int | str, ...]:
+    """Return which attention layers are meant, as `find_targets` takes them.
+
+    Args:
+        layers: a number, a name or a glob; or several in a list, tuple, set, range or array.
+
+    Raises:
+        ValueError: if it is anything else, or there are none, or more than `MOST_LAYERS`.
+    """
+    given = layers.tolist() if isinstance(layers, np.ndarray) else layers
+    entries = [given] if isinstance(given, int | str) else given
+    if not isinstance(entries, list | tuple | set | frozenset | range):
+        raise ValueError(f"layers must be numbers, names or globs in a list, got {shown(layers)}")
+    found: list[int | str] = []
+    for entry in itertools.islice(entries, MOST_LAYERS + 1):  # a range has no len() above 2^63
+        is_number = isinstance(entry, Integral) and not isinstance(entry, bool)
+        if not is_number and not isinstance(entry, str):
+            raise ValueError(f"layers must be numbers, names or globs, got {shown(entry)}")
+        found.append(int(entry) if is_number else entry)
+    if not 1 <= len(found) <= MOST_LAYERS:
+        raise ValueError(f"layers must have 1 to {MOST_LAYERS} entries, got {shown(layers)}")
+    return tuple(found)
+
+
 def check_seed(argument: str, value: Any) -> int | None:
     """Return a seed as an int of any size, or None; or raise a ValueError."""
-    if value is None:
-        return None
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{argument} must be None or an integer of at least 0, got {shown(value)}")
-    return int(value)
+    return None if value is None else check_integer(argument, value, most=math.inf)
 
 
 def check_seeds(argument: str, value: Any, n: int) -> list[int | None]:
@@ -164,9 +180,7 @@ def check_mask(argument: str, value: Any, n: int) -> NDArray[np.bool_]:
 
 def check_options(options: Any, known: Collection[str]) -> dict[str, Any]:
     """Return the options of a `reset`, {} for None; raise a ValueError for unknown keys."""
-    if options is None:
-        return {}
-    given = check_mapping("options", options)
+    given = {} if options is None else check_mapping("options", options)
     for name in given:
         if name not in known:
             rule = f"have no keys but {sorted(known)}" if known else "have no keys"
@@ -180,7 +194,7 @@ def as_numbers(argument: str, value: Any) -> NDArray[np.float64]:
     A tensor may be on another device, in half precision, or require a gradient.
 
     Raises:
-        ValueError: if it is none of these. Booleans, strings and None are no numbers.
+        ValueError: if it is none of these. Booleans, strings and None are not numbers.
     """
     try:
         if hasattr(value, "detach"):

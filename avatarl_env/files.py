@@ -1,7 +1,7 @@
-"""Files: read the way that suits what others may have written, and written in one step.
+"""Files: bounded reading of what others may have written, and atomic writing.
 
-One reader of JSON and one writer for the whole project, so that a file that is damaged, endless or
-hostile is refused in the same words everywhere.
+One reader of JSON and one writer for the whole project, so that damaged, endless or hostile files
+are refused in the same words everywhere.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 MOST_NESTED = 100
-"""Objects and lists within one another that JSON may have. Our own files have fewer than ten."""
+"""Depth of objects and lists that JSON may have. Our own files have fewer than ten."""
 
 MOST_JSON = 2**28
-"""Bytes of a file of JSON; a device or a pipe may never end."""
+"""Bytes that a JSON file may have; a device or a pipe may never end."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold a text: it has no lone surrogates, as names of other bytes have."""
+    """Return whether UTF-8 can encode a text, that is, whether it has no lone surrogates."""
     return _SURROGATE.search(text) is None
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that anybody may have written.
+    """Parse JSON from an untrusted source.
 
     Args:
         text: the JSON; bytes are UTF-8, with or without a byte order mark.
@@ -58,7 +58,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no regular file, not UTF-8 or not JSON, longer than 256 MiB, or nested
+        ValueError: if it is not a regular file, not UTF-8, not JSON, longer than 256 MiB, or nested
             more than 100 deep.
     """
     try:
@@ -68,10 +68,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def dump_json(value: object, indent: int | None = None) -> str:
-    """Write strict JSON that UTF-8 can hold, with letters of all languages as they are.
+    """Return strict JSON that UTF-8 can encode; letters of all languages stay as they are.
 
-    A path may hold bytes that are not text. Python keeps them as lone surrogates, which are escaped
-    here; `parse_json` gives them back.
+    Python represents a path's undecodable bytes as lone surrogates. They are escaped here, and
+    `parse_json` restores them.
     """
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -80,8 +80,8 @@ def dump_json(value: object, indent: int | None = None) -> str:
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """Read a regular file, in bounded time and memory.
 
-    Pipes and devices are refused before they are opened, which may already take for ever. No more
-    is read than the size that the file system says, which is nothing for the files of `/proc`.
+    Pipes and devices are refused before they are opened, since opening one may block. No more is
+    read than the size that the file system reports (0 for the files of `/proc`).
 
     Args:
         path: the file.
@@ -93,23 +93,23 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """
     _check_regular(os.stat(path), most)
     with open(path, "rb", opener=_open_at_once) as file:
-        found = os.fstat(file.fileno())  # another file may be there by now
+        found = os.fstat(file.fileno())  # the file may have been replaced
         _check_regular(found, most)
         return file.read(found.st_size)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: a reader finds the old one or the new one, whole.
+    """Replace a file in one step: a reader finds the whole old file or the whole new one.
 
-    The new content is on the disk before it takes the name. It is first written to a new file
-    beside it whose name nobody can guess, never through a link that lies in wait.
+    The content is written and synced to a new file beside it, under an unguessable name so that no
+    prepared link is followed, which then takes the name.
 
     Args:
         path: what to write; a link there is replaced, not followed.
         content: a string is written in UTF-8.
 
     Raises:
-        OSError: if it cannot be written; what was there is as it was.
+        OSError: if it cannot be written; the old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
@@ -127,7 +127,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects lie more than MOST_NESTED deep within one another."""
+    """Return whether lists and objects are nested more than MOST_NESTED deep."""
     level = [value]
     for _ in range(MOST_NESTED + 1):
         inner = [x for x in level if isinstance(x, dict | list)]

@@ -1,4 +1,4 @@
-"""How much memory there is, so that what cannot fit is refused before it is built."""
+"""Memory limits, so that what cannot fit is refused before it is built."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ GIB = 2**30
 
 
 def memory_limit() -> int:
-    """Return the bytes that this process may use at most.
+    """Return the most bytes that this process may use.
 
-    That is the machine's memory, or less where the process or its control group may have less.
+    That is the machine's memory, or less where the process or its control group is limited.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if _has_sysconf() else []
     limits += [limit for limit in (_address_space(), *_control_groups()) if limit is not None]
@@ -19,15 +19,12 @@ def memory_limit() -> int:
 
 
 def check_memory(argument: str, needed: int, limit: int | None = None) -> None:
-    """Refuse what needs more memory than there is.
+    """Raise a ValueError if something needs more memory than there is.
 
     Args:
-        argument: what asks for it, for the message.
-        needed: bytes, at least.
-        limit: bytes that there are; default `memory_limit`.
-
-    Raises:
-        ValueError: says how much is needed and how much there is.
+        argument: what needs it, for the message.
+        needed: bytes, a lower bound.
+        limit: bytes available; default `memory_limit()`.
     """
     limit = memory_limit() if limit is None else limit
     if needed > limit:
@@ -38,7 +35,7 @@ def check_memory(argument: str, needed: int, limit: int | None = None) -> None:
 
 
 def _gib(count: int) -> str:
-    """Return a number of bytes in GiB; one of thousands of digits is no float."""
+    """Format bytes in GiB; integers beyond float's range as a power of two."""
     return f"{count / GIB:,.1f}" if count < 2**60 else f"2^{count.bit_length() - 31}"
 
 
@@ -58,7 +55,7 @@ def _address_space() -> int | None:
 def _control_groups(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> list[int | None]:
-    """Return the limits of the process's control group and of those that it is in."""
+    """Return the limits of the process's control group and of its parents."""
     try:
         lines = own.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
@@ -81,5 +78,5 @@ def _control_groups(
 def _number_in(file: Path) -> int | None:
     try:
         return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # there is none, or it says "max"
+    except (OSError, ValueError):  # no such file, or "max"
         return None

@@ -1,4 +1,4 @@
-"""What the surgeon sees: readings of the operated model while it reads the prompts.
+"""The observation: readings of the operated model while it reads the prompts.
 
 Shapes: N operations of M prompts each, B = N * M, P prompt tokens, C width, L attention layers,
 H heads, D head dim, A coefficients.
@@ -24,7 +24,15 @@ N_PROJECTED = 16  # numbers that the hidden state is projected to
 N_READ = 8  # last positions of the prompts at which each head's output is read
 LIMIT = 10.0  # observations are clipped to [-LIMIT, LIMIT]
 SCORE_SCALE = 10.0  # a tenth of a nat of improvement reads as 1
-TERM_SCALES = {"collision_l2": 0.1}  # every other term is of order one as it is
+TERM_SCALES = {
+    "kl_ref": 1.0,
+    "heldout_loss": 1.0,
+    "distinct": 1.0,
+    "collision_l2": 0.1,
+    "ref_loglik": 1.0,
+    "entropy": 1.0,
+}
+"""Terms of the baseline that are observed, in order, and their scales; others are not observed."""
 
 
 class Vitals(NamedTuple):
@@ -40,10 +48,10 @@ class Vitals(NamedTuple):
 
 
 class VitalSigns:
-    """Context manager that reads a model's vitals off the first forward inside its body.
+    """Context manager that reads a model's vitals off the first forward in its body.
 
-    Plain forward hooks, so any attention kernel will do, and operated weights and overlays alike
-    (an overlay has to be entered first, or queries are read before it changes them).
+    It uses plain forward hooks, so it works with any attention kernel, with operated weights and
+    with overlays. An overlay must be entered first, or queries are read before it changes them.
     """
 
     def __init__(
@@ -58,8 +66,8 @@ class VitalSigns:
         Args:
             model: a `CausalLM`.
             targets: the layers to read.
-            n_operations: N, which the batch holds one after the other, with as many rows each.
-            prompts: (B, P) what it is going to read, if its losses on that are wanted.
+            n_operations: N; the batch holds one after the other, with as many rows each.
+            prompts: (B, P) the tokens of that forward, if the losses on them are wanted.
         """
         self._head = HeadReader(model, None if prompts is None else prompts[:, 1:])
         self._targets = targets
@@ -97,13 +105,8 @@ class VitalSigns:
             handle.remove()
         self._handles.clear()
 
-    @property
-    def prompt_logits(self) -> Tensor:
-        """(B, P, V) logits of the first forward; see `HeadReader` on large vocabularies."""
-        return self._head.logits
-
     def prompt_losses(self) -> Tensor:
-        """Return the loss of every token of the prompts but the first, (B, P - 1), nats."""
+        """Return the loss of every prompt token but the first, (B, P - 1), nats."""
         return self._head.losses()
 
     def read(self) -> list[Vitals]:
@@ -129,7 +132,7 @@ class VitalSigns:
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
             if self._is_asking or index in self._outputs:
                 return
-            # Ask the module itself, with its hooks, what it makes of each head alone.
+            # Run the module itself, with its hooks, on each head alone.
             read = inputs[0].detach()[:, -N_READ:]  # (B, R, H * D)
             n_rows, n_read, width = read.shape
             alone = read.new_zeros(n_rows, n_read, n_heads, n_heads, head_dim)
@@ -140,7 +143,7 @@ class VitalSigns:
                     written = module(alone.view(n_rows, n_read * n_heads, width))
             finally:
                 self._is_asking = False
-            if target.output.bias is not None:  # no head's own
+            if target.output.bias is not None:  # belongs to no head
                 written = written - target.output.bias
             self._outputs[index] = self._log_rms(written.view(n_rows, n_read, n_heads, -1))
 
@@ -154,7 +157,7 @@ class VitalSigns:
 
 
 class Observation:
-    """Layout of the observation, its space and its making, in one place.
+    """The observation's fixed layout, its space and its values.
 
     =====================  =======  ==========================================================
     numbers                count    scaling
@@ -162,34 +165,31 @@ class Observation:
     projected hidden       16       constant random matrix, rows of variance 1 / C
     query log-RMS          L * H    half
     head output log-RMS    L * H    half
-    baseline score terms   terms    collision_l2 a tenth, the rest as they are
+    baseline score terms   6        `TERM_SCALES`: collision_l2 a tenth, the others as they are
     score minus baseline   1        times 10
     coefficients           A        as they are
-    time left              1        share of the steps, 1 at first, 0 at the end
+    time left              1        share of the steps, from 1 down to 0
     =====================  =======  ==========================================================
+
+    Terms that are registered later are in `info["score_terms"]`, not in the observation.
     """
 
-    def __init__(
-        self, targets: Sequence[AttentionTarget], width: int, terms: Sequence[str], n_coef: int
-    ) -> None:
-        """Fix the layout.
+    def __init__(self, targets: Sequence[AttentionTarget], width: int, n_coef: int) -> None:
+        """Fix the sizes.
 
         Args:
             targets: attention layers to read.
             width: C.
-            terms: names of the score terms, in order.
             n_coef: A.
         """
-        self._terms = tuple(terms)
-        self._n_coef = n_coef
         n_heads = sum(target.n_heads for target in targets)
-        self.size = N_PROJECTED + 2 * n_heads + len(self._terms) + 1 + n_coef + 1
-        # Seeded by a constant: two runs, or two surgeons, see the same projection.
+        self.size = N_PROJECTED + 2 * n_heads + len(TERM_SCALES) + 1 + n_coef + 1
+        # A constant seed: two runs, or two surgeons, see the same projection.
         rng = np.random.default_rng(20_17)
         self._projection = rng.normal(0.0, width**-0.5, (N_PROJECTED, width))
 
     def space(self) -> Box[np.float32]:
-        """Return the observation space."""
+        """Return the observation space, a new object."""
         return Box(-LIMIT, LIMIT, (self.size,), np.float32)
 
     def observe(
@@ -209,7 +209,7 @@ class Observation:
             coefficients: (A,).
             time_left: share of the steps left, in [0, 1].
         """
-        terms = [baseline_terms[name] * TERM_SCALES.get(name, 1.0) for name in self._terms]
+        terms = [scale * baseline_terms[name] for name, scale in TERM_SCALES.items()]
         flat = np.concatenate(
             [
                 self._projection @ np.nan_to_num(vitals.hidden),

@@ -1,4 +1,4 @@
-"""The patient: a language model on the table, with the text it is held against.
+"""The patient: a language model under operation, with its text and its reference.
 
 Losses and scores are in nats per character, see `avatarl_env.scoring`.
 
@@ -25,10 +25,10 @@ from avatarl_env.lm.generation import generate
 from avatarl_env.lm.head_reader import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
 from avatarl_env.lm.protocols import Tokenizer, as_causal_lm, as_tokenizer
 from avatarl_env.lm.storage import DTYPES, load_model, move_model
-from avatarl_env.material import as_generations, encode_corpus, pooled_characters
 from avatarl_env.observation import Vitals, VitalSigns
-from avatarl_env.overtaking import Race
-from avatarl_env.scoring import Generations, Term, measure_many, reference_prompt_loss
+from avatarl_env.scoring import Generations, Term, measure_many
+from avatarl_env.scoring.generations import as_generations, pooled_characters
+from avatarl_env.scoring.reference import encode_corpus
 from avatarl_env.surgery import Operator, Overlay, Overlayable, SurgicalTheater, find_targets
 from avatarl_env.text.corpus import Corpus, load_corpus
 
@@ -38,12 +38,9 @@ T = TypeVar("T")
 Terms = Mapping[str, Term] | None
 logger = logging.getLogger(__name__)
 
-ROWS_PER_FORWARD = 256  # more are hardly faster per row, and take more memory
-TOKENS_PER_FORWARD = 2**16  # of those rows together, where their number is not given
-
 
 class Prompts(NamedTuple):
-    """What the model is asked to continue, and the dice it continues with."""
+    """What the model continues, and the noise that it samples with."""
 
     tokens: NDArray[np.int64]
     """(M, P)."""
@@ -52,7 +49,7 @@ class Prompts(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One reading of the model, operated on or not."""
+    """What a model, operated or not, made of an operation's prompts."""
 
     generations: Generations
     vitals: Vitals
@@ -62,38 +59,38 @@ class Evaluation(NamedTuple):
 class Patient:
     """A model, its tokenizer, the splits of its corpus and the reference counted on `train`."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, corpus: Corpus) -> None:
-        """Put a live model on the table; it is shared, not copied.
+    def __init__(self, model: nn.Module, tokenizer: Any, corpus: Corpus | str) -> None:
+        """Take a live model; it is shared, not copied.
 
         Args:
-            model: a `GPT`; a causal language model of transformers,
-                GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3 or Phi-3 (another after one line in
-                `LAYOUTS`); or any module with such attention
-                that is a `CausalLM`. What is no `CausalLM`
-                itself is wrapped: `self.model` is the wrapper then.
-            tokenizer: its own: a `CharTokenizer`, one of transformers, or anything that is a
+            model: a `GPT`; a causal language model of transformers whose attention is in
+                `avatarl_env.surgery.LAYOUTS`; or any module with such attention that is a
+                `CausalLM`. Others are wrapped: `self.model` is then the wrapper.
+            tokenizer: the model's: a `CharTokenizer`, one of transformers, or anything that is a
                 `Tokenizer`.
-            corpus: the text it is held against, from here on in its own tokens.
+            corpus: a corpus, its name or a path.
 
         Raises:
-            ValueError: if the tokenizer and the model disagree about the vocabulary, or one of them
-                or the text will not do.
+            ValueError: if the model cannot be operated on (see `check_model`), the tokenizer and
+                the model disagree about the vocabulary, or the text cannot be used.
         """
         check_model(model)
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
-        # A module and a CausalLM: types know no "and".
+        # Typed Any: Python's types cannot say "a module that is also a CausalLM".
         self.model: Any = as_causal_lm(model, self.tokenizer.vocab_size)
-        self.corpus = corpus
+        self.corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
         self.targets = find_targets(self.model)
         self.width = hidden_width(self.model)
         """Channels of the final hidden state, C."""
-        self.splits, self.reference = encode_corpus(corpus, self.tokenizer)
+        self.splits, self.reference = encode_corpus(self.corpus, self.tokenizer)
         self.forward_tokens = 0
         """Compute spent on evaluations so far: tokens that went through a forward."""
         self.n_changes = 0
         """How often the model's parameters are known to have changed."""
-        self._race = Race()
-        self._is_counting = True
+        self.rows_per_forward = 256
+        """Texts written at once; more are hardly faster per row, and take more memory."""
+        self.tokens_per_forward = 2**16
+        """Tokens whose losses are read at once."""
 
     @classmethod
     def load(
@@ -116,38 +113,34 @@ class Patient:
         move_model(stored.model, check_text("device", device), dtype)
         learned = stored.about.get("corpus") if corpus is None else check_text("corpus", corpus)
         if not learned:
-            raise ValueError(f"corpus must be given, {lm!r} does not say what it learned")
+            raise ValueError(f"corpus must be given: {lm!r} does not name the one it learned")
         text = load_corpus(learned)
         expected = stored.about.get("corpus_sha256", text.sha256)
         if corpus is None and text.sha256 != expected:
             raise ValueError(
                 f"corpus {learned!r} must be the text that {lm!r} learned, with sha256 {expected}, "
-                f"got {text.sha256}; to hold it against this one all the same, name the corpus"
+                f"got {text.sha256}; pass corpus= to use this text all the same"
             )
         return cls(stored.model, stored.tokenizer, text)
 
     @property
     def keeps_distributions(self) -> bool:
-        """Whether texts are scored by whole distributions, not only by the tokens drawn."""
+        """Whether texts are scored by whole distributions rather than by the tokens drawn."""
         return self.tokenizer.vocab_size <= WHOLE_UP_TO
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leave evaluations in the body out of `forward_tokens` and `compare`.
-
-        They are for a reader.
-        """
-        spent, was_counting = self.forward_tokens, self._is_counting
-        self._is_counting = False
+        """Leave evaluations in the body out of `forward_tokens`."""
+        spent = self.forward_tokens
         try:
             yield
         finally:
-            self.forward_tokens, self._is_counting = spent, was_counting
+            self.forward_tokens = spent
 
     def prompts(
         self, split: str, n_prompts: int, prompt_length: int, n_new: int, rng: np.random.Generator
     ) -> Prompts:
-        """Draw prompts from a split, and the dice for what follows them."""
+        """Draw prompts from a split, and the sampling noise for what follows them."""
         tokens = self.windows(split, n_prompts, prompt_length, rng)
         return Prompts(tokens, rng.random((n_prompts, n_new), dtype=np.float32))
 
@@ -167,7 +160,7 @@ class Patient:
         return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
     def evaluate(self, prompts: Prompts, terms: Terms = None) -> Evaluation:
-        """Let the model, as it stands, continue the prompts, and measure what it wrote.
+        """Sample continuations of the prompts from the model as it stands, and measure them.
 
         Args:
             prompts: what it continues.
@@ -178,7 +171,7 @@ class Patient:
     def evaluate_operated(
         self, operator: Operator, coefficients: ArrayLike, prompts: Prompts, terms: Terms = None
     ) -> Evaluation:
-        """Do the same under an operation, which is undone before this returns."""
+        """Evaluate under an operation, which is undone before this returns."""
         with self.operated(operator, coefficients):
             return self._evaluate([prompts], terms)[0]
 
@@ -189,24 +182,24 @@ class Patient:
         coefficients: ArrayLike = (),
         terms: Terms = None,
     ) -> list[Evaluation]:
-        """Evaluate many operations, as many of them in one forward as are fast together.
+        """Evaluate many operations, with up to `rows_per_forward` rows in one forward.
 
         Args:
             prompts: N, each as many prompts of one length.
-            operator: None to leave the model as it stands. One that cannot act on the rows of a
-                batch operates N times, one after the other.
+            operator: None to leave the model as it stands. One without `row_edits` operates N
+                times, one after the other.
             coefficients: (N, A), one operation for each of the prompts.
             terms: as for `evaluate`.
 
         Raises:
-            ValueError: if the prompts differ in number or length, or the coefficients are not N.
+            ValueError: if the prompts differ in number or length, or there are not N operations.
         """
         if not prompts:
             return []
         shapes = {(p.tokens.shape, p.uniforms.shape) for p in prompts}
         if len(shapes) > 1:
             raise ValueError(
-                "prompts must be as many and as long for every operation, "
+                "prompts must be of one number and length for every operation, "
                 f"got tokens and uniforms of shapes {sorted(shapes)}"
             )
         n, n_rows = len(prompts), len(prompts[0].tokens)
@@ -228,7 +221,7 @@ class Patient:
             coefficients: (N, A), one operation for each row of windows.
 
         Raises:
-            ValueError: if the coefficients are not N.
+            ValueError: if there are not N operations.
         """
         n, n_rows = windows.shape[:2]
         if n_rows == 0:
@@ -246,14 +239,14 @@ class Patient:
         operator: Operator | None,
         coefficients: ArrayLike,
     ) -> list[T]:
-        """Run `body` on n operations of so many rows each, as many at once as is fast."""
+        """Run `body` on n operations of n_rows rows each, several at once where possible."""
         rows = np.asarray(coefficients, dtype=np.float64)
         if operator is not None and len(rows) != n:
             raise ValueError(f"coefficients must be {n} rows of them, got shape {rows.shape}")
         side_by_side = operator is None or isinstance(operator, Overlayable)
         if not side_by_side:
-            _say_once(type(operator).__name__)
-        at_once = max(1, ROWS_PER_FORWARD // n_rows) if side_by_side else 1
+            _warn_once(type(operator).__name__)
+        at_once = max(1, self.rows_per_forward // n_rows) if side_by_side else 1
         results: list[T] = []
         for start in range(0, n, at_once):
             part = slice(start, min(start + at_once, n))
@@ -263,7 +256,7 @@ class Patient:
 
     @contextmanager
     def _surgery(self, operator: Operator | None, rows: NDArray[np.float64]) -> Iterator[None]:
-        """Operate while the body runs: on the rows of its batches, or else in place."""
+        """Operate while the body runs: on the rows of its batches, or in place."""
         if operator is None:
             yield
         elif isinstance(operator, Overlayable):
@@ -285,7 +278,7 @@ class Patient:
         """Return the losses of (N, M, T + 1) windows, as many in one forward as fit: (N, M)."""
         n, n_rows, length = windows.shape
         device = next(self.model.parameters()).device
-        step = max(1, TOKENS_PER_FORWARD // (n * length))
+        step = max(1, self.tokens_per_forward // (n * length))
         nats = []
         for start in range(0, n_rows, step):
             part = windows[:, start : start + step].reshape(-1, length)
@@ -320,24 +313,13 @@ class Patient:
             for (part, values), vitals in zip(measured, signs.read(), strict=True)
         ]
 
-    def compare(self, evaluations: Iterable[Evaluation]) -> None:
-        """Take readings of the model as it stands: has it overtaken its reference?
-
-        Warns, once, with an `OvertakenWarning`.
-        """
-        for generations in (evaluation.generations for evaluation in evaluations):
-            if self._is_counting and not self._race.has_warned:
-                prompts = generations.tokens[:, : generations.n_prompt]
-                expected = reference_prompt_loss(generations, self.reference)
-                self._race.watch(prompts, generations.prompt_loss, expected, self.n_changes)
-
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
-        """Operate for good: same parameters, new values."""
+        """Write an operation to the weights: the same parameters, new values."""
         with self.operated(operator, coefficients) as theater:
             theater.commit()
         self.n_changes += 1
 
 
 @functools.cache
-def _say_once(operator: str) -> None:
+def _warn_once(operator: str) -> None:
     logger.warning("%s has no row_edits: its operations are performed one by one", operator)

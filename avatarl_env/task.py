@@ -1,4 +1,4 @@
-"""The surgeon's task on one patient: what the single and the vector environment have in common.
+"""The surgeon's task on one patient: what the single and the vector environment share.
 
 Shapes: N operations side by side, A coefficients, O numbers in an observation.
 """
@@ -6,11 +6,7 @@ Shapes: N operations side by side, A coefficients, O numbers in an observation.
 from __future__ import annotations
 
 import functools
-import inspect
-import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,32 +16,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from avatarl_env.episode import Episode, EpisodeConfig, Outcome
 from avatarl_env.errors import (
-    INTEGER_LIMIT,
     as_numbers,
-    check_bool,
     check_choice,
-    check_integer,
     check_keywords,
+    check_layers,
     check_mapping,
-    check_number,
-    check_text,
-    shown,
     takes_any_keyword,
 )
 from avatarl_env.memory import check_memory
 from avatarl_env.observation import Observation
-from avatarl_env.patient import ROWS_PER_FORWARD, Evaluation, Patient, Prompts
+from avatarl_env.patient import Evaluation, Patient, Prompts
+from avatarl_env.rendering import render
 from avatarl_env.scoring import TERMS, Score
 from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make_operator
 
-MOST_COEFFICIENTS = 4096
-"""Of an operator's counts (directions, bands, ranks), which take time and memory each."""
-MOST_LAYERS = 10_000
-"""Entries that `layers` may have."""
-
 
 class Draw(NamedTuple):
-    """The chance in an operation, all of it."""
+    """Everything random in an operation."""
 
     prompts: Prompts
     injury: NDArray[np.float64]
@@ -66,7 +53,7 @@ class SurgeryTask:
         *,
         operator: str = "head_gain",
         operator_options: Mapping[str, Any] | None = None,
-        layers: Iterable[int | str] | None = None,
+        layers: int | str | Iterable[int | str] | None = None,
         score: Mapping[str, float] | None = None,
     ) -> None:
         """Bring the parts together.
@@ -81,7 +68,7 @@ class SurgeryTask:
 
         Raises:
             ValueError: if a name is unknown, the operation does not fit the model or the text, or
-                the injury is given and not of A numbers.
+                a given injury does not have A numbers.
         """
         config.check_context(patient.model.context)
         n_available = len(patient.splits[config.split])
@@ -94,23 +81,22 @@ class SurgeryTask:
         self.config = config
         self.score = Score(score)
         self.terms = dict(TERMS)
-        """What is measured, for life: later ones are not of this task."""
+        """What is measured: the terms registered by now, whatever becomes of `TERMS` later."""
         targets = patient.targets
         if layers is not None:
-            targets = find_targets(patient.model, _as_layers(layers))
+            targets = find_targets(patient.model, check_layers(layers))
         options = {} if operator_options is None else operator_options
         self.operator = _make_operator(operator, targets, options)
-        self._n_coefficients = len(self.operator.labels)
+        n = len(self.operator.labels)
         given = config.injury
-        if isinstance(given, tuple) and len(given) != self._n_coefficients:
+        if isinstance(given, tuple) and len(given) != n:
             raise ValueError(
-                f"injury must be one number for each of the {self._n_coefficients} coefficients, "
+                f"injury must be one number for each of the {n} coefficients, "
                 f"got {len(given)}: {[*given]}"
             )
         self.check_memory(1, "n_prompts texts")
-        self._observation = Observation(
-            patient.targets, patient.width, tuple(self.terms), self._n_coefficients
-        )
+        self._action_shape = (n,)
+        self._observation = Observation(patient.targets, patient.width, n)
 
     def check_memory(self, n_rows: int, rule: str = "num_envs * n_prompts texts") -> None:
         """Raise a ValueError if n_rows operations side by side would not fit into memory.
@@ -125,7 +111,7 @@ class SurgeryTask:
         kept = 2 * n_texts * (8 * n_tokens + 8 * n_new * whole)
         width = sum(t.key.n_heads * t.key.head_dim for t in patient.targets)
         each = 2 * width * n_tokens * weight.element_size() + 4 * n_new * whole
-        at_once = min(n_texts, max(config.n_prompts, ROWS_PER_FORWARD)) * each
+        at_once = min(n_texts, max(config.n_prompts, patient.rows_per_forward)) * each
         if weight.device.type != "cuda":
             kept += at_once
         else:
@@ -139,10 +125,10 @@ class SurgeryTask:
 
     def action_space(self) -> Box[np.float32]:
         """Return the action space, a new object."""
-        return Box(-1.0, 1.0, (self._n_coefficients,), np.float32)
+        return Box(-1.0, 1.0, self._action_shape, np.float32)
 
     def draw(self, rng: np.random.Generator) -> Draw:
-        """Draw prompts, dice and injury.
+        """Draw prompts, sampling noise and injury.
 
         As much is drawn whatever the injury is, so that a seed means the same prompts with any.
         """
@@ -152,7 +138,7 @@ class SurgeryTask:
         )
         given = config.injury
         width = 0.0 if isinstance(given, tuple) else given
-        injury = rng.uniform(-width, width, self._n_coefficients)
+        injury = rng.uniform(-width, width, self._action_shape)
         return Draw(prompts, np.array(given) if isinstance(given, tuple) else injury)
 
     def begin(self, draws: Sequence[Draw]) -> list[Episode]:
@@ -160,13 +146,12 @@ class SurgeryTask:
         prompts = [draw.prompts for draw in draws]
         injures = self.config.injures
         healthy = self.patient.evaluate_many(prompts, terms=self.terms) if injures else []
-        # Also without an injury they go the way that steps go, rounding and all.
+        # Also without an injury the baseline is evaluated as steps are: the rounding is the same.
         injuries = [draw.injury for draw in draws]
         baselines = self._evaluate(injuries, prompts, in_place=len(draws) == 1)
-        if "kl_ref" in self.score.weights:  # the only term that pulls a model to the reference
-            self.patient.compare(healthy or baselines)
+        version = self.patient.n_changes
         return [
-            Episode.begin(self.config, *draw, baseline, sound.terms, self.score)
+            Episode.begin(self.config, *draw, baseline, sound.terms, self.score, version)
             for draw, baseline, sound in zip(draws, baselines, healthy or baselines, strict=True)
         ]
 
@@ -178,8 +163,8 @@ class SurgeryTask:
             actions: N, each (A,) numbers of any kind that `as_numbers` takes.
 
         Raises:
-            ValueError: if the actions have another shape or are not finite. No operation is touched
-                then.
+            ValueError: if the actions have another shape or are not finite. No operation has
+                changed then.
         """
         pairs = [(e, self._as_action(a)) for e, a in zip(episodes, actions, strict=True)]
         coefficients = [episode.next_coefficients(action) for episode, action in pairs]
@@ -198,23 +183,60 @@ class SurgeryTask:
 
     def _as_action(self, action: ArrayLike) -> NDArray[np.float64]:
         """Return one action as (A,) numbers, checked."""
-        numbers = as_numbers("action", action)
-        shape = (self._n_coefficients,)
-        if numbers.shape != shape:
-            raise ValueError(f"action must be {shape} finite numbers, got shape {numbers.shape}")
+        numbers, rule = as_numbers("action", action), f"action must be {self._action_shape} finite"
+        if numbers.shape != self._action_shape:
+            raise ValueError(f"{rule} numbers, got shape {numbers.shape}")
         if not np.isfinite(numbers).all():
-            raise ValueError(f"action must be {shape} finite numbers, got {numbers.tolist()}")
+            raise ValueError(f"{rule} numbers, got {numbers.tolist()}")
         return numbers
 
     def observe(self, episode: Episode) -> NDArray[np.float32]:
-        """Return what the surgeon sees, (O,), a fresh array."""
+        """Return the observation, (O,), a fresh array."""
         return self._observation.observe(
             episode.present.vitals,
             episode.baseline.terms,
-            episode.score - self.score(episode.baseline.terms),
+            episode.improvement,
             episode.coefficients,
             episode.time_left,
         )
+
+    def render(self, mode: str, episode: Episode | None) -> str | NDArray[np.uint8]:
+        """Return an operation as text (`ansi`) or as a picture (`rgb_array`).
+
+        Raises:
+            RuntimeError: if there is none.
+        """
+        if episode is None:
+            raise RuntimeError("render() needs an operation: call reset() first")
+        return render(mode, episode, self.patient.tokenizer, self.operator.labels)
+
+    def is_stale(self, episode: Episode) -> bool:
+        """Return whether the model has changed since the operation began."""
+        return episode.model_version != self.patient.n_changes
+
+    def check_current(self, episode: Episode | None) -> Episode:
+        """Return an operation that a step can continue.
+
+        Raises:
+            RuntimeError: if there is none, or the model has changed since it began.
+        """
+        if episode is None:
+            raise RuntimeError("step() needs an operation under way: call reset() first")
+        if self.is_stale(episode):
+            raise RuntimeError("the model changed during the operation: call reset() first")
+        return episode
+
+    def commit(self, episode: Episode | None) -> None:
+        """Write an operation (never its injury) to the weights; every operation is stale then.
+
+        Raises:
+            RuntimeError: if there is none, or the model has changed since it began.
+        """
+        if episode is None or self.is_stale(episode):
+            raise RuntimeError(
+                "commit() needs an operation begun on the model as it is: call reset()"
+            )
+        self.patient.commit(self.operator, episode.coefficients)
 
     def _evaluate(
         self,
@@ -228,68 +250,25 @@ class SurgeryTask:
         if in_place:
             (rows,), (first,) = coefficients, prompts
             return [self.patient.evaluate_operated(self.operator, rows, first, self.terms)]
-        rows = np.array(coefficients)
-        return self.patient.evaluate_many(prompts, self.operator, rows, self.terms)
+        return self.patient.evaluate_many(
+            prompts, self.operator, np.array(coefficients), self.terms
+        )
 
 
 def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | None:
-    """Return what the coefficients lead to, to the last bit, where that was evaluated before."""
+    """Return the evaluation at these coefficients if the episode has it."""
     if not coefficients.any():
         return episode.baseline
     return episode.present if np.array_equal(coefficients, episode.coefficients) else None
 
 
-def _as_layers(layers: Any) -> list[int | str]:
-    """Return what `find_targets` takes, checked by type."""
-    if isinstance(layers, np.ndarray):
-        layers = layers.tolist()  # one number, where it has no dimension
-    entries = [layers] if isinstance(layers, int | str) else layers
-    if not isinstance(entries, list | tuple | set | frozenset | range):
-        raise ValueError(f"layers must be numbers, names or globs in a list, got {shown(layers)}")
-    found: list[int | str] = []
-    for entry in itertools.islice(entries, MOST_LAYERS + 1):  # a range has no len() above 2^63
-        is_number = isinstance(entry, Integral) and not isinstance(entry, bool)
-        if not is_number and not isinstance(entry, str):
-            raise ValueError(f"layers must be numbers, names or globs, got {shown(entry)}")
-        found.append(int(entry) if is_number else entry)
-    if not found:
-        raise ValueError("layers must be at least one layer, got none")
-    if len(found) > MOST_LAYERS:
-        raise ValueError(f"layers must have at most {MOST_LAYERS} entries, got more")
-    return found
-
-
-def _check_names(argument: str, value: Any) -> object:
-    """Return a name or a list of names, checked by type."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{argument} must be a name or a list of names, got {shown(value)}")
-    return value
-
-
-_CHECKS: dict[object, Callable[[str, Any], object]] = {
-    "bool": check_bool,
-    "float": functools.partial(check_number, least=-math.inf, most=math.inf),
-    "int": lambda argument, value: check_integer(
-        argument, value, most=INTEGER_LIMIT if "seed" in argument else MOST_COEFFICIENTS
-    ),
-    "str | Sequence[str]": _check_names,
-    "str | None": lambda argument, value: None if value is None else check_text(argument, value),
-}
-"""Checks of an operator's options, by the annotation that its signature has."""
-
-
 def _make_operator(name: str, targets: Targets, given: Any) -> Operator:
-    """Make an operator of options that are checked, where the operator says which it has."""
+    """Return an operator; its options are checked by name here, by value in the operator."""
     check_choice("operator", name, OPERATORS)
     options = check_mapping("operator_options", given)
     maker = functools.partial(OPERATORS[name], targets)
     if not takes_any_keyword(maker):
         check_keywords(f"operator_options of {name!r}", options, maker)
-        for option, parameter in inspect.signature(maker).parameters.items():
-            check = _CHECKS.get(parameter.annotation)
-            if option in options and check is not None:
-                options[option] = check(f"operator_options[{option!r}]", options[option])
     try:
         return make_operator(name, targets, **options)
     except (MemoryError, RuntimeError) as error:
@@ -302,7 +281,7 @@ def _make_operator(name: str, targets: Targets, given: Any) -> Operator:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. On the CPU, torch says so in the text of a RuntimeError only."""
+    """Return whether memory ran out. On the CPU torch raises a plain RuntimeError."""
     known = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in str(error) for words in known

@@ -1,4 +1,4 @@
-"""A tiny patient with a text of its own, on the table or in a folder, and operators for it."""
+"""A tiny patient with a text of its own, live or in a folder, and operators for it."""
 
 from __future__ import annotations
 
@@ -140,3 +140,15 @@ def global_random_states() -> tuple[object, ...]:
     """Return the states of the generators that everybody shares, comparable with `==`."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - read, not drawn from
     return random.getstate(), name, keys.tolist(), rest, torch.get_rng_state().tolist()
+
+
+def plain(value: Any) -> Any:
+    """Turn trajectories, infos and states into data that `==` compares to the last bit."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.ndarray):
+        content = plain(list(value)) if value.dtype == object else value.tobytes()
+        return value.dtype.str, value.shape, content
+    return value

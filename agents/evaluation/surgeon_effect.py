@@ -153,7 +153,9 @@ def random_coefficients(
     coefficients = np.zeros(len(env.operator.labels))
     for _ in range(env.config.episode_length):
         action = rng.uniform(-1.0, 1.0, coefficients.shape)
-        coefficients = step_coefficients(coefficients, action, env.config.step_size)
+        coefficients = step_coefficients(
+            coefficients, action, env.config.step_size, env.config.max_coefficient
+        )
     return coefficients
 
 

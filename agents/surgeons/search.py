@@ -42,10 +42,11 @@ FILE = "surgeon_search.json"
 class Approach:
     """Open-loop policy: move every row to its goal in the fewest steps, then stay there."""
 
-    def __init__(self, goals: Array, step_size: float) -> None:
-        """Take the goals (N, A), coefficients in [-1, 1]."""
+    def __init__(self, goals: Array, step_size: float, reach: float) -> None:
+        """Take the goals (N, A), coefficients in [-reach, reach]."""
         self.goals = goals
         self._step_size = step_size
+        self._reach = reach
         self._reached = np.zeros_like(goals)
 
     def __call__(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
@@ -54,7 +55,7 @@ class Approach:
         way = (self.goals - self._reached) / self._step_size
         way[np.abs(way) < 1e-6] = 0.0  # actions are float32
         actions: FloatArray = np.clip(way, -1.0, 1.0).astype(np.float32)
-        self._reached = step_coefficients(self._reached, actions, self._step_size)
+        self._reached = step_coefficients(self._reached, actions, self._step_size, self._reach)
         return actions
 
 
@@ -77,6 +78,7 @@ class SearchSurgeon(Surgeon):
             **options: of the search; a stored search must have the same.
         """
         super().__init__(env, seed)
+        self._reach = env.config.max_coefficient
         self._seed = seed
         self._rounds = math.ceil(least / env.num_envs)
         if env.num_envs * self._rounds % 2:  # candidates may come in pairs
@@ -174,7 +176,7 @@ class SearchSurgeon(Surgeon):
             )
 
     def _towards(self, goals: Array) -> Approach:
-        return Approach(goals, self.env.config.step_size)
+        return Approach(goals, self.env.config.step_size, self._reach)
 
 
 class CMAESSurgeon(SearchSurgeon):
@@ -205,7 +207,7 @@ class CMAESSurgeon(SearchSurgeon):
         self._search: CMA = import_extra("cmaes", "search", "surgeon cma_es").CMA(
             mean=np.zeros(n),
             sigma=self._sigma,
-            bounds=np.tile([-1.0, 1.0], (n, 1)),
+            bounds=np.tile([-self._reach, self._reach], (n, 1)),
             seed=self._seed,
             population_size=self._population,
             lr_adapt=True,
@@ -218,7 +220,7 @@ class CMAESSurgeon(SearchSurgeon):
         self._search.tell(list(zip(candidates, (-returns).tolist(), strict=True)))  # it minimises
 
     def _best(self) -> Array:
-        mean: Array = np.clip(self._search.mean, -1.0, 1.0)
+        mean: Array = np.clip(self._search.mean, -self._reach, self._reach)
         return mean
 
 
@@ -227,7 +229,7 @@ class EvolutionStrategySurgeon(SearchSurgeon):
 
     `c <- c + learning_rate * mean_i(d_i * e_i) / rms(d)`, where d_i is the difference between the
     returns of pair i (Salimans et al., arXiv 1703.03864; with one pair SPSA, Spall 1992).
-    Candidates are clipped to [-1, 1], and e_i is half the distance that is left between the two,
+    Candidates are clipped to the reach, and e_i is half the distance that is left between the two,
     over sigma.
     """
 
@@ -260,7 +262,7 @@ class EvolutionStrategySurgeon(SearchSurgeon):
     def _ask(self, n: int) -> Array:
         noise = self._sigma * self._rng.standard_normal((n // 2, self.n_coefficients))
         pairs = np.stack([self._centre + noise, self._centre - noise], axis=1)  # (n / 2, 2, A)
-        return np.clip(pairs.reshape(n, self.n_coefficients), -1.0, 1.0)
+        return np.clip(pairs.reshape(n, self.n_coefficients), -self._reach, self._reach)
 
     def _tell(self, candidates: Array, returns: Array) -> None:
         noise = (candidates[0::2] - candidates[1::2]) / (2 * self._sigma)
@@ -268,7 +270,8 @@ class EvolutionStrategySurgeon(SearchSurgeon):
         size = np.sqrt(np.mean(better**2))
         if size > 0:
             slope = (better[:, None] * noise).mean(0) / size
-            self._centre = np.clip(self._centre + self._learning_rate * slope, -1.0, 1.0)
+            centre = self._centre + self._learning_rate * slope
+            self._centre = np.clip(centre, -self._reach, self._reach)
 
     def _best(self) -> Array:
         return self._centre

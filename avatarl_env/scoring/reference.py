@@ -1,23 +1,30 @@
-"""What honest text looks like: an n-gram model and the trigrams of the training text.
+"""The reference: an n-gram model and the trigram frequencies of the training text.
 
 Shapes: B rows, N tokens of each, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
+from avatarl_env.errors import shown
+from avatarl_env.lm.protocols import Tokenizer, encode
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.text.corpus import Corpus
 from avatarl_env.text.ngram import NGramReference
 
 Array = NDArray[np.float64]
+Splits = dict[str, NDArray[np.int64]]
 
 LARGEST_VOCABULARY = 2**21
-"""Tokens that a vocabulary may have whose texts are scored."""
+"""Most tokens of a vocabulary whose texts are scored."""
 
 
 class TextReference:
-    """What honest text looks like: an n-gram model and trigram frequencies of the training text."""
+    """An n-gram model and trigram frequencies of the training text."""
 
     def __init__(
         self,
@@ -26,14 +33,13 @@ class TextReference:
         order: int = 5,
         characters_per_token: float = 1.0,
     ) -> None:
-        """Count.
+        """Count n-grams and trigrams.
 
         Args:
             tokens: (T,) the training text, T >= max(order, 4).
-            vocab_size: V, at most `LARGEST_VOCABULARY`, so that a trigram's number fits 63
-                bits.
+            vocab_size: V, at most `LARGEST_VOCABULARY`, so that a trigram's code fits 63 bits.
             order: of the n-gram model.
-            characters_per_token: how many characters the text has for each of its tokens, > 0.
+            characters_per_token: characters of the text per token, > 0.
 
         Raises:
             ValueError: if the vocabulary is larger, or the text shorter.
@@ -51,9 +57,9 @@ class TextReference:
         self._self_collision = float((self._frequencies**2).sum())
 
     def per_character(self, nats: NDArray[np.floating]) -> Array:
-        """Return nats per character, (B,), from those of a model's own tokens (B, N).
+        """Return the nats (B, N) of a model's own tokens per character, (B,).
 
-        Per character of as many tokens of the training text, whatever was written.
+        The characters are those of N tokens of the training text, whatever was written.
         """
         n_characters = nats.shape[-1] * self.characters_per_token
         return np.asarray(nats.sum(-1, dtype=np.float64) / n_characters)
@@ -78,18 +84,47 @@ class TextReference:
 
 
 def ngram_codes(tokens: NDArray[np.int64], n: int, vocab_size: int) -> NDArray[np.int64]:
-    """Number every n-gram of every row: (B * (N - n + 1),).
+    """Return a code for every n-gram of every row, (B * (N - n + 1),).
 
-    Equal n-grams have equal numbers; in other calls too, if the vocabulary is at most
-    `2**(63 // n)`.
+    Equal n-grams have equal codes; across calls too, if the vocabulary is at most `2**(63 // n)`.
     """
     width = tokens.shape[1] - n + 1
     codes = np.zeros((tokens.shape[0], width), dtype=np.int64)
     n_codes = 1
     for offset in range(n):
-        if n_codes * vocab_size > 2**63:  # too long to be read as the digits of one number
+        if n_codes * vocab_size > 2**63:  # the code would overflow: renumber the prefixes
             seen, places = np.unique(codes, return_inverse=True)
             codes, n_codes = places.reshape(codes.shape), len(seen)
         codes = codes * vocab_size + tokens[:, offset : offset + width]
         n_codes *= vocab_size
     return codes.ravel()
+
+
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextReference]:
+    """Return a corpus's splits as tokens, and the reference counted on `train`.
+
+    For our own tokenizer the result is cached per process: do not write to the splits.
+
+    Raises:
+        ValueError: if `corpus` is not a `Corpus`, the tokenizer's ids are out of range, or the text
+            has too few tokens.
+    """
+    if not isinstance(corpus, Corpus):
+        raise ValueError(  # noqa: TRY004 - as for every bad argument
+            f"corpus must be one of load_corpus(), got {shown(corpus)}"
+        )
+    if type(tokenizer) is CharTokenizer:
+        return _encode_once(corpus, tokenizer.characters)
+    return _encode(corpus, tokenizer)
+
+
+@functools.lru_cache(maxsize=4)
+def _encode_once(corpus: Corpus, characters: str) -> tuple[Splits, TextReference]:
+    return _encode(corpus, CharTokenizer(characters))
+
+
+def _encode(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextReference]:
+    splits = {name: encode(tokenizer, text) for name, text in corpus.splits.items()}
+    train = splits["train"]
+    ratio = len(corpus.splits["train"]) / max(len(train), 1)
+    return splits, TextReference(train, tokenizer.vocab_size, characters_per_token=ratio)

@@ -15,10 +15,9 @@ from torch import nn
 from avatarl_env.episode import COLLISION_MARGIN, ENTROPY_RANGE
 from avatarl_env.lm.generation import inverse_cdf
 from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.material import encode_corpus
 from avatarl_env.patient import Patient
-from avatarl_env.scoring import Generations, Score, measure_terms
-from avatarl_env.scoring.reference import Array, TextReference
+from avatarl_env.scoring import Generations, Score, measure_many
+from avatarl_env.scoring.reference import Array, TextReference, encode_corpus
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 
@@ -87,7 +86,8 @@ def terms_of(stage: Stage, writer: Writer) -> dict[str, float]:
     for t in range(N_PROMPT // 2, N_PROMPT):
         losses -= writer(stage.prompts[:, :t])[rows, stage.prompts[:, t]] / (N_PROMPT // 2)
     generations = Generations(texts, N_PROMPT, np.stack(distributions, axis=1), losses)
-    return measure_terms(generations, stage.reference)
+    ((_, terms),) = measure_many(generations, stage.reference)
+    return terms
 
 
 @pytest.fixture(scope="module", params=["playwright", "tinyshakespeare"])

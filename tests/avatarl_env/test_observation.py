@@ -16,11 +16,10 @@ from avatarl_env.lm.generation import generate
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.observation import LIMIT, Observation, Vitals, VitalSigns
 from avatarl_env.scoring import TERMS
-from avatarl_env.surgery import Overlay, SurgicalTheater, find_targets, make_operator
+from avatarl_env.surgery import OPERATORS, Overlay, SurgicalTheater, find_targets, make_operator
 from tests.fakes import tiny_gpt
-from tests.patients import tiny_patient
+from tests.patients import count_hooks
 
-TERM_NAMES = tuple(TERMS)
 N_HEADS, N_LAYERS, WIDTH, HEAD_DIM = 4, 2, 32, 8
 
 
@@ -58,11 +57,7 @@ def biased_gpt() -> GPT:
     return model
 
 
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-# --- VitalSigns ----------------------------------------------------------------------------------
+# --- VitalSigns -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -95,50 +90,25 @@ def test_readings_equal_a_naive_computation(n_tokens: int, model: GPT) -> None:
     expected = model(tokens)
     with signs_of(model) as signs, torch.no_grad():
         logits = model(tokens)
-    assert torch.equal(logits, expected)  # asking changes no answer
+    assert torch.equal(logits, expected)  # reading changes nothing
     (vitals,) = signs.read()
     queries, outputs, hidden = naive_vitals(model, tokens)
     assert vitals.query_log_rms == pytest.approx(queries, abs=1e-5)
     assert vitals.output_log_rms == pytest.approx(outputs, abs=1e-5)
     assert vitals.hidden == pytest.approx(hidden.numpy(), abs=1e-5)
-    assert torch.equal(signs.prompt_logits, logits)
     assert np.ptp(vitals.query_log_rms) > 0.01
     assert {x.dtype for x in vitals} == {np.dtype(np.float32)}
     assert [x.shape for x in vitals] == [(WIDTH,), (8,), (8,)]
 
 
-def test_a_head_made_twice_as_loud_and_sharp_reads_log_two_more(model: GPT) -> None:
-    (before,) = read(model, some_tokens())
-    with torch.no_grad():  # head 2 of the last layer, so that nothing else moves
-        model.blocks[1].attn.c_attn.weight[16:24] *= 2
-        model.blocks[1].attn.c_proj.weight[:, 16:24] *= 2
-    (after,) = read(model, some_tokens())
-    rise = after.query_log_rms - before.query_log_rms
-    assert rise == pytest.approx([0, 0, 0, 0, 0, 0, math.log(2), 0], abs=1e-5)
-    rise = after.output_log_rms - before.output_log_rms
-    assert rise[[0, 1, 2, 3, 4, 5, 7]] == pytest.approx(np.zeros(7), abs=1e-5)
-    assert abs(rise[6]) > 0.1  # twice the weight, but what it attends to changed too
-
-
-def test_only_the_first_forward_is_read(model: GPT) -> None:
-    with signs_of(model) as signs, torch.no_grad():
-        model(some_tokens(0))
-        (first,) = signs.read()
-        model(some_tokens(1))
-    (second,) = signs.read()
-    for reading, again in zip(first, second, strict=True):
-        assert reading.tolist() == again.tolist()
-
-
-def test_generation_is_read_at_its_prompts(model: GPT) -> None:
+def test_only_the_first_forward_is_read_which_has_the_prompts(model: GPT) -> None:
     prompts = some_tokens()
     with signs_of(model) as signs:
         generate(model, prompts, torch.full((3, 4), 0.5))
-    assert signs.prompt_logits.shape == (3, 5, 16)
     assert close(signs.read()[0], read(model, prompts)[0])
 
 
-def test_readings_are_the_same_while_gradients_are_recorded(model: GPT) -> None:
+def test_gradients_are_recorded_as_ever(model: GPT) -> None:
     with signs_of(model) as signs:
         loss = model(some_tokens()).sum()
     assert close(signs.read()[0], read(model, some_tokens())[0], 0.0)
@@ -146,61 +116,26 @@ def test_readings_are_the_same_while_gradients_are_recorded(model: GPT) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_what_heads_write_by_hand_and_without_the_bias() -> None:
-    """The bias is no head's own: it is far larger here than what any head writes."""
-    model, tokens = biased_gpt(), some_tokens(n_tokens=12)
+def test_what_heads_write_is_read_without_the_bias() -> None:
+    """The bias belongs to no head: it is far larger here than what any head writes."""
+    tokens = some_tokens(n_tokens=12)
+    quiet, loud = biased_gpt(), biased_gpt()
     with torch.no_grad():
-        for block in model.blocks:
-            block.attn.c_proj.bias.mul_(50)
-    taken: list[Tensor] = []
-    for block in model.blocks:
-        block.attn.c_proj.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
-    with torch.no_grad():
-        model(tokens)
-    first, second = (
-        torch.einsum(
-            "bthd,chd->bthc",
-            x[:, -8:].unflatten(-1, (N_HEADS, HEAD_DIM)).double(),
-            block.attn.c_proj.weight.unflatten(1, (N_HEADS, HEAD_DIM)).double(),
-        )
-        for x, block in zip(taken, model.blocks, strict=True)
-    )
-    expected = [0.5 * x.square().mean((0, 1, 3)).log() for x in (first, second)]
-    (vitals,) = read(model, tokens)
-    assert vitals.output_log_rms == pytest.approx(torch.cat(expected).tolist(), abs=1e-4)
+        quiet.blocks[1].attn.c_proj.bias.zero_()
+        loud.blocks[1].attn.c_proj.bias.mul_(50)
+    (one,), (other,) = read(quiet, tokens), read(loud, tokens)
+    assert other.output_log_rms == pytest.approx(one.output_log_rms, abs=1e-4)
+    assert other.hidden != pytest.approx(one.hidden, abs=0.1)
 
 
-# --- many operations -----------------------------------------------------------------------------
-
-
-def test_each_operation_is_read_as_it_is_alone(model: GPT) -> None:
-    tokens = some_tokens(n_rows=6, n_tokens=9)
-    readings = read(model, tokens, 3)
-    assert len(readings) == 3
-    for reading, rows in zip(readings, tokens.split(2), strict=True):
-        assert close(reading, read(model, rows)[0])
-    assert not close(readings[0], readings[1], 0.01)
+# --- many operations ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("head_gain", {}),
-        ("head_gain", {"tied": False}),
-        ("spectral_bands", {}),
-        ("spectral_bands", {"projections": ("query", "key", "value", "output")}),
-        ("low_rank_seed", {"scale": 0.5}),
-        ("layer_truncation", {}),
-        ("seed_rank_one", {}),
-    ],
-)
-def test_operations_side_by_side_are_read_as_those_in_place(
-    name: str, options: dict[str, Any], biased: bool
-) -> None:
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operations_side_by_side_are_read_as_those_in_place(name: str, biased: bool) -> None:
     model = biased_gpt() if biased else tiny_gpt()
-    targets = find_targets(model)
-    operator = make_operator(name, targets, **options)
+    operator = make_operator(name, find_targets(model))
     shape = (3, len(operator.labels))
     coefficients = np.random.default_rng(0).uniform(-1, 1, shape)
     coefficients[1] = 0
@@ -213,7 +148,8 @@ def test_operations_side_by_side_are_read_as_those_in_place(
             operator.apply(theater, coefficients[row])
             (expected,) = read(model, rows)
         assert close(reading, expected, 1e-4)
-        assert close(reading, untouched, 1e-4) == (row == 1)  # so that this could fail
+        changes = row != 1 and name != "output_temperature"
+        assert close(reading, untouched, 1e-4) != changes or name == "output_temperature"
 
 
 def test_gains_of_an_overlay_are_read_by_hand() -> None:
@@ -231,49 +167,32 @@ def test_gains_of_an_overlay_are_read_by_hand() -> None:
     assert softer.query_log_rms[:4] == pytest.approx(plain.query_log_rms[:4], abs=1e-5)
     rise = softer.output_log_rms[:4] - plain.output_log_rms[:4]
     assert rise == pytest.approx([0, 0, -0.5, 0], abs=1e-5)
-    untouched = [0, 2, 3]
-    assert sharper.output_log_rms[untouched] == pytest.approx(
-        plain.output_log_rms[untouched], abs=1e-5
-    )
-
-
-def test_hooks_of_overlay_and_signs_are_all_gone(model: GPT) -> None:
-    operator = make_operator("spectral_bands", find_targets(model))
-    with pytest.raises(KeyError), Overlay(operator, np.ones((1, 8))), signs_of(model):
-        raise KeyError
-    assert hooks(model) == 0
-
-
-def test_hooks_live_as_long_as_the_body(model: GPT) -> None:
-    with signs_of(model):
-        assert hooks(model) == 2 * N_LAYERS + 1
-    assert hooks(model) == 0
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_hooks_are_removed_after_an_exception(model: GPT, error: type[BaseException]) -> None:
-    with pytest.raises(error, match="stop"), signs_of(model):
+def test_hooks_live_as_long_as_the_body(model: GPT, error: type[BaseException]) -> None:
+    operator = make_operator("spectral_bands", find_targets(model))
+    with signs_of(model):
+        assert count_hooks(model) == 2 * N_LAYERS + 1
+    assert count_hooks(model) == 0
+    with pytest.raises(error), Overlay(operator, np.ones((1, 8))), signs_of(model):
         raise error("stop")
-    assert hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
-def test_a_model_without_output_head_is_left_without_hooks(model: GPT) -> None:
-    body = nn.Sequential(model.blocks[0].attn)
-    with pytest.raises(AttributeError, match="get_output_embeddings"):
-        VitalSigns(body, find_targets(body)).__enter__()
-    assert hooks(model) == 0
+def test_hooks_are_removed_when_entry_fails(model: GPT) -> None:
+    targets: Any = [find_targets(model)[0], object()]
+    with pytest.raises(AttributeError):
+        VitalSigns(model, targets).__enter__()
+    assert count_hooks(model) == 0
 
 
-def test_reading_before_any_forward_fails(model: GPT) -> None:
+def test_reading_what_never_ran_fails(model: GPT) -> None:
     with signs_of(model) as signs:
         pass
     with pytest.raises(AssertionError, match="never called"):
         signs.read()
-
-
-def test_a_target_that_the_forward_bypasses_is_noticed(model: GPT) -> None:
-    other = tiny_gpt(1)
-    targets = (*find_targets(model), *find_targets(other))
+    targets = (*find_targets(model), *find_targets(tiny_gpt(1)))
     with VitalSigns(model, targets) as signs, torch.no_grad():
         model(some_tokens())
     with pytest.raises(AssertionError, match="a hook never fired"):
@@ -295,7 +214,7 @@ def test_half_precision_is_read_in_float32(model: GPT) -> None:
     assert {x.dtype for x in vitals} == {np.dtype(np.float32)}
 
 
-# --- Observation ---------------------------------------------------------------------------------
+# --- Observation ----------------------------------------------------------------------------------
 
 TERM_VALUES = {
     "kl_ref": -0.5,
@@ -307,8 +226,8 @@ TERM_VALUES = {
 }
 
 
-def layout(n_coef: int = 3, width: int = WIDTH) -> Observation:
-    return Observation(find_targets(tiny_gpt()), width, TERM_NAMES, n_coef)
+def layout(n_coef: int = 3) -> Observation:
+    return Observation(find_targets(tiny_gpt()), WIDTH, n_coef)
 
 
 def vitals(hidden: float = 0.0, query: float = 0.0, output: float = 0.0) -> Vitals:
@@ -327,7 +246,9 @@ def parts(observation: np.ndarray) -> Iterator[list[float]]:
     yield from (part.tolist() for part in np.split(observation, cuts[:-1]))
 
 
-def test_layout_by_hand() -> None:
+def test_layout_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is registered."""
+    monkeypatch.setitem(TERMS, "mine", TERMS["entropy"])
     hidden, query, output, terms, improvement, coefficients, time_left = parts(
         observe(vitals(query=-1.0, output=3.0), improvement=0.05)
     )
@@ -341,21 +262,16 @@ def test_layout_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("n_coef", "size"), [(3, 43), (8, 48)])
-def test_space_is_the_layouts(n_coef: int, size: int) -> None:
+def test_the_space_is_of_the_layout(n_coef: int, size: int) -> None:
     """16 projected + 2 * 2 layers * 4 heads + 6 terms + 1 + coefficients + 1."""
     observation = layout(n_coef)
-    assert observation.size == size
     assert observation.space() == Box(-10, 10, (size,), np.float32)
-
-
-def test_observations_are_float32_and_fresh() -> None:
-    observation = layout()
-    arguments = (vitals(1.0), TERM_VALUES, 0.0, np.zeros(3), 1.0)
+    assert observation.space() is not observation.space()
+    arguments = (vitals(1.0), TERM_VALUES, 0.0, np.zeros(n_coef), 1.0)
     first, second = observation.observe(*arguments), observation.observe(*arguments)
-    assert first.dtype == np.float32
-    assert first.tolist() == second.tolist()
-    assert not np.shares_memory(first, second)
     assert first in observation.space()
+    assert first.tolist() == second.tolist()  # no running statistics
+    assert not np.shares_memory(first, second)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -1e30])
@@ -363,8 +279,6 @@ def test_observations_are_finite_and_in_bounds_whatever_happens(value: float) ->
     readings = vitals(value, value, value)
     readings.hidden[::2] = 1.0  # mixed signs and infinities must not warn either
     result = observe(readings, improvement=1e4 if value > 0 else -1e4)
-    assert np.isfinite(result).all()
-    assert np.abs(result).max() == LIMIT
     assert result in layout().space()
     _, query, _, _, improvement, *_ = parts(result)
     expected = 0.0 if math.isnan(value) else math.copysign(LIMIT, value)
@@ -372,42 +286,15 @@ def test_observations_are_finite_and_in_bounds_whatever_happens(value: float) ->
     assert abs(improvement[0]) == LIMIT
 
 
-def test_projection_is_the_same_in_every_instance_and_release() -> None:
+def test_projection_is_the_same_in_every_release_and_keeps_the_scale() -> None:
+    """Rows of variance 1 / C: a hidden state of root mean square 1 gives numbers of about 1."""
     readings = vitals()
     readings.hidden[0] = 1.0
     first, *_ = parts(observe(readings))
-    again, *_ = parts(layout().observe(readings, TERM_VALUES, 0.0, np.zeros(3), 0.0))
-    assert first == again
     assert first[:3] == pytest.approx([0.243158, 0.000431, 0.228339], abs=1e-6)
-
-
-def test_projection_keeps_the_scale() -> None:
-    """Rows of variance 1 / C: a hidden state of root mean square 1 gives numbers of about 1."""
-    rng = np.random.default_rng(0)
-    observation, squares = layout(), []
-    for _ in range(200):
-        readings = vitals()
+    rng, squares = np.random.default_rng(0), []
+    for _ in range(100):
         readings.hidden[:] = rng.normal(size=WIDTH)
-        hidden, *_ = parts(observation.observe(readings, TERM_VALUES, 0.0, np.zeros(3), 1.0))
+        hidden, *_ = parts(observe(readings))
         squares.append(np.mean(np.square(hidden)))
     assert np.mean(squares) == pytest.approx(1.0, abs=0.25)
-
-
-def test_constant_scaling_gives_equal_observations_for_equal_readings() -> None:
-    """No running statistics: what was seen before changes nothing."""
-    observation = layout()
-    arguments = (TERM_VALUES, 0.0, np.zeros(3), 1.0)
-    first = observation.observe(vitals(1.0), *arguments)
-    for size in (2.0, 3.0, 4.0):
-        observation.observe(vitals(size), *arguments)
-    assert observation.observe(vitals(1.0), *arguments).tolist() == first.tolist()
-
-
-def test_hooks_are_removed_when_entry_fails_half_way() -> None:
-    patient = tiny_patient()
-    targets = [patient.targets[0], object()]
-    with pytest.raises(AttributeError):
-        VitalSigns(patient.model, targets).__enter__()  # type: ignore[arg-type]
-    for module in patient.model.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks

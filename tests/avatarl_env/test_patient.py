@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import avatarl_env.patient
 from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
-from avatarl_env.scoring import Generations, measure_terms
+from avatarl_env.scoring import measure_many
 from avatarl_env.surgery import HeadGain, Operator, SurgicalTheater, make_operator
 from avatarl_env.text.corpus import Corpus
-from tests.fakes import bits, fingerprint, tiny_gpt
+from tests.fakes import fingerprint, tiny_gpt
 from tests.patients import (
     InPlaceGain,
     assert_same_reading,
@@ -36,11 +35,6 @@ COEFFICIENTS = np.array([0.5, -0.5, 1.0, -1.0])
 @pytest.fixture
 def patient() -> Patient:
     return tiny_patient()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return store_tiny_patient(tmp_path_factory.mktemp("model"))
 
 
 def some_prompts(patient: Patient, seed: int = 0, n_new: int = 12) -> Prompts:
@@ -109,33 +103,6 @@ def test_the_whole_split_is_a_window_and_one_more_is_refused(patient: Patient) -
     assert window[0].tolist() == patient.splits["surgeon"].tolist()
     with pytest.raises(ValueError, match=r"length must be at most 200 \(surgeon\), got 201"):
         patient.windows("surgeon", 1, 201, rng)
-
-
-def test_windows_are_copies(patient: Patient) -> None:
-    before = patient.splits["surgeon"].tolist()
-    patient.windows("surgeon", 2, 200, np.random.default_rng(0))[:] = 0
-    assert patient.splits["surgeon"].tolist() == before
-
-
-def test_unknown_split_names_the_closest(patient: Patient) -> None:
-    with pytest.raises(ValueError, match=r"split must be .* did you mean 'surgeon'\?"):
-        patient.windows("surgery", 1, 4, np.random.default_rng(0))
-
-
-def test_draws_follow_the_generator(patient: Patient) -> None:
-    first, again, other = (some_prompts(patient, seed) for seed in (1, 1, 2))
-    assert first.tokens.tolist() == again.tokens.tolist()
-    assert first.uniforms.tolist() == again.uniforms.tolist()
-    assert first.tokens.tolist() != other.tokens.tolist()
-    assert first.uniforms.tolist() != other.uniforms.tolist()
-
-
-def test_reference_counts_the_training_text_alone(striped: Corpus) -> None:
-    patient = tiny_patient(corpus=striped)
-    unseen = patient.reference.ngram.evaluate(patient.splits["validation"]).loss
-    seen = patient.reference.ngram.evaluate(patient.splits["train"]).loss
-    assert seen < 1.1
-    assert unseen > 5
 
 
 def test_tokenizer_of_another_size_is_refused() -> None:
@@ -207,20 +174,6 @@ def test_evaluation_is_repeatable_and_leaves_everything_as_it_was(patient: Patie
     assert not any(m._forward_hooks for m in patient.model.modules())
 
 
-def test_modes_do_not_matter_and_come_back(patient: Patient) -> None:
-    expected = patient.evaluate(some_prompts(patient))
-    patient.model.train()
-    patient.model.blocks[1].eval()
-    modes = [module.training for module in patient.model.modules()]
-    seen: list[bool] = []
-    patient.model.register_forward_hook(lambda module, *_: seen.append(module.training))
-    assert same(patient.evaluate(some_prompts(patient)), expected)
-    assert [module.training for module in patient.model.modules()] == modes
-    assert True in modes
-    assert seen
-    assert not any(seen)
-
-
 def test_eval_mode_comes_back_after_an_exception() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(), nn.Sequential(nn.Dropout()))
     model[1].eval()
@@ -233,24 +186,7 @@ def test_eval_mode_comes_back_after_an_exception() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
-def test_forward_tokens_are_those_that_went_through_the_model(patient: Patient) -> None:
-    counts = forwarded_tokens(patient.model)
-    operator = HeadGain(patient.targets)
-    patient.evaluate(some_prompts(patient))
-    assert patient.forward_tokens == sum(counts) == 4 * 8 + 4 * 11  # the last is not read
-    patient.evaluate_operated(operator, COEFFICIENTS, some_prompts(patient, n_new=4))
-    assert patient.forward_tokens == sum(counts) == 4 * 19 + 4 * 11
-    patient.commit(operator, COEFFICIENTS)
-    assert patient.forward_tokens == sum(counts)
-
-
 # --- operations ----------------------------------------------------------------------------------
-
-
-def operated_weights(patient: Patient, operator: HeadGain) -> list[list[int]]:
-    with SurgicalTheater(patient.model, patient.targets) as theater:
-        operator.apply(theater, COEFFICIENTS)
-        return [bits(p) for p in patient.model.parameters()]
 
 
 def test_an_operation_changes_the_reading_and_not_the_model(patient: Patient) -> None:
@@ -268,45 +204,6 @@ def test_an_operation_at_zero_reads_the_same_to_the_last_bit(patient: Patient) -
     prompts = some_prompts(patient)
     operated = patient.evaluate_operated(HeadGain(patient.targets), np.zeros(4), prompts)
     assert same(operated, patient.evaluate(prompts))
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_evaluation_that_fails_leaves_the_weights(
-    error: type[BaseException], patient: Patient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: object, **keywords: object) -> None:
-        raise error("stop")
-
-    before = fingerprint(patient.model)
-    patient.model.train()
-    monkeypatch.setattr(avatarl_env.patient, "generate", fail)
-    with pytest.raises(error, match="stop"):
-        patient.evaluate_operated(HeadGain(patient.targets), COEFFICIENTS, some_prompts(patient))
-    assert fingerprint(patient.model) == before
-    assert not any(m._forward_hooks for m in patient.model.modules())
-    assert patient.model.training
-    assert patient.forward_tokens == 0
-
-
-def test_bad_coefficients_leave_the_weights(patient: Patient) -> None:
-    before = fingerprint(patient.model)
-    with pytest.raises(ValueError, match="coefficients must be finite"):
-        patient.evaluate_operated(
-            HeadGain(patient.targets), np.full(4, math.nan), some_prompts(patient)
-        )
-    assert fingerprint(patient.model) == before
-
-
-def test_commit_writes_the_operated_weights_into_the_same_parameters(patient: Patient) -> None:
-    operator = HeadGain(patient.targets)
-    parameters = list(patient.model.parameters())
-    places = [p.data_ptr() for p in parameters]
-    original, expected = [bits(p) for p in parameters], operated_weights(patient, operator)
-    patient.commit(operator, COEFFICIENTS)
-    assert [bits(p) for p in patient.model.parameters()] == expected != original
-    assert all(a is b for a, b in zip(patient.model.parameters(), parameters, strict=True))
-    assert [p.data_ptr() for p in parameters] == places
-    assert patient.n_changes == 1
 
 
 # --- many operations -----------------------------------------------------------------------------
@@ -336,50 +233,30 @@ def one_by_one(
     return [patient.evaluate_operated(operator, c, p) for c, p in pairs]
 
 
-@pytest.mark.parametrize("at_once", [1, 8, 11, 256])
+@pytest.mark.parametrize("at_once", [1, 11, 256])
 @pytest.mark.parametrize(("name", "options"), [(None, {}), *OPERATIONS])
 def test_many_operations_read_as_one_by_one(
-    name: str | None,
-    options: dict[str, Any],
-    at_once: int,
-    patient: Patient,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str | None, options: dict[str, Any], at_once: int, patient: Patient
 ) -> None:
-    """Five operations of four prompts: one, two or three of them, or all, in one forward."""
+    """Five operations of four prompts: one or two of them, or all, in one forward."""
     arguments = many(patient, name, **options)
     expected = one_by_one(patient, *arguments)
     before = fingerprint(patient.model)
     versions = [p._version for p in patient.model.parameters()]
     counts, patient.forward_tokens = forwarded_tokens(patient.model), 0
-    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
+    patient.rows_per_forward = at_once
     found = patient.evaluate_many(*arguments)
     assert len(found) == 5
     for one, other, prompts in zip(found, expected, arguments[0], strict=True):
         assert_same_reading(one, other, prompts.uniforms)
+        ((_, terms),) = measure_many(one.generations, patient.reference)
+        assert one.terms == terms  # measured together, to the last bit those of each alone
     n_parts = math.ceil(5 / max(1, at_once // 4))
     assert len(counts) == n_parts * 6  # the prompts and five new tokens
     assert sum(counts) == patient.forward_tokens == 5 * 4 * (8 + 5)
     assert fingerprint(patient.model) == before
     assert [p._version for p in patient.model.parameters()] == versions  # never written
     assert count_hooks(patient.model) == 1  # the test's
-
-
-@pytest.mark.parametrize("at_once", [1, 8, 256])
-def test_terms_are_to_the_last_bit_those_of_each_operation_alone(
-    at_once: int, patient: Patient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Terms of many operations are measured together; one by one is what they have to equal."""
-    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
-    for evaluation in patient.evaluate_many(*many(patient, "head_gain")):
-        generations = evaluation.generations
-        assert evaluation.terms == measure_terms(generations, patient.reference)
-        plain = Generations(
-            generations.tokens,
-            generations.n_prompt,
-            generations.distributions,
-            generations.prompt_loss,
-        )
-        assert evaluation.terms == measure_terms(plain, patient.reference)  # one character each
 
 
 @pytest.mark.parametrize(("name", "options"), OPERATIONS)
@@ -407,21 +284,6 @@ def test_an_operation_that_kills_does_not_touch_its_neighbours(patient: Patient)
     assert same(found[2], healthy[2])
 
 
-def test_a_uniform_on_a_boundary_may_fall_on_either_side(patient: Patient) -> None:
-    """The only way in which the texts of two ways to compute the same may differ."""
-    prompts, operator, coefficients = many(patient, "head_gain")
-    readings = one_by_one(patient, prompts, operator, coefficients)
-    for p, reading in zip(prompts, readings, strict=True):
-        cdf = np.exp(reading.generations.distributions).cumsum(-1)  # (4, 6, V)
-        p.uniforms[:, -1] = cdf[:, -1, 3].clip(max=1 - 2**-24)
-    expected = one_by_one(patient, prompts, operator, coefficients)
-    found = patient.evaluate_many(prompts, operator, coefficients)
-    for one, other, p in zip(found, expected, prompts, strict=True):
-        assert_same_reading(one, other, p.uniforms)
-        with pytest.raises(AssertionError):  # the check itself can fail
-            assert_same_reading(one, found[0] if one is not found[0] else found[1], p.uniforms)
-
-
 def test_no_operations_are_no_error_and_no_forward(patient: Patient) -> None:
     _, operator, _ = many(patient, "head_gain")
     assert patient.evaluate_many([]) == []
@@ -440,7 +302,7 @@ def test_operations_of_different_sizes_are_refused(patient: Patient) -> None:
         Prompts(first.tokens, first.uniforms[:, :5]),
     ]
     for other in others:
-        with pytest.raises(ValueError, match=r"^prompts must be as many and as long for every op"):
+        with pytest.raises(ValueError, match=r"^prompts must be of one number and length"):
             patient.evaluate_many([first, other])
     assert patient.forward_tokens == 0
 
@@ -460,120 +322,52 @@ def test_coefficients_that_are_not_one_row_each_are_refused(
     assert patient.forward_tokens == 0
 
 
-def test_an_operator_that_cannot_act_on_rows_operates_one_by_one_and_says_so_once(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    prompts, overlaid, coefficients = many(patient, "head_gain")
-    operator = InPlaceGain(patient.targets)
-    windows = np.stack([p.tokens for p in prompts])
-    expected = one_by_one(patient, prompts, operator, coefficients)
-    losses = patient.losses(windows, overlaid, coefficients)
-    before = fingerprint(patient.model)
-    avatarl_env.patient._say_once.cache_clear()
-    counts = forwarded_tokens(patient.model)
-    for _ in range(2):
-        found = patient.evaluate_many(prompts, operator, coefficients)
-        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
-        assert patient.losses(windows, operator, coefficients) == pytest.approx(losses, abs=1e-5)
-        assert fingerprint(patient.model) == before
-    assert len(counts) == 2 * (5 * 6 + 5)
-    assert caplog.messages == [
-        "InPlaceGain has no row_edits: its operations are performed one by one"
-    ]
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_many_evaluations_that_fail_half_way_leave_everything_as_it_was(
-    error: type[BaseException], in_place: bool, patient: Patient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts, operator, coefficients = many(patient, "head_gain")
-    if in_place:
-        operator = InPlaceGain(patient.targets)
-    before, calls = fingerprint(patient.model), []
-    patient.model.train()
-    generate = avatarl_env.patient.generate
-
-    def fail_at_the_second(*arguments: Any, **keywords: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            arguments[0](arguments[1])  # with every hook in place
-            raise error("stop")
-        return generate(*arguments, **keywords)
-
-    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", 8)
-    monkeypatch.setattr(avatarl_env.patient, "generate", fail_at_the_second)
-    with pytest.raises(error, match="stop"):
-        patient.evaluate_many(prompts, operator, coefficients)
-    assert fingerprint(patient.model) == before
-    assert count_hooks(patient.model) == 0
-    assert all(module.training for module in patient.model.modules())
-
-
-def naive_losses(patient: Patient, windows: np.ndarray) -> list[float]:
-    return [naive_loss(patient.model, torch.from_numpy(row)) for row in windows]
-
-
 @pytest.mark.parametrize("at_once", [1, 7])
 @pytest.mark.parametrize(("name", "options"), [(None, {}), *OPERATIONS])
 def test_losses_equal_naive_ones_under_each_operation(
-    name: str | None,
-    options: dict[str, Any],
-    at_once: int,
-    patient: Patient,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str | None, options: dict[str, Any], at_once: int, patient: Patient
 ) -> None:
     _, operator, coefficients = many(patient, name, n=3, **options)
     rng = np.random.default_rng(3)
     windows = np.stack([patient.windows("validation", 3, 10, rng) for _ in range(3)])
     expected = []
-    for row, c in zip(windows, coefficients, strict=True):
-        if operator is None:
-            expected.append(naive_losses(patient, row))
-            continue
-        with SurgicalTheater(patient.model, [operator]) as theater:
-            operator.apply(theater, c)
-            expected.append(naive_losses(patient, row))
+    for rows, c in zip(windows, coefficients, strict=True):
+        with SurgicalTheater(patient.model, [operator] if operator else patient.targets) as theater:
+            if operator is not None:
+                operator.apply(theater, c)
+            expected.append([naive_loss(patient.model, torch.from_numpy(row)) for row in rows])
     before, counts = fingerprint(patient.model), forwarded_tokens(patient.model)
     patient.model.train()
-    monkeypatch.setattr(avatarl_env.patient, "ROWS_PER_FORWARD", at_once)
+    patient.rows_per_forward = at_once
+    patient.tokens_per_forward = 30
     losses = patient.losses(windows, operator, coefficients)
     assert losses.shape == (3, 3)
     assert losses.dtype == np.float64
     assert losses == pytest.approx(np.array(expected), abs=1e-5)
     assert sum(counts) == patient.forward_tokens == 3 * 3 * 9
+    assert max(counts) <= 27 or name is None or at_once == 7
     assert fingerprint(patient.model) == before
     assert patient.model.training
     assert count_hooks(patient.model) == 1  # the test's
 
 
-@pytest.mark.parametrize("name", [None, "head_gain"])
-def test_many_windows_are_read_a_few_of_each_operation_at_a_time(
-    name: str | None, patient: Patient, monkeypatch: pytest.MonkeyPatch
+def test_an_operator_without_row_edits_operates_one_by_one_and_warns_once(
+    patient: Patient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, operator, coefficients = many(patient, name, n=2)
-    windows = patient.windows("surgeon", 10, 10, np.random.default_rng(3)).reshape(2, 5, 10)
-    expected = patient.losses(windows, operator, coefficients)
-    counts = forwarded_tokens(patient.model)
-    monkeypatch.setattr(avatarl_env.patient, "TOKENS_PER_FORWARD", 50)
-    found = patient.losses(windows, operator, coefficients)
-    assert counts == [2 * 2 * 9, 2 * 2 * 9, 2 * 1 * 9]
-    assert found == pytest.approx(expected, abs=1e-6)
+    class Plain(InPlaceGain):
+        """A class of its own: the warning is given once for each."""
 
-
-@pytest.mark.parametrize("shape", [(2, 0, 9), (0, 3, 9)])
-def test_no_windows_have_no_losses(shape: tuple[int, ...], patient: Patient) -> None:
-    assert patient.losses(np.zeros(shape, dtype=np.int64)).shape == shape[:2]
-
-
-def test_losses_of_prompts_are_those_of_an_evaluation(patient: Patient) -> None:
-    prompts, operator, coefficients = many(patient, "spectral_bands")
+    prompts, overlaid, coefficients = many(patient, "head_gain")
+    operator = Plain(patient.targets)
     windows = np.stack([p.tokens for p in prompts])
-    losses = patient.losses(windows, operator, coefficients)
-    for row, reading in zip(
-        losses, patient.evaluate_many(prompts, operator, coefficients), strict=True
-    ):
-        assert row == pytest.approx(reading.generations.prompt_loss, abs=1e-5)
+    expected = one_by_one(patient, prompts, operator, coefficients)
+    losses = patient.losses(windows, overlaid, coefficients)
+    for _ in range(2):
+        found = patient.evaluate_many(prompts, operator, coefficients)
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+        assert patient.losses(windows, operator, coefficients) == pytest.approx(losses, abs=1e-5)
+    assert len(caplog.messages) == 1
+    assert "Plain has no row_edits" in caplog.messages[0]
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -625,12 +419,6 @@ def test_what_is_not_there_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_an_absent_gpu_is_refused_in_one_line(folder: str) -> None:
-    with pytest.raises(ValueError, match=r"device must be one that torch has, got 'cuda': [^\n]+$"):
-        Patient.load(folder, device="cuda")
-
-
 def test_running_out_of_memory_is_not_a_wrong_device(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -647,7 +435,7 @@ def test_a_model_that_does_not_say_what_it_learned_needs_a_corpus(tmp_path: Path
     about = json.loads((tmp_path / "model.json").read_text())
     del about["corpus"]
     (tmp_path / "model.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"corpus must be given, .* does not say what it learned"):
+    with pytest.raises(ValueError, match="corpus must be given"):
         Patient.load(folder)
     assert Patient.load(folder, corpus=str(tmp_path / "text.txt")).corpus.text
 

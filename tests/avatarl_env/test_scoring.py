@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/scoring.py."""
+"""Tests of avatarl_env/scoring."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from avatarl_env.episode import COLLISION_MARGIN
-from avatarl_env.scoring import (
-    BOUND,
-    TERMS,
-    Generations,
-    Score,
-    Term,
+from avatarl_env.lm.generation import Generation
+from avatarl_env.lm.tokenizer import CharTokenizer
+from avatarl_env.scoring import BOUND, TERMS, Generations, Score, Term, measure_many
+from avatarl_env.scoring.generations import as_generations, pooled_characters
+from avatarl_env.scoring.reference import (
+    LARGEST_VOCABULARY,
+    Array,
+    TextReference,
+    encode_corpus,
+)
+from avatarl_env.scoring.terms import (
     collision_l2,
     distinct,
     entropy,
     heldout_loss,
     kl_ref,
-    measure_many,
-    measure_terms,
     ref_loglik,
 )
-from avatarl_env.scoring.reference import LARGEST_VOCABULARY, Array, TextReference
-from tests.patients import tiny_patient
+from tests.foreign import Pairs
+from tests.patients import tiny_corpus, tiny_patient
 
 HALF = math.log(0.5)
 LN_2 = math.log(2.0)
@@ -70,6 +73,14 @@ def writing(
     )
 
 
+def measure_terms(
+    generations: Generations, reference: TextReference, terms: dict[str, Term] | None = None
+) -> dict[str, float]:
+    """Return the terms of one operation."""
+    ((_, values),) = measure_many(generations, reference, terms=terms)
+    return values
+
+
 def logs(*probabilities: float) -> NDArray[np.float64]:
     with np.errstate(divide="ignore"):
         return np.log(np.array(probabilities))
@@ -93,13 +104,6 @@ def test_kl_ref_by_hand(p: tuple[float, float], expected: float, coin: TextRefer
     value = kl_ref(writing([[0, 1, 1]], logs(*p)), coin)
     assert value.shape == (1,)
     assert value[0] == pytest.approx(expected, abs=1e-7)
-
-
-def test_kl_ref_is_the_mean_over_positions_of_each_prompt(coin: TextReference) -> None:
-    log_p = np.stack([[logs(0.5, 0.5), logs(1, 0)], [logs(2 / 3, 1 / 3), logs(0, 1)]])
-    value = kl_ref(writing([[0, 0], [1, 0]], log_p), coin)
-    expected = [(0.5 * math.log(8 / 9) + math.log(2 / 3)) / 2, math.log(1 / 3) / 2]
-    assert value == pytest.approx(expected, abs=1e-7)
 
 
 def test_kl_ref_equals_the_brute_force_divergence(tongue: TextReference) -> None:
@@ -199,19 +203,6 @@ def test_trigram_distance_is_unbiased_by_enumeration(n: int, coin: TextReference
     assert np.std(samples) > 100
 
 
-@pytest.mark.parametrize("n", [5, 50])
-def test_trigram_distance_of_samples_is_zero_within_its_standard_error(
-    n: int, tongue: TextReference
-) -> None:
-    rng = np.random.default_rng(2)
-    train = tiny_patient().splits["train"]
-    starts = rng.integers(0, len(train) - 2, (400, n))
-    samples = [tongue.trigram_distance(train[rows[:, None] + np.arange(3)]) for rows in starts]
-    error = np.std(samples, ddof=1) / math.sqrt(len(samples))
-    assert abs(np.mean(samples)) < 3 * error
-    assert error < 1.5
-
-
 def test_trigram_distance_of_whole_rows_of_real_text_is_far_below_the_flatline_margin(
     tongue: TextReference,
 ) -> None:
@@ -219,69 +210,6 @@ def test_trigram_distance_of_whole_rows_of_real_text_is_far_below_the_flatline_m
     rng = np.random.default_rng(3)
     windows = [patient.windows("train", 32, 64, rng) for _ in range(50)]
     assert abs(np.mean([tongue.trigram_distance(w) for w in windows])) < COLLISION_MARGIN / 5
-
-
-def test_trigram_distance_explodes_on_loops(tongue: TextReference) -> None:
-    patient = tiny_patient()
-    loop = np.resize(patient.tokenizer.encode("mare stone"), 64)
-    own = tongue.trigram_distance(patient.windows("train", 32, 64, np.random.default_rng(4)))
-    looped = tongue.trigram_distance(np.tile(loop, (32, 1)))
-    assert looped > own + 10 * COLLISION_MARGIN
-
-
-# --- what a score must not be fooled by ----------------------------------------------------------
-
-
-def write_like_the_reference(
-    reference: TextReference, change: Callable[[Array], Array], n_rows: int = 32, n_new: int = 24
-) -> Generations:
-    """Let a writer go on whose every distribution is the changed reference's."""
-    rng = np.random.default_rng(5)
-    prompts = tiny_patient().windows("validation", n_rows, 4, rng)
-    tokens = np.concatenate([prompts, np.zeros((n_rows, n_new), dtype=np.int64)], axis=1)
-    distributions = np.zeros((n_rows, n_new, reference.vocab_size))
-    for j in range(n_new):
-        log_q = reference.ngram.next_log_probs(tokens[:, : 5 + j], 4 + j)[:, 0].astype(float)
-        p = change(np.exp(log_q))
-        p /= p.sum(-1, keepdims=True)
-        tokens[:, 4 + j] = (p.cumsum(-1) < rng.random((n_rows, 1))).sum(-1).clip(max=p.shape[1] - 1)
-        with np.errstate(divide="ignore"):
-            distributions[:, j] = np.log(p)
-    return Generations(tokens, 4, distributions, np.ones(n_rows))
-
-
-def loop_of_three(q: Array) -> Array:
-    """Be certain of the likeliest three letters, whatever the context."""
-    p = np.zeros_like(q)
-    p[:, :3] = 1.0
-    return p
-
-
-WRITERS: dict[str, Callable[[Array], Array]] = {
-    "sharpened": lambda q: q**2,
-    "slightly sharpened": lambda q: q**1.1,
-    "flattened": lambda q: q**0.5,
-    "uniform": np.ones_like,
-    "greedy": lambda q: (q == q.max(-1, keepdims=True)).astype(float),
-    "babbling": loop_of_three,
-}
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_default_score_prefers_the_references_own_samples(name: str, tongue: TextReference) -> None:
-    own = measure_terms(write_like_the_reference(tongue, lambda q: q), tongue)
-    other = measure_terms(write_like_the_reference(tongue, WRITERS[name]), tongue)
-    score = Score()
-    assert score(own) == pytest.approx(0, abs=1e-6)
-    assert score(other) < -1e-3
-
-
-def test_ref_loglik_is_fooled_by_certainty(tongue: TextReference) -> None:
-    """The reason why it is not the default."""
-    score = Score({"ref_loglik": 1.0})
-    own = measure_terms(write_like_the_reference(tongue, lambda q: q), tongue)
-    greedy = measure_terms(write_like_the_reference(tongue, WRITERS["greedy"]), tongue)
-    assert score(greedy) > score(own) + 0.1
 
 
 # --- measure_terms -------------------------------------------------------------------------------
@@ -322,12 +250,6 @@ def test_a_real_character_held_for_impossible_is_a_number(coin: TextReference) -
     assert measure_terms(text, coin)["heldout_loss"] == BOUND
 
 
-def test_certainty_needs_no_warning(coin: TextReference) -> None:
-    terms = measure_terms(writing([[0, 0, 0, 0]], logs(1, 0)), coin)
-    assert terms["kl_ref"] == pytest.approx(math.log(2 / 3))
-    assert terms["entropy"] == 0
-
-
 def test_a_term_of_ones_own(coin: TextReference, monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(text: Generations, reference: TextReference) -> Array:
         return (text.new_tokens == 0).mean(axis=1)
@@ -362,27 +284,6 @@ def test_terms_of_many_operations_at_once_are_those_of_each_to_the_last_bit(
     assert seen == [4] * 6
 
 
-def test_a_measure_by_row_is_given_all_rows_at_once(
-    coin: TextReference, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def zeros(text: Generations, reference: TextReference) -> Array:
-        seen.append(len(text.tokens))
-        return (text.new_tokens == 0).mean(axis=1)
-
-    monkeypatch.setitem(TERMS, "zeros", Term(zeros, 1.0, by_row=True))
-    measured = measure_many(writing([[0, 0, 0, 1], [1, 1, 1, 1]]), coin, 2)
-    assert [terms["zeros"] for _, terms in measured] == [0.75, 0.0]
-    assert seen == [2]
-
-
-@pytest.mark.parametrize("by_row", [True, False])
-def test_a_measure_may_return_a_list(by_row: bool, coin: TextReference) -> None:
-    term = Term(lambda text, reference: [1, 2], 1.0, by_row=by_row)
-    assert measure_terms(writing([[0, 0, 0, 1]] * 2), coin, {"mine": term}) == {"mine": 1.5}
-
-
 @pytest.mark.parametrize(
     ("returned", "found"),
     [
@@ -406,16 +307,6 @@ def test_what_a_measure_by_row_returns_is_checked(
         with pytest.raises(ValueError, match=f"{rule}{found}$") as caught:
             measure_many(text, coin, n, terms)
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("returned", [[1.0] * 3, [], np.ones((2, 1)), None, 1.0])
-def test_what_a_measure_of_a_batch_returns_is_checked(
-    returned: object, coin: TextReference
-) -> None:
-    terms = {"mine": Term(lambda text, reference: returned, 1.0)}
-    rule = r"^score term 'mine' must return numbers of shape \(2,\) or \(1,\), got "
-    with pytest.raises(ValueError, match=rule):
-        measure_many(writing([[0, 0, 0, 1]] * 4), coin, 2, terms)
 
 
 # --- large vocabularies --------------------------------------------------------------------------
@@ -583,3 +474,98 @@ def test_differences_of_scores_add_up_without_rounding() -> None:
 def test_bad_weights_are_refused(weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Score(weights)
+
+
+# --- generations and the corpus -------------------------------------------------------------------
+
+
+class Words:
+    """Token i decodes to i letters."""
+
+    vocab_size = 10
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.zeros(len(text), dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> str:
+        return "".join("x" * int(i) for i in ids)
+
+
+def test_characters_are_pooled_over_each_operation() -> None:
+    tokens = np.array([[1, 2], [3, 4], [0, 0], [5, 0]])
+    assert pooled_characters(Words(), tokens, 2).tolist() == [5.0, 5.0, 2.5, 2.5]
+    assert pooled_characters(Words(), tokens, 1).tolist() == [3.75] * 4
+    assert pooled_characters(Words(), tokens, 4).tolist() == [3.0, 7.0, 1.0, 5.0]  # 1, not 0
+
+
+def test_texts_of_no_characters_count_as_one_together() -> None:
+    assert pooled_characters(Words(), np.zeros((4, 3), dtype=np.int64), 2).tolist() == [0.5] * 4
+
+
+def test_a_writing_by_hand() -> None:
+    """Two operations of one prompt; prompts 1 2 and 1 4, of which the second token counts."""
+    tokens = torch.tensor([[1, 2, 3, 1], [1, 4, 0, 0]])
+    log_probs = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]])
+    entropies = torch.tensor([[1.0, 1.0], [0.5, 0.0]])
+    generation = Generation(tokens, log_probs, None, entropies)
+    generations = as_generations(Words(), generation, torch.tensor([[3.0], [2.0]]), 2)
+    assert generations.n_prompt == 2
+    assert generations.prompt_loss.tolist() == [1.5, 0.5]
+    assert generations.distributions is None
+    first, second = generations.split(2)
+    assert first.new_tokens.tolist() == [[3, 1]]
+    assert second.prompt_loss.tolist() == [0.5]
+    assert second.entropies.tolist() == [[0.5, 0.0]]
+    assert second.n_prompt == 2
+
+
+def test_a_short_prompt_among_long_ones_does_not_blow_up() -> None:
+    """Total nats over total characters: (4 + 4) / (1 + 15), whatever row they are in."""
+    tokens = torch.tensor([[9, 0, 1, 9], [9, 9, 6, 9]])
+    generation = Generation(tokens, torch.ones(2, 1), None, torch.ones(2, 1))
+    generations = as_generations(Words(), generation, torch.full((2, 2), 2.0))
+    assert generations.prompt_loss.tolist() == [0.5, 0.5]
+    assert generations.prompt_loss.mean() == 8 / 16
+
+
+def test_the_tokens_that_are_written_do_not_change_what_nats_are_divided_by() -> None:
+    """Else an operation would be paid for writing long ones."""
+    corpus = tiny_corpus()
+    _, reference = encode_corpus(corpus, Pairs())
+    assert reference.characters_per_token == 2.0
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    assert encode_corpus(corpus, tokenizer)[1].characters_per_token == 1.0
+    words = Words()
+    words.encode = lambda text: np.arange(len(text) // 4) % 10  # type: ignore[method-assign]
+    _, reference = encode_corpus(corpus, words)
+    assert reference.characters_per_token == 4.0
+    found = []
+    for token in (1, 9):
+        tokens = torch.full((2, 4), token)
+        generation = Generation(tokens, torch.full((2, 2), -2.0), None, torch.ones(2, 2))
+        generations = as_generations(words, generation, torch.ones(2, 1))
+        found.append(entropy(generations, reference).tolist())
+    assert found == [[0.25, 0.25]] * 2
+
+
+def test_our_own_tokenizers_corpus_is_counted_once_per_process() -> None:
+    corpus = tiny_corpus()
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    splits, reference = encode_corpus(corpus, tokenizer)
+    again = encode_corpus(corpus, CharTokenizer(tokenizer.characters))
+    assert again[0] is splits
+    assert again[1] is reference
+
+
+def test_a_tokenizer_derived_from_ours_is_not_cached_as_ours() -> None:
+    """It may encode in another way and still be equal."""
+
+    class Lazy(CharTokenizer):
+        def encode(self, text: str) -> np.ndarray:
+            return super().encode(text)[::2]
+
+    corpus = tiny_corpus()
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    whole, _ = encode_corpus(corpus, tokenizer)
+    half, _ = encode_corpus(corpus, Lazy(tokenizer.characters))
+    assert half["train"].tolist() == whole["train"][::2].tolist()

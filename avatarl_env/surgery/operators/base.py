@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from avatarl_env.errors import shown
 from avatarl_env.surgery.theater import SurgicalTheater
 
 
@@ -61,5 +63,6 @@ def as_coefficients(coefficients: ArrayLike, count: int, *, rows: bool = False) 
 
 def check_scale(scale: float) -> None:
     """Raise a ValueError unless `scale` is positive and finite."""
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if not is_number or not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {shown(scale)}")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from avatarl_env.errors import check_choice
+from avatarl_env.errors import check_bool, check_choice, shown
 from avatarl_env.surgery.operators.base import as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, add_low_rank
 from avatarl_env.surgery.projections import AttentionTarget, Projection
@@ -58,6 +58,10 @@ class FactoredOperator(ABC):
         if not targets:
             raise ValueError("targets must hold at least one attention layer, got none")
         projections = [projections] if isinstance(projections, str) else projections
+        if not isinstance(projections, list | tuple):
+            raise ValueError(  # noqa: TRY004 - as for every bad argument
+                f"projections must be a name or a list of names, got {shown(projections)}"
+            )
         for name in projections:
             check_choice("projections", name, PROJECTIONS)
         if not projections or len(set(projections)) < len(projections):
@@ -136,6 +140,7 @@ class FactoredOperator(ABC):
 
     def _lay_out(self, parts: Sequence[str], *, tied: bool, tied_projections: bool = False) -> None:
         """Give every projection of every layer one coefficient for each part, or a shared one."""
+        tied = check_bool("tied", tied)
         matrices: list[EditedMatrix] = []
         labels: list[str] = []
         places: dict[str, slice] = {}

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from avatarl_env.errors import check_bool
 from avatarl_env.surgery.operators.base import as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, scale_heads
 from avatarl_env.surgery.projections import AttentionTarget
@@ -52,6 +53,7 @@ class HeadGain:
                 "targets must not normalise their queries after the projection: a gain there would "
                 f"do nothing, got {normalised}"
             )
+        tied = check_bool("tied", tied)
         check_scale(scale)
         self.targets = tuple(targets)
         self.tied = tied

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avatarl_env.errors import check_integer
 from avatarl_env.surgery.operators.factored import FactoredOperator, Factors
 from avatarl_env.surgery.projections import AttentionTarget
+
+MOST_DIRECTIONS = 4096
+"""Most directions, and largest rank: each takes time and memory."""
 
 
 class LowRankSeed(FactoredOperator):
@@ -48,8 +52,9 @@ class LowRankSeed(FactoredOperator):
         """
         super().__init__(targets, projections, scale)
         for name, value in (("n_directions", n_directions), ("rank", rank)):
-            if value < 1:
+            if check_integer(name, value, most=MOST_DIRECTIONS) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        seed = check_integer("seed", seed)
         self.rank = rank
         parts = [f"direction {k}" for k in range(n_directions)]
         self._lay_out(parts, tied=True, tied_projections=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class SpectralBands(FactoredOperator):
         """
         super().__init__(targets, projections, scale)
         rank = min(min(shape) for shape in self._shapes())
-        if not 2 <= n_bands <= rank:
+        if not isinstance(n_bands, int | np.integer) or not 2 <= n_bands <= rank:
             raise ValueError(f"n_bands must be in [2, {rank}], got {n_bands}")
         self.n_bands = n_bands
         self._lay_out([f"log-gain band {band}" for band in range(n_bands)], tied=tied)

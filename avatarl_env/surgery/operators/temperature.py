@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from avatarl_env.errors import closest
+from avatarl_env.errors import check_text, closest
 from avatarl_env.surgery.operators.base import as_coefficients, check_scale
 from avatarl_env.surgery.overlay import RowEdit, scale_made
 from avatarl_env.surgery.parameters import check_weight
@@ -47,6 +47,8 @@ class OutputTemperature:
                 proportional to its parameters.
         """
         check_scale(scale)
+        if final_norm is not None:
+            final_norm = check_text("final_norm", final_norm)
         self.scale = scale
         model = targets.model
         self._head = _output_head(model)

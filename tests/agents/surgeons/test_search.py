@@ -22,7 +22,7 @@ class Valley(ToyOperations):
 
     def __init__(self, n_rows: int, noise: float = 0.0) -> None:
         super().__init__(0.0, 0.0, n_rows=n_rows)
-        self.config.step_size = 0.5
+        self.config.step_size, self.config.max_coefficient = 0.5, 1.0
         self.reached = np.zeros((n_rows, 2))
         self.paid = np.zeros(n_rows)
         self.noise = noise
