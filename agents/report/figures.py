@@ -18,7 +18,7 @@ from agents.report.data import (
     running_mean,
     same_text,
 )
-from agents.report.html import DASH, Html, figure
+from agents.report.html import MINUS, Html, figure, percent
 
 Figure = dict[str, Any]
 
@@ -49,9 +49,9 @@ class Curve(NamedTuple):
 
     def show(self, value: float | None) -> str:
         """Format a value of the metric."""
-        if value is None:
-            return DASH
-        return f"{100 * value:.1f} %" if self.is_share else f"{value:.4g}"
+        if self.is_share or value is None:
+            return percent(value)
+        return f"{value:.4g}".replace("-", MINUS)
 
 
 CURVES = [

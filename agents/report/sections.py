@@ -241,10 +241,8 @@ def _sample(row: Row) -> Html:
 
 
 def phases_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Show what each phase cost, and how the metrics changed in it."""
-    phases = [phase for run in runs for phase in run.summary.get("phases") or []]
-    ends = {x for phase in phases for side in ("first", "last") for x in phase.get(side, {})}
-    curves = [curve for curve in CURVES if curve.metric in ends]
+    """Show what each phase cost, and how the evaluations changed in it."""
+    curves = [curve for curve in CURVES if curve.kind == "evaluation"]  # others are too noisy
 
     def rows_of(run: Run) -> Iterable[tuple[object, ...]]:
         for phase in run.summary.get("phases") or run.phases:
@@ -258,7 +256,7 @@ def phases_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
             )
 
     head = ("Phase", "Forward tokens", "Steps", "Time", *(curve.title for curve in curves))
-    return run_table("First and last value of each metric, by phase", head, runs, rows_of)
+    return run_table("First and last evaluation of each phase", head, runs, rows_of)
 
 
 def _change(curve: Curve, phase: Row) -> str:
