@@ -47,11 +47,9 @@ class Curve(NamedTuple):
         """Whether the metric is shown in percent."""
         return self.unit.startswith("share")
 
-    def show(self, value: float | None) -> str:
+    def show(self, value: float) -> str:
         """Format a value of the metric."""
-        if self.is_share or value is None:
-            return percent(value)
-        return f"{value:.4g}".replace("-", MINUS)
+        return percent(value) if self.is_share else f"{value:.4g}".replace("-", MINUS)
 
 
 CURVES = [

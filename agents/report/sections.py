@@ -245,23 +245,25 @@ def phases_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
     curves = [curve for curve in CURVES if curve.kind == "evaluation"]  # others are too noisy
 
     def rows_of(run: Run) -> Iterable[tuple[object, ...]]:
-        for phase in run.summary.get("phases") or run.phases:
-            spans = [span for span in run.phases if span["name"] == phase["name"]]
+        finished = {phase["name"]: phase for phase in run.summary.get("phases") or []}
+        for span in run.phases:
+            phase = finished.get(span["name"], {})
             yield (
-                phase["name"],
-                f"{sum(span['end'] - span['start'] for span in spans):,}",
+                span["name"],
+                f"{span['end'] - span['start']:,}",
                 phase.get("steps", DASH),
                 duration(phase["seconds"]) if "seconds" in phase else DASH,
-                *(_change(curve, phase) for curve in curves),
+                *(_change(run, curve, span["name"]) for curve in curves),
             )
 
     head = ("Phase", "Forward tokens", "Steps", "Time", *(curve.title for curve in curves))
     return run_table("First and last evaluation of each phase", head, runs, rows_of)
 
 
-def _change(curve: Curve, phase: Row) -> str:
-    values = [phase.get(side, {}).get(curve.metric) for side in ("first", "last")]
-    return DASH if values == [None, None] else " \u2192 ".join(map(curve.show, values))
+def _change(run: Run, curve: Curve, phase: str) -> str:
+    series = run.series(curve.kind, curve.metric)
+    values = [y for y, name in zip(series.y, series.phase, strict=True) if name == phase]
+    return f"{curve.show(values[0])} \u2192 {curve.show(values[-1])}" if values else DASH
 
 
 def differences_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
