@@ -125,8 +125,8 @@ class TrainConfig:
         return {
             **{n: errors.check_text(n, getattr(self, n)) for n in ("corpus", "device", *given)},
             "surgeon_options": errors.check_mapping("surgeon_options", self.surgeon_options),
-            "layers": _as_layers(self.layers),
-            "score": _as_weights(self.score),
+            "layers": None if self.layers is None else errors.check_layers(self.layers),
+            "score": Score(self.score).weights,
             "seed": errors.check_integer("seed", self.seed, most=MOST_SEED),
             "checkpoint_seconds": seconds,
             "tensorboard": errors.check_bool("tensorboard", self.tensorboard),
@@ -206,21 +206,3 @@ def _rebuilt(kind: Any, value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rebuilt(kind, item) for name, item in value.items()}
     return float(value) if isinstance(value, str) and value in NOT_FINITE else value
-
-
-def _as_layers(value: Any) -> tuple[int | str, ...] | None:
-    if value is None:
-        return None
-    is_row = isinstance(value, list | tuple) and len(value) > 0
-    if not is_row or not all(type(entry) in (int, str) for entry in value):
-        raise ValueError(
-            f"layers must be None, or numbers, names or globs of layers, one or more, got {value!r}"
-        )
-    return tuple(value)
-
-
-def _as_weights(value: Any) -> dict[str, float]:
-    weights = value.values() if isinstance(value, Mapping) else [None]
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in weights):
-        raise ValueError(f"score must be numbers, weights by the name of a term, got {value!r}")
-    return Score(value).weights

@@ -131,11 +131,14 @@ def test_every_operator_can_be_chosen(name: str, in_place_gain: str) -> None:
                 ("grpo", "GRPOConfig", (3,)),
                 ("operation", "EpisodeConfig", (3,)),
                 ("curriculum", "CurriculumConfig", (3,)),
-                ("layers", "numbers, names or globs", ([1.5], [True], 1, "blocks.*", ())),
-                ("score", "numbers", (["kl_ref"], {"kl_ref": "1"}, {"kl_ref": True})),
+                ("layers", "numbers, names or globs", (1.5, {3: 1})),
+                ("score", "dict with names as keys", (["kl_ref"],)),
             ]
             for value in values
         ),
+        ({"layers": [1.5]}, "^layers must be numbers, names or globs, got 1.5"),
+        ({"layers": ()}, "^layers must have 1 to .*, got "),
+        ({"score": {"kl_ref": "1"}}, r"^score\['kl_ref'\] must be a finite number, got '1'"),
         ({"score": {}}, "^score must weigh at least one term"),
         ({"score": {"klref": 1}}, "^score must be one of .*'klref'.*'kl_ref'"),
         ({"score": {"kl_ref": math.nan}}, r"^score\['kl_ref'\] must be a finite number, got nan"),
