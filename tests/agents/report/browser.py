@@ -63,7 +63,7 @@ def run_in(
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     size = (f"--window-size={width},900", "--virtual-time-budget=20000")
     command = [browser, *flags, scheme, *size, copy.resolve().as_uri()]
-    dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     copy.unlink()
     found = re.search('<pre id="answer">(.*?)</pre>', dumped, re.DOTALL)
     assert found is not None, dumped[-500:]
