@@ -205,6 +205,6 @@ write = pipeline("text-generation", model="this/folder")
 print(write("\\n", max_new_tokens={model.context // 2})[0]["generated_text"])
 ```
 
-The end of a text (eos) and padding are U+FFFD, which no text holds. To end what is written with the
-line, set `tokenizer.eos_token = "\\n"` after loading.
+End of text (eos) and padding are U+FFFD, which no text contains. To stop at the end of a line, set
+`tokenizer.eos_token = "\\n"` after loading.
 """

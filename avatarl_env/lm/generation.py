@@ -163,7 +163,7 @@ def generate(  # noqa: PLR0913 - each is one choice, by keyword
 ) -> Generation:
     """Continue every prompt by one token per column of uniforms.
 
-    When the text exceeds the context, the model goes on with its last half-context only.
+    When the text exceeds the context, only its last half-context is kept.
 
     Args:
         model: the language model; its weights and mode are not changed.

@@ -1,4 +1,4 @@
-"""Reads a model's losses and hidden states at its output head, in the forward it makes anyway.
+"""Reads a model's losses and hidden states at its output head, during its first forward.
 
 With a large vocabulary the logits of a whole text need by far the most memory. So above
 `WHOLE_UP_TO` tokens the losses are computed for a few positions at a time, and the model returns
