@@ -143,11 +143,7 @@ def test_a_surgeon_that_does_not_fit_is_refused_before_anything_is_measured(
     monkeypatch.setattr("agents.evaluation.language_model.evaluate_text", None)  # cannot be called
     words = ["evaluate", str(run.folder), "--surgeon"]
     line = refused(capsys, "evaluate", "bundled", *words[2:], str(run.folder))
-    assert re.match(
-        r"surgeon must be one for observations of \d+ numbers and actions of 8, "
-        r"got one for \d+ and 4 in ",
-        line,
-    )
+    assert re.match(r"surgeon must .*'action': 8.* got .*'action': 4", line)
     harms: dict[str, tuple[Callable[[Path], object], str]] = {
         "cut": (lambda f: (f / "checkpoints/final/surgeon.zip").write_bytes(b"PK"), "not a zip"),
         "operator": (lambda f: edit(f, operator="temprature"), "operator must be one of "),
