@@ -217,22 +217,12 @@ def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(
     assert not (tmp_path / "mark").exists()
 
 
-def grown(name: str) -> Callable[[dict[str, Any]], None]:
-    """Return what gives each transition of a stored buffer a number more."""
-
-    def change(buffer: dict[str, Any]) -> None:
-        rows = buffer["arrays"][name]
-        buffer["arrays"][name] = np.concatenate([rows, rows[..., :1]], axis=-1)
-
-    return change
-
-
 BUFFERS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "longer observations": grown("observations"),
-    "longer actions": grown("actions"),
+    "longer observations": lambda b: b["arrays"].update(
+        observations=np.repeat(b["arrays"]["observations"], 2, axis=-1)
+    ),
     "fewer rows": lambda b: b["arrays"].update(rewards=b["arrays"]["rewards"][:, :1]),
     "more than fits": lambda b: b.update(pos=10**9),
-    "less than nothing": lambda b: b.update(pos=-1),
     "not full": lambda b: b.update(full=True),
     "no flag": lambda b: b.update(full=1),
 }
