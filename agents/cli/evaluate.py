@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -82,26 +82,23 @@ def _evaluate(request: Evaluate) -> dict[str, Any]:
         "validation": metrics._asdict(),
     }
     if saved is not None:
+        name, surgeon, eval_env = saved
         rng = np.random.default_rng(request.seed)
         with refusing(ValueError):  # its actions are not finite
-            effect = measure_effect(saved.surgeon, saved.eval_env, "training", rng)
+            effect = measure_effect(surgeon, eval_env, "training", rng)
         record["surgeon_effect"] = {
-            "surgeon": saved.name,
+            "surgeon": name,
             "folder": request.surgeon,
-            "verdict": verdict([effect], saved.name),
+            "verdict": verdict([effect], name),
             "measurement": effect.as_summary(),
         }
     return record
 
 
-class _SavedSurgeon(NamedTuple):
-    name: str
-    surgeon: Surgeon
-    eval_env: AttentionSurgeryVectorEnv
-
-
-def _load_surgeon(request: Evaluate, patient: Patient) -> _SavedSurgeon:
-    """Load a saved surgeon to operate on a patient by the rules of its run."""
+def _load_surgeon(
+    request: Evaluate, patient: Patient
+) -> tuple[str, Surgeon, AttentionSurgeryVectorEnv]:
+    """Load a saved surgeon, to operate by the rules of its run, and its environment."""
     given = repr(request.surgeon)
     home = find_surgeon(Path(str(request.surgeon)))
     if home is None:
@@ -123,7 +120,7 @@ def _load_surgeon(request: Evaluate, patient: Patient) -> _SavedSurgeon:
         raise Refusal(
             f"surgeon must be of a run whose config.json has its rules, got {given}: {error}"
         ) from error
-    return _SavedSurgeon(str(read_json(home / SURGEON)["surgeon"]), surgeon, eval_env)
+    return str(read_json(home / SURGEON)["surgeon"]), surgeon, eval_env
 
 
 def _in_words(record: dict[str, Any]) -> str:

@@ -97,7 +97,7 @@ def _records(path: Path) -> list[Any]:
     if path.suffix == ".jsonl":
         if not path.is_file():
             raise Refusal(f"file {str(path)!r} must be a run's metrics.jsonl, got no regular file")
-        return [row for row in read_rows(path) if row is not None]
+        return [row for _, row in read_rows(path) if row is not None]
     content = read_json(path)
     commits = content.get("commits") if isinstance(content, dict) else None
     tried = commits.get("operations") if isinstance(commits, dict) else None

@@ -98,7 +98,7 @@ def _complaint(box: str, kind: str) -> str:
             parts[-1].append(inside)
         elif parts[-1]:
             parts.append([])
-    text = " ".join(parts[0])
+    text = " ".join(parts[0] or box.split())
     if len(parts) > 1 and parts[1][:1] == ["Perhaps you meant:"]:
         text += f", did you mean {parts[1][1].split()[0]}?"
     return text.removeprefix("Error parsing ").removeprefix(f"{kind}: ")

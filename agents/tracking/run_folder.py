@@ -14,11 +14,15 @@ from typing import Any, Self
 
 from agents.distributed import torchrun_words
 from agents.tracking.tensorboard import FOLDER as EVENTS
+from avatarl_env.errors import shown
 from avatarl_env.files import parse_json
 
 LOCK = ".lock"
 PARTIAL = ".*.partial"  # names of files and folders that are still being written
 CHECKPOINTS = "checkpoints"
+
+Row = dict[str, Any]
+"""A row of `metrics.jsonl`."""
 
 
 class NotWritten(OSError):
@@ -71,9 +75,9 @@ class RunFolder:
         folder._refuse_links()
         return folder
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         """Yield the rows of `metrics.jsonl`; lines that are not rows are skipped."""
-        return (row for row in read_rows(self.metrics) if row is not None)
+        return (row for _, row in read_rows(self.metrics) if row is not None)
 
     def check_holds(self, n_metrics: int, n_samples: int) -> None:
         """Check that `metrics.jsonl` and `samples.txt` begin with so many bytes of whole lines.
@@ -96,9 +100,10 @@ class RunFolder:
                 )
             if not _ends_line(file, length):
                 raise ValueError(f"{file} must have a line that ends at byte {length}, got none")
-        for number, row in enumerate(read_rows(self.metrics, n_metrics), start=1):
+        for number, (line, row) in enumerate(read_rows(self.metrics, n_metrics), start=1):
             if row is None:
-                raise ValueError(f"{self.metrics} must have a row of JSON in line {number}")
+                rule = f"{self.metrics} must have a row of JSON in line {number}"
+                raise ValueError(f"{rule}, got {shown(line[:40])}")
 
     def cut_back(self, n_metrics: int, n_samples: int) -> None:
         """Truncate `metrics.jsonl` and `samples.txt` and remove `summary.json`.
@@ -179,8 +184,8 @@ def refuse_used(path: str | os.PathLike[str]) -> None:
         )
 
 
-def read_rows(metrics: Path, n_bytes: int | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield the row in each line of a `metrics.jsonl`; None for a line that is not a row.
+def read_rows(metrics: Path, n_bytes: int | None = None) -> Iterator[tuple[bytes, Row | None]]:
+    """Yield each line of a `metrics.jsonl` with its row, which is None if the line is not one.
 
     A last line without a line break is left out: it may still be being written.
 
@@ -197,7 +202,7 @@ def read_rows(metrics: Path, n_bytes: int | None = None) -> Iterator[dict[str, A
             n_read += len(line)
             if not line.endswith(b"\n") or (n_bytes is not None and n_read > n_bytes):
                 return
-            yield _as_row(line)
+            yield line, _as_row(line)
 
 
 def start_command() -> list[str]:
@@ -231,7 +236,7 @@ def _ends_line(file: Path, length: int) -> bool:
         return content.read(1) == b"\n"
 
 
-def _as_row(line: bytes) -> dict[str, Any] | None:
+def _as_row(line: bytes) -> Row | None:
     """Parse a row as `MetricWriter.write` makes it."""
     try:
         row = parse_json(line)

@@ -13,7 +13,7 @@ import requests
 
 from agents.cli.main import avatarl, main
 from agents.cli.train import read_config
-from agents.grpo.learner import GRPOConfig, GRPOLearner
+from agents.grpo.learner import GRPOLearner
 from agents.training.config import TrainConfig, preset
 from agents.training.curriculum import CurriculumConfig
 from agents.training.presets import PRESETS
@@ -123,12 +123,6 @@ def test_options_of_a_surgeon_are_json_or_text(words: list[str], options: list[A
     assert [*read("--surgeon-options", *words).surgeon_options.values()] == options
 
 
-def test_a_control_can_be_asked_for() -> None:
-    config = read("--grpo.estimator", "ce", "--grpo.exploration", "all_actions")
-    changes = {"estimator": "ce", "exploration": "all_actions"}
-    assert config.grpo == GRPOConfig(**{**vars(preset("laptop").grpo), **changes})
-
-
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -222,19 +216,6 @@ def test_an_unknown_mode_of_wandb_is_refused(
     line = complaint(capsys, "--corpus", str(write_text(workplace)), "--out", "out")
     assert line.startswith("WANDB_MODE must be one of ")
     assert "'ofline', did you mean 'offline'" in line
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\x00\x01" * 4000, b"a" * 3000 + b"\xff\xfe" * 3000, b"too short"],
-    ids=["empty", "binary", "not-utf-8", "short"],
-)
-def test_a_file_that_is_not_a_text_is_refused(
-    workplace: Path, content: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = workplace / "text.txt"
-    path.write_bytes(content)
-    assert str(path) in complaint(capsys, "--corpus", str(path), "--out", "out")
 
 
 # --- runs that end early, and odd names ----------------------------------------------------------
