@@ -174,8 +174,11 @@ def check_room(
     if isinstance(buffer, int):
         check_memory("buffer_size", model + buffer * TRANSITION, limit)
     window = TOKEN * (config.lm.context + 1)
-    pairs = config.curriculum.paired_prompts * (text + window)
-    check_memory("paired_prompts", model + pairs, limit)
+    for name in ("paired_prompts", "effect_prompts"):
+        pairs = getattr(config.curriculum, name) * (text + window)
+        check_memory(name, model + pairs, limit)
+    noise = 2 * FLOAT * config.curriculum.sample_length  # of two samples
+    check_memory("sample_length", model + noise, limit)
 
 
 def _update_bytes(config: TrainConfig, vocab_size: int) -> int:

@@ -94,6 +94,8 @@ LM = r"lm \(n_layers, width\)"
         ({"grpo": {"group_size": 65_536, "batch_size": 10**6}}, "batch_size", 64),
         ({"grpo": {"estimator": "grpo", "horizon": 4, "batch_size": 10**8}}, "batch_size", 64),
         ({"curriculum": {"paired_prompts": 10**9}}, "paired_prompts", 64),
+        ({"curriculum": {"effect_prompts": 10**9}}, "effect_prompts", 64),
+        ({"curriculum": {"sample_length": 10**11}}, "sample_length", 64),
         ({"surgeon_options": {"buffer_size": 10**9}}, "buffer_size", 64),
     ],
 )
