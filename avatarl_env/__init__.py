@@ -1,7 +1,7 @@
-"""avatarl_env: a language model on the operating table, as a Gymnasium environment.
+"""avatarl_env: surgery on the attention weights of a language model, as a Gymnasium environment.
 
-Importing this package registers `AttentionSurgery-v0`; everything else loads when it is used.
-It changes no setting of this process. Processes forked from it start with one torch thread.
+Importing this package registers `AttentionSurgery-v0`; everything else loads on first use. It
+changes no setting of this process. Processes forked from it start with one torch thread.
 """
 
 from __future__ import annotations
@@ -64,16 +64,15 @@ if ENV_ID not in gymnasium.registry:
 
 
 def _compute_on_one_thread() -> None:
-    """Let a forked child compute on the one thread that it has."""
+    """Set torch to one thread, in a forked child."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
 
-# Only the thread that calls fork() lives on in the child. Once torch has computed on several, the
-# child would wait for the others for ever, at its first large product: so would an environment that
-# AsyncVectorEnv starts by forking, as it does on Linux. The parent keeps its threads, and so does
-# whatever is spawned. A child that loads torch itself has threads of its own to start; one that
-# asks for several with torch.set_num_threads() gets them.
+# A forked child has only the thread that called fork(). If torch has computed on several before,
+# the child's first large product would wait for the others for ever; so would an environment that
+# AsyncVectorEnv forks, as it does on Linux. The parent keeps its threads, and so do spawned
+# processes. A child that needs several threads can call torch.set_num_threads().
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_compute_on_one_thread)
 

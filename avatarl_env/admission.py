@@ -1,78 +1,64 @@
-"""Which models cannot go on the table, and what to do instead."""
+"""Models that cannot be operated on, and what to do instead."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+REMEDIES = {
+    "TorchScript": "be a plain module, not TorchScript: pass the module given to torch.jit",
+    "compiled": "not be compiled: pass the module given to torch.compile (its _orig_mod)",
+    "offloaded": "have its weights in memory on one device: load it without offloading and without "
+    "device_map, and give parameters on the meta device their values",
+    "quantised": "have plain floating-point weights: load it without quantisation "
+    "(dtype='bfloat16' takes half the memory) and without sharding",
+    "adapted": "have its adapters merged: pass what model.merge_and_unload() returns",
+}
+
 
 def check_model(model: object) -> None:
     """Raise a ValueError for a model that cannot be operated on as it is.
 
-    That is one that is compiled or scripted (hooks would not run), offloaded (its weights come and
-    go), quantised or sharded (its weights are no plain numbers), or has adapters (an operation on a
-    base weight would leave them out).
+    Hooks would not run in a compiled or scripted one; weights come and go in an offloaded one, and
+    are no plain numbers in a quantised or sharded one; an operation on a base weight would leave
+    its adapters out.
     """
     if not isinstance(model, nn.Module):
-        return  # for others to refuse
+        return  # refused elsewhere
     for name, module in model.named_modules():
-        for find, remedy in _OBSTACLES:
-            found = find(module)
-            if found:
-                raise ValueError(f"model must {remedy}, got {found} at {name or 'its root'!r}")
+        kind, found = _obstacle(module)
+        if kind:
+            at = name or "its root"
+            raise ValueError(f"model must {REMEDIES[kind]}, got {found} at {at!r}")
 
 
-def _compiled(module: nn.Module) -> str:
-    is_compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
-    return f"a compiled {type(module).__name__}" if is_compiled else ""
-
-
-def _scripted(module: nn.Module) -> str:
-    return "TorchScript" if isinstance(module, torch.jit.ScriptModule) else ""
-
-
-def _offloaded(module: nn.Module) -> str:
-    hook = getattr(module, "_hf_hook", None)  # accelerate's
-    if getattr(hook, "offload", False) or type(hook).__name__ == "CpuOffload":
-        return "offloaded weights"
-    tensors: Iterable[torch.Tensor | None] = [
-        *module._parameters.values(),
-        *module._buffers.values(),
+def _obstacle(module: nn.Module) -> tuple[str, str]:
+    """Return the first obstacle in a module itself, by kind and in words, or two times ""."""
+    kind = type(module).__name__
+    tensors = [
+        t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None
     ]
-    return "weights on the meta device" if any(t is not None and t.is_meta for t in tensors) else ""
-
-
-def _quantized(module: nn.Module) -> str:
-    if type(module).__module__.startswith("torch.ao.nn.quantized") or "qweight" in module._buffers:
-        return f"a quantised {type(module).__name__}"
-    for p in module._parameters.values():
-        if p is None:
-            continue
-        if not p.is_floating_point() or is_traceable_wrapper_subclass(p):
-            return f"a {type(p).__name__} of {p.dtype}"
-    return ""
-
-
-def _adapted(module: nn.Module) -> str:
-    has_adapter = "base_layer" in module._modules and hasattr(module, "merge")
-    return f"an adapter ({type(module).__name__})" if has_adapter else ""
-
-
-_OBSTACLES: tuple[tuple[Callable[[nn.Module], str], str], ...] = (
-    (_scripted, "be a plain module, not TorchScript: pass the module that was given to torch.jit"),
-    (_compiled, "not be compiled: pass the module that was given to torch.compile (its _orig_mod)"),
-    (
-        _offloaded,
-        "have its weights in memory on one device: load it without offloading and without "
-        "device_map, and give parameters on the meta device their values",
-    ),
-    (
-        _quantized,
-        "have plain floating-point weights: load it without quantisation (dtype='bfloat16' takes "
-        "half the memory) and without sharding",
-    ),
-    (_adapted, "have its adapters merged: pass what model.merge_and_unload() returns"),
-)
+    hook = getattr(module, "_hf_hook", None)  # accelerate's
+    is_offloaded = getattr(hook, "offload", False) or type(hook).__name__ == "CpuOffload"
+    of_torch = type(module).__module__.startswith("torch.ao.nn.quantized")
+    odd = [
+        p
+        for p in module._parameters.values()
+        if p is not None and (not p.is_floating_point() or is_traceable_wrapper_subclass(p))
+    ]
+    obstacles = [
+        ("TorchScript", "TorchScript", isinstance(module, torch.jit.ScriptModule)),
+        ("compiled", f"a compiled {kind}", "_orig_mod" in module._modules),
+        ("compiled", f"a compiled {kind}", module._compiled_call_impl is not None),
+        ("offloaded", "offloaded weights", is_offloaded),
+        ("offloaded", "weights on the meta device", any(t.is_meta for t in tensors)),
+        ("quantised", f"a quantised {kind}", of_torch or "qweight" in module._buffers),
+        ("quantised", ", ".join(f"a {type(p).__name__} of {p.dtype}" for p in odd), bool(odd)),
+        (
+            "adapted",
+            f"an adapter ({kind})",
+            "base_layer" in module._modules and hasattr(module, "merge"),
+        ),
+    ]
+    return next(((name, found) for name, found, is_there in obstacles if is_there), ("", ""))

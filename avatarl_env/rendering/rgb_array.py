@@ -1,6 +1,6 @@
-"""The operation as a picture: its coefficients, and what each step did to the score.
+"""An operation as a picture: its coefficients, and the score after each step.
 
-Shapes: A coefficients. Matplotlib is used without pyplot: nothing of it is shared or left behind.
+Shapes: A coefficients. Matplotlib is used without pyplot, so no global state is touched.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, DPI = 600, 400, 100
-MOST_BARS = 12  # more have no room for their names
+MOST_BARS = 12  # with names; more do not fit
 MOST_PANELS = 4
 MOST_TICKS = 16  # of an axis of a heat map
-MOST_LETTERS = 90  # in a line of names below the maps
-MOST_VALUES = 8, 12  # rows and columns of which all panels show the numbers
-CEILING, FLOOR = 0.9, 0.08  # of what is drawn, below the headline; shares of the height
+MOST_LETTERS = 90  # of the column names in one line
+MOST_VALUES = 8, 12  # rows and columns of maps that also show the numbers
+CEILING, FLOOR = 0.9, 0.08  # of the drawing area below the headline, shares of the height
 INK, FAINT, RISE, DEAD = "#222222", "#9a9a9a", "#1f6fb4", "#c02020"
 COLOURS = "RdBu_r"  # blue -1, white 0, red 1
 SMALL, NORMAL, LARGE = 7, 8, 10  # points
@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
     title: str
     unit: str
-    """What the columns count."""
+    """Name of the columns' axis."""
     rows: list[str]
     columns: list[str]
     values: NDArray[np.float64]
@@ -55,8 +55,8 @@ def draw(episode: Episode, labels: Sequence[str]) -> NDArray[np.uint8]:
 
     Args:
         episode: the operation.
-        labels: names of the coefficients, (A,). Where they name layers, these are the rows of a
-            heat map, and the numbers in the names, such as heads, its columns.
+        labels: names of the coefficients, (A,). Layers in them are the rows of a heat map, other
+            numbers, such as heads, its columns.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def draw(episode: Episode, labels: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def lay_out(labels: Sequence[str], coefficients: NDArray[np.float64]) -> list[Panel]:
-    """Sort coefficients by the layer and the number in their names, else in reading order.
+    """Arrange coefficients by the layer and the number in their names, else in reading order.
 
     Args:
         labels: (A,), such as "log-sharpness layer 0 head 3" or "cut query layer 1".
@@ -100,7 +100,7 @@ def lay_out(labels: Sequence[str], coefficients: NDArray[np.float64]) -> list[Pa
 
 
 def _place(label: str) -> _Place | None:
-    """Read a name: "log-gain band 2 query layer 0" is in row 0, column 2 of "log-gain query"."""
+    """Parse a label: "log-gain band 2 query layer 0" is row 0, column 2 of "log-gain query"."""
     found = re.search(r" ?\blayer (\S+)", label)
     if not found:
         return None
@@ -123,7 +123,7 @@ def _in_reading_order(coefficients: NDArray[np.float64]) -> Panel:
 
 
 def _draw_bars(figure: Figure, labels: Sequence[str], coefficients: NDArray[np.float64]) -> float:
-    """Draw one bar for each coefficient, with its name; return where the score may begin."""
+    """Draw one bar for each coefficient, with its name; return the top of the score's plot."""
     height = 0.035 * len(labels) + 0.02
     axes = figure.add_axes((0.44, CEILING - height, 0.53, height))
     places = range(len(labels))
@@ -139,7 +139,7 @@ def _draw_bars(figure: Figure, labels: Sequence[str], coefficients: NDArray[np.f
 
 
 def _draw_maps(figure: Figure, panels: Sequence[Panel]) -> float:
-    """Draw heat maps side by side; return where the score may begin."""
+    """Draw heat maps side by side; return the top of the score's plot."""
     n_rows = max(len(panel.rows) for panel in panels)
     longest = max(len(name) for panel in panels for name in panel.columns)
     slanted = longest * sum(len(panel.columns) for panel in panels) > MOST_LETTERS and longest > 4
@@ -154,7 +154,7 @@ def _draw_maps(figure: Figure, panels: Sequence[Panel]) -> float:
         image = axes.imshow(
             panel.values, cmap=COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
         )
-        axes.set_facecolor("#dddddd")  # where there is none
+        axes.set_facecolor("#dddddd")  # of cells without a coefficient
         _label_map(axes, panel, first=index == 0, slanted=slanted)
         if n_rows <= MOST_VALUES[0] and len(panel.columns) * len(panels) <= MOST_VALUES[1]:
             _write_values(axes, panel.values)
@@ -190,7 +190,7 @@ def _write_values(axes: Axes, values: NDArray[np.float64]) -> None:
 
 
 def _draw_scores(axes: Axes, episode: Episode) -> None:
-    """Draw the score at first and after each step."""
+    """Draw the baseline's score and the score after each step."""
     scores, episode_length = episode.scores, episode.config.episode_length
     survived = scores[:-1] if episode.flatline else scores
     low, high = min(survived), max(survived)
@@ -202,7 +202,7 @@ def _draw_scores(axes: Axes, episode: Episode) -> None:
     axes.plot(survived, color=RISE, marker="o", markersize=5, linewidth=1.6)
     title = f"score: {scores[0]:.3f} before, {survived[-1]:.3f} now"
     if episode.flatline:
-        # Where a dead patient's score would be says nothing.
+        # The score after a flatline is not drawn: it would dwarf the others.
         axes.axvline(episode.n_done, color=DEAD, linewidth=1.6)
         axes.plot([episode.n_done], [low], color=DEAD, marker="x", markersize=8, markeredgewidth=2)
         note = f"flatline: {episode.flatline}"

@@ -243,8 +243,10 @@ def test_a_state_before_the_first_reset(kind: str) -> None:
         other.step(moves(other, 1)[0])
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
-@pytest.mark.parametrize("kind", ["single", "SameStep"])
+@pytest.mark.parametrize(
+    ("kind", "duplicate"),
+    [("single", lambda env: pickle.loads(pickle.dumps(env))), ("SameStep", copy.deepcopy)],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_continue_alike_on_a_model_of_their_own(
     name: str, kind: str, duplicate: Callable[[Any], Any]

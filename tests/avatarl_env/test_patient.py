@@ -13,23 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avatarl_env.lm.tokenizer import CharTokenizer
-from avatarl_env.patient import Evaluation, Patient, Prompts, eval_mode
+from avatarl_env.patient import Evaluation, Patient, Prompts
 from avatarl_env.scoring import measure_many
-from avatarl_env.surgery import HeadGain, Operator, SurgicalTheater, make_operator
+from avatarl_env.surgery import Operator, SurgicalTheater, make_operator
 from avatarl_env.text.corpus import Corpus
-from tests.fakes import fingerprint, tiny_gpt
+from tests.fakes import fingerprint
 from tests.patients import (
     InPlaceGain,
     assert_same_reading,
     count_hooks,
     global_random_states,
     store_tiny_patient,
-    tiny_corpus,
     tiny_patient,
 )
-
-COEFFICIENTS = np.array([0.5, -0.5, 1.0, -1.0])
 
 
 @pytest.fixture
@@ -105,33 +101,7 @@ def test_the_whole_split_is_a_window_and_one_more_is_refused(patient: Patient) -
         patient.windows("surgeon", 1, 201, rng)
 
 
-def test_tokenizer_of_another_size_is_refused() -> None:
-    corpus = tiny_corpus()
-    tokenizer = CharTokenizer.from_text(corpus.text)
-    model = tiny_gpt(vocab_size=tokenizer.vocab_size + 1)
-    n = tokenizer.vocab_size
-    with pytest.raises(ValueError, match=f"must have the model's {n + 1} tokens, got {n}"):
-        Patient(model, tokenizer, corpus)
-
-
 # --- evaluation ----------------------------------------------------------------------------------
-
-
-def test_evaluation_has_the_promised_shapes_and_types(patient: Patient) -> None:
-    prompts = some_prompts(patient)
-    generations, vitals, terms = patient.evaluate(prompts)
-    n_words = patient.tokenizer.vocab_size
-    assert generations.tokens.shape == (4, 20)
-    assert generations.tokens.dtype == np.int64
-    assert generations.tokens[:, :8].tolist() == prompts.tokens.tolist()
-    assert generations.new_tokens.tolist() == generations.tokens[:, 8:].tolist()
-    assert generations.distributions.shape == (4, 12, n_words)
-    assert generations.prompt_loss.shape == (4,)
-    for array in (generations.distributions, generations.prompt_loss):
-        assert array.dtype == np.float64
-    assert np.exp(generations.distributions).sum(-1) == pytest.approx(np.ones((4, 12)), abs=1e-5)
-    assert vitals.hidden.shape == (32,)
-    assert all(math.isfinite(value) for value in terms.values())
 
 
 @torch.no_grad()
@@ -174,36 +144,7 @@ def test_evaluation_is_repeatable_and_leaves_everything_as_it_was(patient: Patie
     assert not any(m._forward_hooks for m in patient.model.modules())
 
 
-def test_eval_mode_comes_back_after_an_exception() -> None:
-    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(), nn.Sequential(nn.Dropout()))
-    model[1].eval()
-    modes = [True, True, False, True, True]
-    with eval_mode(model):
-        assert not any(module.training for module in model.modules())
-    assert [module.training for module in model.modules()] == modes
-    with pytest.raises(KeyError), eval_mode(model):
-        raise KeyError
-    assert [module.training for module in model.modules()] == modes
-
-
 # --- operations ----------------------------------------------------------------------------------
-
-
-def test_an_operation_changes_the_reading_and_not_the_model(patient: Patient) -> None:
-    operator, prompts = HeadGain(patient.targets), some_prompts(patient)
-    before = fingerprint(patient.model)
-    operated = patient.evaluate_operated(operator, COEFFICIENTS, prompts)
-    assert fingerprint(patient.model) == before
-    assert not same(operated, patient.evaluate(prompts))
-    # 0.5 and -0.5 are the two heads' log-temperatures
-    shift = operated.vitals.query_log_rms - patient.evaluate(prompts).vitals.query_log_rms
-    assert shift[:2] == pytest.approx([0.5, -0.5], abs=1e-5)  # the first layer's input is the same
-
-
-def test_an_operation_at_zero_reads_the_same_to_the_last_bit(patient: Patient) -> None:
-    prompts = some_prompts(patient)
-    operated = patient.evaluate_operated(HeadGain(patient.targets), np.zeros(4), prompts)
-    assert same(operated, patient.evaluate(prompts))
 
 
 # --- many operations -----------------------------------------------------------------------------
@@ -400,34 +341,6 @@ def test_half_precision_reads_about_the_same(dtype: str, folder: str) -> None:
     assert generations.prompt_loss == pytest.approx(exact.generations.prompt_loss, abs=0.05)
     assert vitals.query_log_rms == pytest.approx(exact.vitals.query_log_rms, abs=0.05)
     assert all(math.isfinite(value) for value in terms.values())
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"dtype": "float23"}, "dtype must be one of .* got 'float23', did you mean 'float32'?"),
-        ({"dtype": torch.float32}, "dtype must be one of .* got torch.float32"),
-        ({"device": "cudda"}, "device must be one that torch has, got 'cudda': .*"),
-        ({"corpus": "playwrite"}, "corpus must be one of .* got 'playwrite'"),
-    ],
-)
-def test_what_is_not_there_is_refused_in_one_line(
-    keywords: dict[str, str], message: str, folder: str
-) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        Patient.load(folder, **keywords)
-    assert "\n" not in str(caught.value)
-
-
-def test_running_out_of_memory_is_not_a_wrong_device(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def too_much(*_: object, **keywords: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-    monkeypatch.setattr("avatarl_env.lm.storage.torch.zeros", too_much)
-    with pytest.raises(torch.OutOfMemoryError, match="20 GiB"):
-        Patient.load(folder)
 
 
 def test_a_model_that_does_not_say_what_it_learned_needs_a_corpus(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "policy", "options", "loss"), CASES)
 def test_it_trains(
     algorithm: Any,

@@ -73,6 +73,7 @@ def test_the_vector_environment_rolls_out(keywords: dict[str, Any]) -> None:
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_rows", [1, 3])
 def test_ppo_trains(n_rows: int, keywords: dict[str, Any]) -> None:
     torch_state = torch.get_rng_state()
