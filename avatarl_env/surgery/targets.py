@@ -94,7 +94,8 @@ def _matches(entry: object, names: list[str]) -> list[int]:
     if isinstance(entry, str):
         matched = [i for i, name in enumerate(names) if name == entry or fnmatchcase(name, entry)]
     elif isinstance(entry, Integral) and not isinstance(entry, bool):
-        matched = [range(len(names))[int(entry)]] if -len(names) <= int(entry) < len(names) else []
+        number = int(entry)
+        matched = [range(len(names))[number]] if -len(names) <= number < len(names) else []
     else:
         raise ValueError(  # noqa: TRY004 - as for any other wrong entry
             f"layers must be numbers, names or globs of attention layers, got {entry!r}"

@@ -544,7 +544,7 @@ def run(config: Config, program: Program) -> None:
             assert room.theater.is_open is not room.ended_early
     pristine.assert_same()
     for room in world.rooms[::2] + world.rooms[1::2]:  # what they still edit is undone, too
-        for p in room.homes:
+        for p in (*room.targets, *map(world.model.get_parameter, room.places)):
             fill(p.data, 9.0)
         with pytest.raises(RuntimeError, match="an outer one on the model was left first"):
             room.theater.__exit__(None, None, None)
