@@ -28,7 +28,8 @@ import torch
 from measure import SIZES, gemm_rate, interleaved, publish
 
 from agents.grpo.config import PRECISIONS, GRPOConfig
-from agents.grpo.learner import TRAINING_COST, GRPOLearner
+from agents.grpo.learner import GRPOLearner
+from agents.grpo.rollouts import TRAINING_COST
 from avatarl_env import GPT, GPTConfig
 
 VOCAB_SIZE = 66

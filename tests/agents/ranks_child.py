@@ -53,7 +53,7 @@ def curves(out: Path) -> None:
         found: dict[str, Any] = {"threads inside": gloo_threads()}
         for recipe in RECIPES:
             learner, stats = learn(recipe, ranks)
-            counts = learner.forward_tokens, learner.regularizer.kl_coefficient
+            counts = learner.forward_tokens, learner.kl_coefficient
             found[recipe] = {"stats": stats, "after": everything(learner), "counts": counts}
         found["skipped"] = skip(learner, ranks)
         found["after the skip"] = everything(learner)
@@ -85,13 +85,13 @@ def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
 
 def spoil(patch: pytest.MonkeyPatch, factor: Callable[[GRPOLearner], float]) -> None:
     """Multiply what a learner learns from."""
-    read = GRPOLearner._read_positions
+    read = GRPOLearner._read
 
     def spoilt(self: GRPOLearner, *arguments: Any) -> Any:
         reading = read(self, *arguments)
         return reading._replace(loss=reading.loss * factor(self))
 
-    patch.setattr(GRPOLearner, "_read_positions", spoilt)
+    patch.setattr(GRPOLearner, "_read", spoilt)
 
 
 def operate(learner: GRPOLearner, ranks: Ranks) -> list[bool]:
