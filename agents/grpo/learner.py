@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.distributed import ALONE, Ranks
+from agents.distributed import ALONE, Ranks, average_gradients
 from agents.grpo import losses
 from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import policy_loss
@@ -118,10 +118,7 @@ class GRPOLearner:
         self.optimizer.zero_grad()
         reading.loss.backward()  # type: ignore[no-untyped-call]
         numbers = packed(reading, self.ranks)
-        # The numbers are averaged with the gradients: a loss that is not finite in one process is
-        # not finite in any, and all of them skip the step.
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.ranks.average([*gradients, numbers])
+        average_gradients(self.ranks, self.model, numbers)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         factor = schedule(self.n_done, self._n_updates, self.config.warmup_updates)
         stats = GRPOStats(

@@ -20,6 +20,7 @@ from agents.cli import main as cli
 from agents.distributed import Ranks, joined, share_edits, take_edits
 from agents.errors import DivergedError
 from agents.evaluation.paired import PairedResult
+from agents.grpo import learner as learner_module
 from agents.grpo.learner import GRPOLearner, GRPOStats, RegularizerConfig
 from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
 from tests.patients import tiny_patient
@@ -84,14 +85,22 @@ def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
 
 
 def spoil(patch: pytest.MonkeyPatch, factor: Callable[[GRPOLearner], float]) -> None:
-    """Multiply what a learner learns from."""
-    read = GRPOLearner._read
+    """Multiply what a learner learns from, and what it reads, on this rank."""
+    update, average = GRPOLearner.update, learner_module.average_gradients
+    factors: list[float] = []
 
-    def spoilt(self: GRPOLearner, *arguments: Any) -> Any:
-        reading = read(self, *arguments)
-        return reading._replace(loss=reading.loss * factor(self))
+    def noted(self: GRPOLearner, *arguments: Any) -> GRPOStats:
+        factors.append(factor(self))
+        return update(self, *arguments)
 
-    patch.setattr(GRPOLearner, "_read", spoilt)
+    def spoilt(ranks: Ranks, model: torch.nn.Module, readings: torch.Tensor) -> None:
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.mul_(factors[-1])
+        average(ranks, model, readings.mul_(factors[-1]))
+
+    patch.setattr(GRPOLearner, "update", noted)
+    patch.setattr(learner_module, "average_gradients", spoilt)
 
 
 def operate(learner: GRPOLearner, ranks: Ranks) -> list[bool]:

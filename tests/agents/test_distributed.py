@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,22 +142,6 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
     message = r"^batch_size must be a multiple of the number of processes, 3, got 4$"
     with pytest.raises(ValueError, match=message):
         make_learner(tiny_gpt(0), np.zeros(200, np.int64), ranks=Ranks(0, 3))
-
-
-class Unconnected(Ranks):
-    """One of several processes, without the others: averages nothing."""
-
-    def average(self, tensors: Sequence[torch.Tensor]) -> None:
-        assert len(tensors) > 1
-
-
-def test_generators_stand_where_a_single_process_has_them() -> None:
-    states = []
-    for ranks in (ALONE, Unconnected(0, 2), Unconnected(1, 2)):
-        learner = make_learner(tiny_gpt(0), np.zeros(200, np.int64), ranks=ranks)
-        learner.update()
-        states.append(learner.get_state()["rng"])
-    assert states[0] == states[1] == states[2]
 
 
 def test_one_process_needs_no_others() -> None:

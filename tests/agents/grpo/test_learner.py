@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -190,6 +190,24 @@ def test_the_seed_decides_everything_and_global_generators_nothing(recipe: dict[
         ends.append(everything(learner))
     assert same(ends[0], ends[1])
     assert not same(ends[0], ends[2])
+
+
+class Unconnected(Ranks):
+    """One of several ranks, without the others: averages nothing."""
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        assert len(tensors) > 1
+
+
+def test_every_rank_keeps_the_random_state_of_a_single_process() -> None:
+    states = []
+    for ranks in (ALONE, Unconnected(0, 2), Unconnected(1, 2)):
+        learner = make_learner(fresh_model(), NOISE, ranks=ranks)
+        learner.update()
+        states.append((learner.get_state()["rng"], learner.forward_tokens))
+    assert states[0] == states[1] == states[2]
+    with pytest.raises(ValueError, match=r"^batch_size must be a multiple .*, 3, got 4$"):
+        make_learner(fresh_model(), NOISE, ranks=Ranks(0, 3))
 
 
 # The step.
