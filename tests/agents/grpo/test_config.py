@@ -121,9 +121,3 @@ def test_a_regularizer_that_would_do_nothing_is_refused() -> None:
 def test_what_is_allowed(changes: dict[str, Any]) -> None:
     config = GRPOConfig(**changes)
     assert all(getattr(config, name) == value for name, value in changes.items())
-
-
-def test_settings_cannot_be_changed_afterwards() -> None:
-    for config in (GRPOConfig(), RegularizerConfig()):
-        with pytest.raises(AttributeError):
-            setattr(config, dataclasses.fields(config)[0].name, 3)

@@ -116,21 +116,6 @@ def test_equal_rewards_give_exactly_no_advantage(value: float) -> None:
         assert torch.equal(advantage(rewards), torch.zeros_like(rewards)), group_size
 
 
-@pytest.mark.parametrize("target", [0, 1])
-def test_a_unanimous_group_gives_brier_exactly_no_advantage(target: int) -> None:
-    for group_size in range(3, 40):
-        actions = torch.zeros(1, group_size, dtype=torch.int64)
-        rewards = losses.brier_reward(actions, torch.tensor([target]))
-        assert torch.equal(losses.leave_one_out(rewards), torch.zeros_like(rewards)), group_size
-
-
-@pytest.mark.parametrize("advantage", ADVANTAGES)
-def test_groups_do_not_depend_on_each_other(advantage: Callable[[Tensor], Tensor]) -> None:
-    rewards = torch.rand(4, 5, generator=torch.Generator().manual_seed(1))
-    alone = torch.cat([advantage(row[None]) for row in rewards])
-    torch.testing.assert_close(advantage(rewards), alone)
-
-
 # Surrogates.
 
 
@@ -274,15 +259,6 @@ def test_the_rarity_bonus() -> None:
     (slope,) = torch.autograd.grad(bonus, probs)
     expected = torch.tensor([[1 / 4, 9 / 16, 9 / 16]] * 2, dtype=torch.float64) / 2
     torch.testing.assert_close(slope, expected)
-
-
-def test_the_brier_score() -> None:
-    # 1/2 - (1/4 + 1/16 + 1/16) / 2 = 5/16 and 1/4 - 3/16 = 1/16; the mean is 3/16.
-    log_probs = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]).log()
-    assert losses.brier_score(log_probs, torch.tensor([0, 2])).item() == pytest.approx(3 / 16)
-    certain = torch.tensor([[1.0, 0.0]]).log()
-    assert losses.brier_score(certain, torch.tensor([0])).item() == 0.5
-    assert losses.brier_score(certain, torch.tensor([1])).item() == -0.5
 
 
 def test_confidence_weights() -> None:
