@@ -113,8 +113,7 @@ class GRPOLearner:
             self.config.check_off_policy("operated must be None", "a context")
         if self.n_done % self.config.sync_every == 0:
             self._sampler.sync()
-        reading = self._read(operated)
-
+        reading = self._read(operated)  # sample, reward, advantage, surrogate, regularise
         self.optimizer.zero_grad()
         reading.loss.backward()  # type: ignore[no-untyped-call]
         numbers = packed(reading, self.ranks)
@@ -140,7 +139,7 @@ class GRPOLearner:
         return stats
 
     def _read(self, operated: Operated) -> Reading:
-        """Sample, reward, compare, weigh and regularise: return the loss and its figures."""
+        """Return the regularised loss of a new batch, and the figures that are reported."""
         batch, reward, accuracy, behavior_kl = self._sampler.sample(operated)
         loss = policy_loss(batch)  # reward, advantage, surrogate
         extra = self.config.regularizer

@@ -34,7 +34,7 @@ def test_a_move_that_changes_weights_is_detected() -> None:
         player.play()
 
 
-def test_growth_is_told_from_a_warm_up() -> None:
+def test_growth_after_the_warm_up_is_detected() -> None:
     def readings(leak: float) -> list[soak.Reading]:
         warm = [100.0 + 10 * min(i, 10) for i in range(41)]
         rss = [value + leak * i for i, value in enumerate(warm)]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from agents.grpo.estimators import (
     policy_loss,
 )
 from agents.grpo.losses import Batch, Loss
+from tests.training_runs import fresh_model, make_learner
 
 LossFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(log_probs (N, V), targets (N,), actions (N, K)) -> loss."""
@@ -321,3 +323,10 @@ def test_a_users_own_estimator_is_checked(row: Sampling, monkeypatch: pytest.Mon
     message = r"^(rewards|advantages) .* shape \(2, 3\).* got \(2,(?: 1)?\)$"
     with pytest.raises(ValueError, match=message):
         lesson("mine", log_probs, torch.tensor([0, 1]), actions)
+
+
+def test_a_users_own_estimator_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Estimator(Sampling(losses.exact_match, losses.centred, losses.reinforce))
+    monkeypatch.setitem(ESTIMATORS, "mine", row)
+    stats = make_learner(fresh_model(), np.arange(200) % 7, estimator="mine").update()
+    assert stats.grad_norm > 0
