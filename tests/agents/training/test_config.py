@@ -133,7 +133,11 @@ def test_the_operated_model_may_sample_only_where_a_ratio_makes_up_for_it() -> N
     for estimator in ("grpo", "dr_grpo", "rloo"):
         config = TrainConfig(grpo=GRPOConfig(estimator=estimator), curriculum=rollout)
         assert config.curriculum.commit == "rollout"
-    with pytest.raises(ValueError, match=r"^commit must be .* for proper_maxrl.*, got 'rollout'$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^commit must be probe or if_better for proper_maxrl, whose policy samples itself, "
+        r"got 'rollout'$",
+    ):
         TrainConfig(curriculum=rollout)
 
 

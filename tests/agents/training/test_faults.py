@@ -36,13 +36,13 @@ def assert_finite(run: RunSummary) -> None:
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool]) -> None:
     """Let the loss of some updates be no number."""
-    read = GRPOLearner._read
+    read = GRPOLearner._read_positions
 
     def poison(self: GRPOLearner, *arguments: Any) -> Any:
         reading = read(self, *arguments)
         return reading._replace(loss=reading.loss * float("nan")) if at(self.n_done) else reading
 
-    monkeypatch.setattr(GRPOLearner, "_read", poison)
+    monkeypatch.setattr(GRPOLearner, "_read_positions", poison)
 
 
 def test_an_update_that_is_no_number_is_skipped_and_counted(
