@@ -1,10 +1,10 @@
-"""What does an update of the language model cost, and how far is it from what the machine can do?
+"""How much does an update of the language model cost, and how far is it from the machine's limit?
 
-For models of 0.8 and 10.6 million parameters, updates of every kind are timed in turn on batches of
-the same number of tokens: the supervised control, the default estimator over all actions, and with
-K sampled characters per position. Each is compared with the control, and with the rate at which
-the same threads multiply matrices in the same minute. Memory is read off fresh processes: how far
-an update's peak lies above what was there before it.
+For models of 0.8 and 10.6 million parameters, updates of several kinds are timed in turn on batches
+of the same number of tokens: the supervised control, the default estimator over all actions, and
+with K sampled characters per position. Each is compared with the control, and with the rate at
+which the same threads multiply matrices. Memory is measured in fresh processes, as the peak of an
+update above the memory in use before it.
 
     python benchmarks/bench_grpo.py --threads 2 --out benchmarks/results/bench_grpo.json
 
@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import torch
-from measure import SIZES, gemm_rate, interleaved, publish
+from measure import SIZES, gemm_rate, interleaved, make_parser, publish, untrained_model
 
 from agents.grpo.config import PRECISIONS, GRPOConfig
-from agents.grpo.learner import TRAINING_COST, GRPOLearner
-from avatarl_env import GPT, GPTConfig
+from agents.grpo.learner import GRPOLearner
+from agents.grpo.rollouts import TRAINING_COST
 
 VOCAB_SIZE = 66
 ALL = {"exploration": "all_actions"}
@@ -46,9 +44,8 @@ MEMORY_UPDATES = 3
 
 def make_learner(size: str, kind: str, options: argparse.Namespace) -> GRPOLearner:
     """Build a learner on random text."""
-    sizes = SIZES[size]
-    batch_size = max(1, options.tokens[options.sizes.index(size)] // sizes["context"])
-    model = GPT(GPTConfig(vocab_size=VOCAB_SIZE, **sizes)).to(options.device)
+    batch_size = max(1, options.tokens[options.sizes.index(size)] // SIZES[size]["context"])
+    model, rng = untrained_model(size, VOCAB_SIZE, seed=0)
     config = GRPOConfig(
         batch_size=batch_size,
         optimizer=options.optimizer,
@@ -56,13 +53,13 @@ def make_learner(size: str, kind: str, options: argparse.Namespace) -> GRPOLearn
         **KINDS[kind],
     )
     text = np.random.default_rng(0).integers(0, VOCAB_SIZE, 100_000)
-    return GRPOLearner(model, text, config, n_updates=1000, rng=np.random.default_rng(1))
+    return GRPOLearner(model.to(options.device), text, config, n_updates=1000, rng=rng)
 
 
 def useful_flops(learner: GRPOLearner) -> int:
-    """Return the operations of an update's forward and backward; the optimizer's are not counted.
+    """Return the operations of an update's forward and backward, without the optimizer's.
 
-    A position attends to half a context on average; the backward takes twice the forward.
+    A position attends to half a context on average, and a backward costs two forwards.
     """
     forward = learner.model.flops_per_token(learner.model.context // 2)
     return TRAINING_COST * forward * learner.tokens_per_update
@@ -70,7 +67,8 @@ def useful_flops(learner: GRPOLearner) -> int:
 
 def time_updates(size: str, options: argparse.Namespace) -> dict[str, Any]:
     """Time one update of every kind, in turn."""
-    learners = {kind: make_learner(size, kind, options) for kind in KINDS}
+    kinds = dict.fromkeys([CONTROL, *options.kinds])
+    learners = {kind: make_learner(size, kind, options) for kind in kinds}
     steps = {kind: learner.update for kind, learner in learners.items()}
     timings = interleaved(steps, repeats=options.repeats, warm_up=2)
     rate = gemm_rate(device=options.device, dtype=PRECISIONS[options.precision])
@@ -89,7 +87,7 @@ def time_updates(size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_memory(size: str, kind: str, options: argparse.Namespace) -> int:
-    """Return the bytes that updates take at their peak, in a process of their own."""
+    """Return the peak memory of updates in bytes, measured in a process of its own."""
     script = [sys.executable, __file__, "--child", size, kind, "--threads", str(options.threads)]
     tokens = ["--tokens", *map(str, options.tokens), "--sizes", *options.sizes]
     chosen = ["--optimizer", options.optimizer, "--precision", options.precision]
@@ -99,7 +97,7 @@ def peak_memory(size: str, kind: str, options: argparse.Namespace) -> int:
 
 
 def measure_child(size: str, kind: str, options: argparse.Namespace) -> None:
-    """Make a few updates; print how far the peak of this process's memory rose."""
+    """Print by how many bytes a few updates raise the peak of this process's memory."""
     learner = make_learner(size, kind, options)
     peak, present = PEAKS["cuda" if options.device.startswith("cuda") else "cpu"]
     before = present()
@@ -109,9 +107,9 @@ def measure_child(size: str, kind: str, options: argparse.Namespace) -> None:
 
 
 def resident(field: str) -> int:
-    """Return a line of this process's status, in bytes: VmRSS is now, VmHWM its own peak.
+    """Return a field of this process's status in bytes: VmRSS now, VmHWM at its peak.
 
-    Not `ru_maxrss`: that begins at the peak of whoever started the process.
+    Not `ru_maxrss`, which starts at the peak of the parent process.
     """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
@@ -125,21 +123,19 @@ PEAKS = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, publish."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=["0.8M", "10.6M"], choices=list(SIZES))
     parser.add_argument(
         "--tokens", nargs="+", type=int, default=[1024, 4096], help="of an update, for each size"
     )
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("SIZE", "KIND"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if len(options.tokens) != len(options.sizes):
         parser.error(f"tokens must be one for each of {len(options.sizes)} sizes")
     torch.set_num_threads(options.threads)
@@ -162,7 +158,7 @@ def main() -> None:
                 f" {row['share_of_gemm_rate']:6.0%} of products"
                 f" {row['peak_bytes'] / 2**20:7.0f} MiB {row['memory_over_control']:5.2f} x"
             )
-    publish({"results": result}, options, options.device)
+    publish({"results": result}, options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What does a step of the vector environment cost beside the language model?
+"""How much does a step of the vector environment cost on top of the language model?
 
-32 operations of 4 prompts each on a model of 0.8 million parameters with random weights. Timed are
-whole steps, and within them the time that the model computes: sampling, with the operators' edits
-and the readings of the observation. What is left is the environment: scoring, observations, infos,
-Gymnasium's bookkeeping. Then the rest is profiled, function by function.
+32 operations of 4 prompts each, on a model of 0.8 million parameters with random weights. Whole
+steps are timed, and within them the model: sampling, with the operators' edits and the readings of
+the observation. The difference is the environment: scoring, observations, infos and Gymnasium's
+bookkeeping. It is then profiled by function.
 
     python benchmarks/bench_step.py --threads 2 --out benchmarks/results/bench_step.json
 
@@ -14,28 +14,21 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import os
 import pstats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import torch
-from measure import publish
+from measure import SIZES, make_parser, publish, untrained_model
 
-from avatarl_env import GPT, AttentionSurgeryVectorEnv, CharTokenizer, GPTConfig, load_corpus
+from avatarl_env import AttentionSurgeryVectorEnv, CharTokenizer, load_corpus
 
-SIZES = {
-    "tiny": {"n_layers": 1, "n_heads": 2, "width": 16},
-    "0.8M": {"n_layers": 4, "n_heads": 4, "width": 128},
-    "10.6M": {"n_layers": 6, "n_heads": 6, "width": 384},
-}
-MODEL = "avatarl_env.patient.generate"  # what an evaluation calls to let the model write
+CONTEXT = 128  # of every size
+MODEL = "avatarl_env.patient.generate"  # called by evaluations to sample from the model
 N_SHOWN = 12
 
 
@@ -57,12 +50,12 @@ class Stopwatch:
 
 
 def make_env(options: argparse.Namespace) -> AttentionSurgeryVectorEnv:
-    """Put a model with random weights on so many tables, and make a first step."""
+    """Return an environment on an untrained model, after a first step."""
     corpus = load_corpus(options.corpus)
     tokenizer = CharTokenizer.from_text(corpus.text)
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, context=128, **SIZES[options.size])
+    model, _ = untrained_model(options.size, tokenizer.vocab_size, seed=0, context=CONTEXT)
     env = AttentionSurgeryVectorEnv.from_model(
-        GPT(config),
+        model,
         tokenizer,
         corpus,
         options.rows,
@@ -75,7 +68,7 @@ def make_env(options: argparse.Namespace) -> AttentionSurgeryVectorEnv:
 
 
 def measure(env: AttentionSurgeryVectorEnv, n_steps: int) -> dict[str, Any]:
-    """Time steps; return the seconds of each, and the model's part of them."""
+    """Time steps; return the seconds of each, and those outside the model."""
     from avatarl_env.patient import generate
 
     steps, model = [], []
@@ -99,13 +92,13 @@ def measure(env: AttentionSurgeryVectorEnv, n_steps: int) -> dict[str, Any]:
 
 
 def profile(env: AttentionSurgeryVectorEnv, n_steps: int) -> list[dict[str, Any]]:
-    """Return the functions that most time is spent in, the model's left out.
+    """Return the functions outside the model that take most time.
 
-    Profiling makes every call dearer, so these are no seconds to be quoted, but a ranking.
+    Profiling slows every call down, so this is a ranking rather than a measurement.
     """
     profiler = cProfile.Profile()
 
-    def uninvolved(*arguments: Any, **keywords: Any) -> Any:
+    def unprofiled(*arguments: Any, **keywords: Any) -> Any:
         profiler.disable()
         try:
             return generate(*arguments, **keywords)
@@ -114,7 +107,7 @@ def profile(env: AttentionSurgeryVectorEnv, n_steps: int) -> list[dict[str, Any]
 
     from avatarl_env.patient import generate
 
-    with mock.patch(MODEL, uninvolved):
+    with mock.patch(MODEL, unprofiled):
         profiler.enable()
         for _ in range(n_steps):
             env.step(_actions(env))
@@ -131,22 +124,15 @@ def _actions(env: AttentionSurgeryVectorEnv) -> np.ndarray:
     return np.full(env.action_space.shape or (), 0.05, np.float32)
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time, profile, print."""
+    parser = make_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="0.8M")
     parser.add_argument("--rows", type=int, default=32, help="operations side by side")
     parser.add_argument("--prompts", type=int, default=4, help="of an operation")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--corpus", default="playwright")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Time, profile, print."""
-    options = parse()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     env = make_env(options)
     result = measure(env, options.steps)

@@ -1,11 +1,11 @@
 """Can a surgeon learn at all, and how fast? The positive control, on a real language model.
 
 Every operation starts from a hidden injury of the attention weights, so the best answer is known:
-its opposite. It is a new injury each time, and no constant action can answer it, but for surgeons
-that search for one constant operation: they get one injury that stays. After each round of training
-the deterministic surgeon operates on the same unseen injuries and prompts of the validation split;
-random operations, and the trained surgeon's own actions, each taken from another operation, are
-held against it in pairs. Reported is the share of the lost score that was regained.
+the opposite. The injury is a new one each time, which no constant action can undo, except for
+surgeons that search for one constant operation: their injury stays the same. After each round of
+training the deterministic surgeon operates on the same unseen injuries and validation prompts. It
+is compared in pairs with random operations and with its own actions replayed from other operations.
+The result is the share of the lost score that was regained.
 
     python benchmarks/bench_surgeons.py --jobs 2 --out benchmarks/results/bench_surgeons.json
 
@@ -16,19 +16,16 @@ the learning curves are drawn beside it.
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import torch
-from measure import publish
+from measure import make_parser, publish
 from tqdm import tqdm
 
 from agents.evaluation.statistics import interval
@@ -39,8 +36,8 @@ from avatarl_env.patient import Patient
 from avatarl_env.surgery import make_operator
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
-TEST_SEED = 1_000_000  # far from every training seed
-SEARCHES = ("cma_es", "es")  # they look for one operation: they get one injury
+TEST_SEED = 1_000_000  # far from all training seeds
+SEARCHES = ("cma_es", "es")  # they search for one operation, so they get one injury
 LEARNERS = tuple(name for name in SURGEONS if name not in ("random", "zero", "replay"))
 TEST_PROMPTS = 8
 
@@ -54,15 +51,15 @@ class Task(NamedTuple):
 
 
 def run(task: Task) -> dict[str, Any]:
-    """Train one surgeon; return its learning curve and what it and the controls did in the end."""
+    """Train one surgeon; return its learning curve and the final tests of it and the controls."""
     options = task.options
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     patient = Patient.load(options.lm)
     rules: dict[str, Any] = {"injury": options.injury, "n_new": options.n_new}
     if task.surgeon in SEARCHES:
         n_coefficients = len(make_operator("head_gain", patient.targets).labels)
-        dice = np.random.default_rng([task.seed, 1])  # nobody else's
-        rules["injury"] = dice.uniform(-options.injury, options.injury, n_coefficients).tolist()
+        rng = np.random.default_rng([task.seed, 1])
+        rules["injury"] = rng.uniform(-options.injury, options.injury, n_coefficients).tolist()
     env = AttentionSurgeryVectorEnv(
         options.rows, patient, n_prompts=options.prompts, autoreset_mode="SameStep", **rules
     )
@@ -97,7 +94,7 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def run_all(tasks: list[Task], n_jobs: int) -> Iterator[dict[str, Any]]:
-    """Yield what `run` returns for each task, in order."""
+    """Yield the results of `run`, in order."""
     if n_jobs == 1:
         yield from map(run, tasks)
         return
@@ -106,22 +103,22 @@ def run_all(tasks: list[Task], n_jobs: int) -> Iterator[dict[str, Any]]:
 
 
 def examine(surgeon: Surgeon, env: AttentionSurgeryVectorEnv) -> np.ndarray:
-    """Return (n, 2): the score regained and the score lost, by one operation on each of n rows."""
+    """Perform one operation per row; return the scores regained and lost, (n, 2)."""
     endings = final_operations(surgeon, env, TEST_SEED)
     return np.array([(ending.total, ending.lost_score) for ending in endings])
 
 
 def share(rows: np.ndarray) -> float:
-    """Return the share of the lost score that was regained, over all operations."""
+    """Return the share of the lost score that was regained, summed over operations."""
     return float(rows[:, 0].sum() / rows[:, 1].sum())
 
 
 def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sum up a surgeon's trainings.
+    """Summarise the trainings of a surgeon.
 
-    The unit of the paired intervals is a test (injury and prompts; of searches prompts), averaged
-    over the seeds: they hold for these trainings, and for a search's injuries. How trainings differ
-    is to be seen in `shares`.
+    The unit of the paired intervals is a test (injury and prompts; for searches prompts), averaged
+    over seeds: they hold for these trainings, and for a search's injuries. `shares` shows how the
+    trainings differ.
     """
     tests = {arm: np.array([run["tests"][arm] for run in runs]) for arm in runs[0]["tests"]}
     regained = {arm: rows[:, :, 0].mean(axis=0) for arm, rows in tests.items()}
@@ -159,7 +156,7 @@ def show(rows: Iterable[dict[str, Any]]) -> None:
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw every surgeon's learning curves, a line for each seed."""
+    """Draw the learning curves of every surgeon, one line per seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -187,9 +184,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, test, print."""
+    parser = make_parser(__doc__)
     parser.add_argument("--surgeons", nargs="+", choices=LEARNERS, default=list(LEARNERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--operations", type=int, default=640, help="to learn from, at least")
@@ -199,14 +196,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--injury", type=float, default=0.5)
     parser.add_argument("--n-new", type=int, default=32, help="characters written per prompt")
     parser.add_argument("--lm", default="bundled")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, a thread each")
-    parser.add_argument("--out", type=Path, help="also write the JSON here, the picture beside it")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Train, test, print."""
-    options = parse()
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    options = parser.parse_args(argv)
     tasks = [Task(name, seed, options) for name in options.surgeons for seed in options.seeds]
     runs = list(tqdm(run_all(tasks, options.jobs), total=len(tasks), disable=None))
     rows = [summarise(n, [run for run in runs if run["surgeon"] == n]) for n in options.surgeons]

@@ -1,17 +1,15 @@
 """How fast can many weight edits be evaluated, and how far is that from the limit?
 
-N operations, each on its own 4 prompts of 32 tokens, continued to 64 more. Timed are
+N operations, each on 4 prompts of 32 tokens that are continued by 64, in four ways:
 
-* plain: the same batch without any surgery, cached: the limit for everything that samples;
-* the overlay: N operations in one batch;
-* the loop: one operation after the other, in place in a theater, cached;
-* naive: one after the other, the whole state dict saved and loaded, factorisations made every
-  time, no cache;
+* plain: the same batch without surgery, cached; the limit of anything that samples;
+* overlay: N operations in one batch;
+* loop: one operation after the other, in place in a theater, cached;
+* naive: one after the other; saves and loads the whole state dict, factorises anew, no cache.
 
-(of the last two only the first 32 and 4 operations are performed, and their time is scaled to N)
-
-and the environments: steps per second of one vector environment against single ones. Before that,
-overlay and loop are checked to write the same text.
+The last two are timed on the first 32 and 4 operations, and scaled to N. Overlay and loop must
+write the same texts. Then the steps per second of the vector environment are compared with those of
+the single one.
 
     python benchmarks/bench_surgery.py --out benchmarks/results/bench_surgery.json
 
@@ -20,43 +18,41 @@ The last line of stdout is one JSON object with everything.
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from measure import gemm_rate, interleaved, memcpy_bandwidth, publish
+from measure import (
+    SIZES,
+    gemm_rate,
+    interleaved,
+    make_parser,
+    memcpy_bandwidth,
+    publish,
+    untrained_model,
+)
 
 from avatarl_env.env import AttentionSurgeryEnv
 from avatarl_env.lm.generation import Generation, generate
-from avatarl_env.lm.gpt import GPT, GPTConfig
+from avatarl_env.lm.gpt import GPT
 from avatarl_env.patient import Patient
 from avatarl_env.surgery import Operator, Overlay, SurgicalTheater, find_targets, make_operator
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
-SIZES = {
-    "tiny": GPTConfig(vocab_size=65, context=96, n_layers=1, n_heads=2, width=16),
-    "0.8M": GPTConfig(vocab_size=65, context=128, n_layers=4, n_heads=4, width=128),
-    "10.6M": GPTConfig(vocab_size=65, context=256, n_layers=6, n_heads=6, width=384),
-}
+VOCAB_SIZE = 65
 OPERATORS = ("head_gain", "spectral_bands", "low_rank_seed", "output_temperature")
 N_PROMPTS, PROMPT_LENGTH, N_NEW = 4, 32, 64
-N_LOOP, N_NAIVE = 32, 4  # operations of the loop and of the naive way that are performed
-N_OTHERS = 32  # operations that the operators after the first are timed with
-N_MANY = 100  # operations from which on fewer repeats have to do
+N_LOOP, N_NAIVE = 32, 4  # operations performed by the loop and the naive way
+N_MANY = 100  # from so many operations on there are fewer repeats
 Row = dict[str, Any]
 
 
 class Bench:
-    """A model, N operations of one kind, and the ways to perform them."""
+    """N operations of one kind on a model, and the ways to perform them."""
 
     def __init__(self, model: GPT, operator: str, n: int) -> None:
-        """Draw prompts, dice and coefficients; all from constant seeds."""
+        """Draw prompts, sampling noise and coefficients, all from constant seeds."""
         self.model = model
         self.name = operator
         self.targets = find_targets(model)
@@ -71,11 +67,11 @@ class Bench:
         self.coefficients = rng.uniform(-0.5, 0.5, (n, len(self.operator.labels)))
 
     def make(self) -> Operator:
-        """Make the operator, with nothing factorised yet."""
+        """Make the operator, without any factorisation yet."""
         return make_operator(self.name, self.targets)
 
     def plain(self) -> Generation:
-        """Continue all prompts with the model as it is."""
+        """Continue all prompts with the unoperated model."""
         return self._write(slice(None))
 
     def overlay(self) -> Generation:
@@ -93,9 +89,9 @@ class Bench:
         return written
 
     def naive(self) -> None:
-        """Perform the first operations as one would without any of this.
+        """Perform the first operations without overlay, cache or stored factorisations.
 
-        (Operators write through a theater, so a theater is there too; it is a small part.)
+        Operators write through a theater, which is a small part of the time.
         """
         for i in range(min(N_NAIVE, len(self.coefficients))):
             saved = {name: x.clone() for name, x in self.model.state_dict().items()}
@@ -105,10 +101,10 @@ class Bench:
             self.model.load_state_dict(saved)
 
     def check(self) -> dict[str, float]:
-        """Compare overlay and loop; return shares and errors.
+        """Compare overlay and loop; return the share of equal rows and the largest error.
 
         Raises:
-            AssertionError: if they do not write the same text, but for dice on a boundary.
+            AssertionError: if they write different texts, except where the noise is on a boundary.
         """
         together = self.overlay()
         apart = self.loop()
@@ -134,7 +130,7 @@ class Bench:
 
 
 def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats: int) -> Row:
-    """Time one operator with N operations; `loops` times the two loops too."""
+    """Time one operator with N operations; with `loops` also the two loops."""
     bench = Bench(model, operator, n)
     with torch.inference_mode():
         row: Row = {"operator": operator, "n": n, "rows": n * N_PROMPTS}
@@ -151,14 +147,14 @@ def measure_operator(model: GPT, operator: str, n: int, *, loops: bool, repeats:
     if loops:
         for name, performed in (("loop", N_LOOP), ("naive", N_NAIVE)):
             row[f"{name}_over_overlay"] = n / min(n, performed) * timings[name].median / overlay
-    forward = (PROMPT_LENGTH + N_NEW - 1) * row["rows"]  # tokens; the last is not read
+    forward = (PROMPT_LENGTH + N_NEW - 1) * row["rows"]  # tokens; the last one is not read
     mean_past = (PROMPT_LENGTH + N_NEW) // 2
     row["plain_flops_per_second"] = forward * model.flops_per_token(mean_past) / plain
     return row
 
 
 def measure_environments(patient: Patient, n_rows: int, n_prompts: int, repeats: int) -> Row:
-    """Time steps of single environments and of one vector environment."""
+    """Time steps of the single and of the vector environment."""
     single = AttentionSurgeryEnv(patient, n_prompts=n_prompts)
     together = AttentionSurgeryVectorEnv(
         n_rows, patient, n_prompts=n_prompts, autoreset_mode="SameStep"
@@ -175,7 +171,7 @@ def measure_environments(patient: Patient, n_rows: int, n_prompts: int, repeats:
         single.reset()
 
     def n_operations() -> None:
-        for _ in range(episode_length):  # the last begins the next operations
+        for _ in range(episode_length):  # the last also resets
             together.step(actions)
 
     timings = interleaved({"single": one_operation, "vector": n_operations}, repeats=repeats)
@@ -203,25 +199,20 @@ def show(size: str, row: Row) -> None:
     print(line, flush=True)
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check, time, print."""
+    parser = make_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.8M", "10.6M"])
     parser.add_argument("--n", nargs="+", type=int, default=[1, 8, 32, 128], help="operations")
     parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int, default=32, help="of the vector environment")
     parser.add_argument(
         "--prompts", nargs="+", type=int, default=[4, 8, 32], help="of the environments"
     )
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Check, time, print."""
-    options = parse()
+    parser.add_argument(
+        "--others", type=int, default=32, help="operations of the operators after the first"
+    )
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     ceilings = {
         "memcpy_bytes_per_second": memcpy_bandwidth(2**26, options.device),
@@ -233,11 +224,13 @@ def main() -> None:
     )
     rows: list[Row] = []
     for size in options.sizes:
-        model = GPT(SIZES[size]).to(options.device).eval()
+        context = max(SIZES[size]["context"], PROMPT_LENGTH + N_NEW)
+        model, _ = untrained_model(size, VOCAB_SIZE, seed=0, context=context)
+        model = model.to(options.device).eval()
         for n in options.n:
             for operator in OPERATORS:
                 loops = operator == OPERATORS[0]
-                if not loops and n != N_OTHERS:
+                if not loops and n != options.others:
                     continue
                 rows.append(
                     {
@@ -259,12 +252,7 @@ def main() -> None:
             f"{row['vector_over_single']:.1f} times as many"
         )
         environments.append(row)
-    result = {
-        "ceilings": ceilings,
-        "operations": rows,
-        "environments": environments,
-    }
-    publish(result, options, options.device)
+    publish({"ceilings": ceilings, "operations": rows, "environments": environments}, options)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
-"""What does it cost to enter and leave a theater, and how far is that from the limit?
+"""How much does it cost to enter and leave a theater, and how far is that from the limit?
 
-For models of 1, 10 and 100 million parameters, with the attention's projections as targets, timed
-are
+For models of 1, 10 and 100 million parameters, with the attention projections as targets:
 
-* copies: the targets' bytes cloned and copied back, which no way of saving weights can avoid: the
-  limit;
-* theater: one theater entered and left again and again; new theater: made anew each time;
+* copies: the targets cloned and copied back, the limit of any way of saving weights;
+* theater: one theater, entered and left again and again; new theater: a new one each time;
 * deepcopy: a copy of the whole model; state dict: all of it cloned and loaded back.
 
-Before that it is checked that the theater saves the targets' bytes and no more, and that an edited
-model comes back bit for bit.
+The theater must save the targets' bytes and no others, and restore an edited model bit for bit.
 
     python benchmarks/bench_theater.py --threads 1 --out benchmarks/results/bench_theater.json
 
@@ -18,33 +15,29 @@ The last line of stdout is one JSON object with everything.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+import measure
 import torch
-from measure import Timing, interleaved, memcpy_bandwidth, publish
+from measure import Timing, interleaved, make_parser, memcpy_bandwidth, publish
 from torch import Tensor, nn
 
 from avatarl_env.lm.gpt import GPT, GPTConfig
 from avatarl_env.surgery import SurgicalTheater, find_targets
 
 SIZES = {
-    "1M": GPTConfig(vocab_size=65, context=128, n_layers=4, n_heads=4, width=128),
-    "10M": GPTConfig(vocab_size=65, context=256, n_layers=6, n_heads=6, width=384),
+    "1M": GPTConfig(vocab_size=65, **measure.SIZES["0.8M"]),
+    "10M": GPTConfig(vocab_size=65, **measure.SIZES["10.6M"]),
     "100M": GPTConfig(vocab_size=65, context=256, n_layers=8, n_heads=16, width=1024),
 }
-QUICK = {"tiny": GPTConfig(vocab_size=65, context=8, n_layers=2, n_heads=2, width=16)}
-PATIENCE = 4e9  # target bytes of all repeats together, about: small models are timed more often
+QUICK = {"tiny": GPTConfig(vocab_size=65, **measure.SIZES["tiny"])}
+TOTAL_BYTES = 4e9  # target bytes of all repeats, about: small models are timed more often
 
 
 def bits(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the bytes of the tensors, copied."""
+    """Copy the bytes of the tensors."""
     return [x.detach().clone().view(torch.uint8) for x in tensors]
 
 
@@ -52,7 +45,7 @@ def check(model: nn.Module, targets: list[Tensor]) -> int:
     """Edit all targets in a theater; return how many bytes it saved.
 
     Raises:
-        RuntimeError: if that was not the targets' size, or other weights came back.
+        RuntimeError: if that is not the size of the targets, or weights were not restored.
     """
     everything = list(model.parameters())
     before = bits(everything)
@@ -64,7 +57,7 @@ def check(model: nn.Module, targets: list[Tensor]) -> int:
     if changed != len(targets):
         raise RuntimeError(f"all {len(targets)} targets must change in the theater, got {changed}")
     if any(map(differ, before, bits(everything))):
-        raise RuntimeError("all weights must come back, got others")
+        raise RuntimeError("all weights must be restored, got others")
     if saved != sum(p.numel() * p.element_size() for p in targets):
         raise RuntimeError(f"only the targets must be saved, got {saved} bytes")
     return saved
@@ -76,10 +69,9 @@ def differ(one: Tensor, two: Tensor) -> bool:
 
 
 class Ways:
-    """The ways to save weights and to put them back."""
+    """The ways to save and restore weights."""
 
     def __init__(self, model: GPT, targets: list[Tensor]) -> None:
-        """Choose model and targets."""
         self.model = model
         self.targets = targets
         self.room = SurgicalTheater(model, targets)
@@ -92,7 +84,7 @@ class Ways:
             p.copy_(value)
 
     def theater(self) -> None:
-        """Enter and leave a theater that was made before."""
+        """Enter and leave an existing theater."""
         with self.room:
             pass
 
@@ -117,7 +109,7 @@ def measure_size(config: GPTConfig, device: str, repeats: int | None) -> dict[st
     targets = [p for target in find_targets(model) for p in target.parameters()]
     saved = check(model, targets)
     ways = Ways(model, targets)
-    repeats = repeats or max(15, min(1000, int(PATIENCE / saved / 6)))
+    repeats = repeats or max(15, min(1000, int(TOTAL_BYTES / saved / 6)))
     timings = interleaved(
         {"copies": ways.copies, "theater": ways.theater, "new theater": ways.new_theater},
         repeats=repeats,
@@ -154,20 +146,12 @@ def show(name: str, row: dict[str, Any]) -> None:
         )
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, help="default as many as fit the size")
-    parser.add_argument("--quick", action="store_true", help="a tiny model only, a few repeats")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
-    return parser.parse_args()
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print."""
-    options = parse()
+    parser = make_parser(__doc__)
+    parser.add_argument("--repeats", type=int, help="by default more for smaller models")
+    parser.add_argument("--quick", action="store_true", help="a tiny model only, a few repeats")
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     large, small = (2**20, 2**16) if options.quick else (2**28, 2**18)
     ceilings = {
@@ -184,11 +168,7 @@ def main() -> None:
         repeats = 5 if options.quick and not options.repeats else options.repeats
         rows[name] = measure_size(config, options.device, repeats)
         show(name, rows[name])
-    result = {
-        "ceilings": ceilings,
-        "sizes": rows,
-    }
-    publish(result, options, options.device)
+    publish({"ceilings": ceilings, "sizes": rows}, options)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """Does reinforcement learning alone learn language as well as supervised training does?
 
-Estimators, from the same random weights, on the same windows of tinyshakespeare in the same order,
-for the same number of tokens, beside the supervised control (cross-entropy) and models that count
-n-grams. All with the default recipe unless their name says otherwise; it was chosen, for RL and for
-the control alike, on the `surgeon` split with seed 0. Reported is the whole validation text.
+Estimators are compared with the supervised control (cross-entropy) and with n-gram counts, from the
+same random weights, on the same windows of tinyshakespeare in the same order. All use the default
+settings, except where their name says otherwise; these were chosen on the `surgeon` split with seed
+0, for RL and control alike. The figures are of the whole validation text.
+
+The main comparison, three seeds of 1,500 updates (1.54 million tokens):
 
     python benchmarks/learning_curves.py --jobs 2 --out benchmarks/results/learning_curves.json
 
-makes the main comparison, three seeds of 1,500 updates (1.54 million tokens);
+Every estimator once:
 
     python benchmarks/learning_curves.py --jobs 2 --runs all --seeds 101 --updates 600 \
         --out benchmarks/results/learning_curves_all.json
 
-every estimator once. Beside the JSON it writes a picture of the same name. The last line of stdout
-is one JSON object with everything.
+Writes a picture next to the JSON. The last line of stdout is one JSON object with everything.
 """
 
 from __future__ import annotations
@@ -21,23 +22,21 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import torch
-from measure import SIZES, publish
+from measure import SIZES, make_parser, publish, untrained_model
 from scipy import stats
 
 from agents.evaluation.language_model import PROGRESS_CHARACTERS, evaluate_text
 from agents.grpo.learner import GRPOConfig, GRPOLearner
 from agents.training.config import preset
-from avatarl_env import GPT, CharTokenizer, GPTConfig, load_corpus
+from avatarl_env import CharTokenizer, load_corpus
 from avatarl_env.text.ngram import NGramReference
 
 ALL = {"exploration": "all_actions"}
@@ -64,7 +63,7 @@ SHOWN = {"accuracy": "next-character accuracy", "loss": "loss, nats per characte
 
 
 def recipe(name: str, options: argparse.Namespace) -> GRPOConfig:
-    """Return a run's recipe; those of the recipes that came before are their presets'."""
+    """Return the settings of a run; the older recipes have those of their presets."""
     usual = {"batch_size": options.batch_size, "precision": options.precision}
     if name in SEED_RECIPES:
         return replace(preset(name).grpo, **usual)
@@ -77,11 +76,8 @@ def learn(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     corpus = load_corpus(options.corpus)
     tokenizer = CharTokenizer.from_text(corpus.split("train"))
     splits = {s: np.array(tokenizer.encode(corpus.split(s))) for s in ("train", options.split)}
-    init, dice = np.random.SeedSequence(seed).spawn(2)
-    sizes = GPTConfig(vocab_size=tokenizer.vocab_size, **SIZES[options.size])
-    generator = torch.Generator().manual_seed(int(init.generate_state(1)[0] >> 1))
-    model = GPT(sizes, generator).to(options.device)
-    rng = np.random.default_rng(dice)
+    model, rng = untrained_model(options.size, tokenizer.vocab_size, seed)
+    model = model.to(options.device)
     config = recipe(name, options)
     learner = GRPOLearner(model, splits["train"], config, n_updates=options.updates, rng=rng)
     held_out, curve, seconds = splits[options.split], [], []
@@ -109,7 +105,7 @@ def learn(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def bars(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Score models that count n-grams of the same training text on the same held-out text."""
+    """Return loss and accuracy of n-gram counts, with the same training and held-out text."""
     corpus = load_corpus(options.corpus)
     tokenizer = CharTokenizer.from_text(corpus.split("train"))
     counted, asked = (tokenizer.encode(corpus.split(s)) for s in ("train", options.split))
@@ -148,7 +144,7 @@ def _by_run(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _spread(values: list[float], digits: int, unit: str = "") -> str:
-    """Return a mean, with its interval where there are several values."""
+    """Return a mean, with its interval if there are several values."""
     mean = f"{np.mean(values):.{digits}f}{unit}"
     if len(values) < 2:
         return mean
@@ -157,7 +153,7 @@ def _spread(values: list[float], digits: int, unit: str = "") -> str:
 
 
 def draw(results: list[dict[str, Any]], references: list[dict[str, Any]], path: Path) -> None:
-    """Draw accuracy and loss by tokens; a band spans the seeds, dashes are n-gram counts."""
+    """Draw accuracy and loss by tokens; a band spans the seeds, dotted lines are n-grams."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -185,9 +181,9 @@ def draw(results: list[dict[str, Any]], references: list[dict[str, Any]], path: 
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, compare, publish."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--runs", nargs="+", default=list(MAIN), help="names, or all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[101, 102, 103])
     parser.add_argument("--updates", type=int, default=1500)
@@ -195,17 +191,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--size", default="0.8M", choices=list(SIZES))
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--corpus", default="tinyshakespeare")
     parser.add_argument("--split", default="validation", choices=["validation", "surgeon"])
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
-    parser.add_argument("--threads", type=int, default=1, help="of each")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     names = [*RUNS, *SEED_RECIPES] if options.runs == ["all"] else options.runs
     for name in names:
         if name not in (*RUNS, *SEED_RECIPES):
-            parser.error(f"runs must be of {', '.join([*RUNS, *SEED_RECIPES])}, got {name!r}")
+            parser.error(f"runs must be in {', '.join([*RUNS, *SEED_RECIPES])}, got {name!r}")
     jobs = [(name, seed, options) for seed in options.seeds for name in names]
     if options.jobs == 1:
         results = [learn(*job) for job in jobs]
@@ -217,7 +210,7 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         draw(results, references, options.out.with_suffix(".png"))
-    publish({"results": results, "references": references}, options, options.device)
+    publish({"results": results, "references": references}, options)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Does a run that is stopped again and again come to the very end that it would have come to?
+"""Does a run that is stopped and resumed again and again end exactly as an undisturbed run?
 
-Every case begins in a fresh folder with the default preset, made small: the default corpus, a text
-by its relative path, or a run whose folder is moved after each stop. It is stopped at random
-moments by Ctrl-C, SIGTERM and kill -9 in turn, and goes on by the very command that it printed
-(after kill -9 by the same one). In the end weights, metrics (but for times) and samples are
-compared bit for bit with those of a run that nothing happened to.
+Every case starts in a fresh folder with a small version of the default preset: with the default
+corpus, with a text given by its relative path, or with a run folder that is moved after each stop.
+The run is stopped at random moments by Ctrl-C, SIGTERM and kill -9 in turn, and resumed by the
+command that it printed (after kill -9 by the same one). In the end weights, metrics (except times)
+and samples are compared bit for bit with those of an undisturbed run.
 
     python benchmarks/stop_and_resume.py --stops 4
 """
@@ -43,7 +43,7 @@ CLOCKS = ("seconds", "time/tokens_per_second")
 
 
 def start(command: str, place: Path) -> subprocess.Popen[str]:
-    """Type a command in a folder."""
+    """Start a command in a folder."""
     return subprocess.Popen(
         f"exec {command}",
         shell=True,
@@ -57,7 +57,7 @@ def start(command: str, place: Path) -> subprocess.Popen[str]:
 def stop(
     child: subprocess.Popen[str], number: int, metrics: Path, rng: random.Random
 ) -> str | None:
-    """Send a signal some time after the run has written more; return what it said, None if done."""
+    """Send a signal some time after the run has written more; return stderr, None if it ended."""
     size = metrics.stat().st_size if metrics.exists() else 0
     while child.poll() is None and not (metrics.exists() and metrics.stat().st_size != size):
         time.sleep(0.05)
@@ -69,7 +69,7 @@ def stop(
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], bytes]:
-    """Return what does not depend on time: final weights, metrics and samples."""
+    """Return the results that do not depend on time: final weights, metrics and samples."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     rows = [
         {name: x for name, x in json.loads(line).items() if name not in CLOCKS} for line in lines
@@ -83,7 +83,7 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]
 
 
 def same(folder: Path, other: Path) -> bool:
-    """Whether two runs came to the same end on the same way."""
+    """Whether two runs have the same weights, metrics and samples."""
     (left, *rest), (right, *others) = outcome(folder), outcome(other)
     equal = all(torch.equal(left[name], right[name]) for name in right)
     return left.keys() == right.keys() and equal and rest == others
@@ -92,7 +92,7 @@ def same(folder: Path, other: Path) -> bool:
 def disturbed(
     place: Path, words: list[str], n_stops: int, rng: random.Random, *, moves: bool
 ) -> Any:
-    """Begin a run, stop it so many times, and let it end; return its folder and what was sent."""
+    """Start a run, stop it n times and let it end; return its folder and the signals sent."""
     sent: list[str] = []
     folder = place / "runs" / "first"
     command = shlex.join([sys.executable, str(HOME / "train.py"), *words, "--out", "runs/first"])
@@ -108,19 +108,19 @@ def disturbed(
         if said is None:
             break
         sent.append(signal.Signals(number).name)
-        found = re.search(r"stopped; go on with: (.*)\n", said)  # none before the first step
+        found = re.search(r"stopped; [a-z ]+ with: (.*)\n", said)  # none before the first step
         sent[-1] += " with a checkpoint" if found else ""
-        command = going_on(folder.relative_to(place))
+        command = resume_command(folder.relative_to(place))
         if found and found[1] != command:
             raise SystemExit(f"the run printed {found[1]}, not {command}")
         if moves:
             folder = folder.rename(place / "runs" / f"moved {k}")
-            command = going_on(folder.relative_to(place))
+            command = resume_command(folder.relative_to(place))
     return folder, sent
 
 
-def going_on(folder: Path) -> str:
-    """Return the command that a stopped run is to print."""
+def resume_command(folder: Path) -> str:
+    """Return the command that a stopped run must print."""
     return shlex.join([sys.executable, str(HOME / "train.py"), "--resume", str(folder)])
 
 
@@ -128,10 +128,10 @@ def main() -> None:
     """Print one line for each case, then the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stops", type=int, default=4, help="of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of when runs are stopped")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of stopping")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # A job of the background ignores Ctrl-C, and so would the runs that it starts.
+    # A background job ignores Ctrl-C, and so would the runs that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rng, result = random.Random(asked.seed), []
     with tempfile.TemporaryDirectory() as name:

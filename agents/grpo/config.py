@@ -1,4 +1,4 @@
-"""How the language model learns: what can be chosen."""
+"""Settings of the language model's training."""
 
 from __future__ import annotations
 
@@ -9,34 +9,21 @@ from typing import Any
 
 import torch
 
-from agents.grpo.estimators import (
-    CONFIDENCE_POWER,
-    ESTIMATORS,
-    MOST_CONFIDENCE,
-    SAMPLED,
-    check_estimator,
-)
+from agents.grpo.estimators import ALL_ACTIONS, ESTIMATORS, OPTIONAL, SAMPLED
 from agents.grpo.optimizer import MUON, OPTIMIZERS
 from avatarl_env.errors import check_choice, shown
 
-TEMPERATURES = (1e-6, 1e6)  # beyond them all is one character, or chance, in float32
-MOST_GROUP = 65_536
+TEMPERATURES = (1e-6, 1e6)  # beyond these, softmax in float32 is one-hot or uniform
+MAX_GROUP_SIZE = 65_536
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def _check_numbers(config: Any) -> None:
-    """Refuse what is no number in the fields of a dataclass that are numbers."""
-    kinds = {"int": (Integral, "a whole number"), "float": (Real, "a number")}
-    for part in fields(config):
-        kind, words = kinds.get(str(part.type), (object, ""))
-        value = getattr(config, part.name)
-        if words and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{part.name} must be {words}, got {value!r}")
+HORIZON_1_ONLY = ("partial_credit", "kl_coefficient", "entropy_floor")
+"""Settings that must be 0 for texts: they are about single characters, or would count the KL to
+the reference, which is the reward of a text, twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
-    """What is added to an estimator's loss or reward, all off by default, and weights and bounds.
+    """Additions to an estimator's loss or reward, all off by default, and its weights and bounds.
 
     Raises:
         ValueError: if a value is negative or not finite.
@@ -45,22 +32,23 @@ class RegularizerConfig:
     entropy_bonus: float = 0.0
     """Weight of the policy's entropy."""
     entropy_floor: float = 0.0
-    """Nats below which missing entropy is charged, one for one."""
+    """Entropy, in nats, below which the loss rises by the missing nats."""
     kl_coefficient: float = 0.0
-    """Weight of KL(policy || bigram model of the training text); the first one, if it adapts."""
+    """Weight of KL(policy || bigram model of the training text); its initial value with
+    kl_target."""
     kl_target: float = 0.0
-    """Nats that the coefficient adapts to; 0: it stays."""
+    """KL, in nats, that the coefficient adapts to; 0 for a constant coefficient."""
     partial_credit: float = 0.0
-    """Reward of a character besides an exact match: so much times its bigram probability."""
+    """Weight of a character's bigram probability in its reward, besides the exact match."""
     reward_clip: float = 0.0
-    """Largest absolute reward, partial credit included; 0: no bound."""
-    confidence_power: float = CONFIDENCE_POWER
-    """seed_exhaustive weighs advantages by min((V p)^confidence_power, confidence_clip)."""
-    confidence_clip: float = MOST_CONFIDENCE
+    """Largest absolute reward, partial credit included; 0 for no limit."""
+    confidence_power: float = 0.7
+    """Exponent w of seed_exhaustive's weight min((V p)^w, confidence_clip)."""
+    confidence_clip: float = 2.0
     """Largest such weight."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        _check_types(self)
         for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
@@ -70,7 +58,7 @@ class RegularizerConfig:
             raise ValueError("confidence_clip must be positive, or nothing is learned, got 0.0")
         if self.kl_target and not self.kl_coefficient:
             raise ValueError(
-                f"kl_coefficient must be positive where kl_target is, got {self.kl_coefficient}"
+                f"kl_coefficient must be positive if kl_target is, got {self.kl_coefficient}"
             )
 
 
@@ -79,113 +67,149 @@ class GRPOConfig:
     """How the language model learns.
 
     Raises:
-        ValueError: if a value is unknown or out of range, or a combination does not exist.
+        ValueError: if a value is unknown or out of range, or the combination is not supported.
     """
 
     estimator: str = "proper_maxrl"
-    """proper_maxrl, brier, maxrl, grpo, dr_grpo, rloo, gspo, cispo, the recipes that came before
-    (seed_sampled, seed_exhaustive), or ce (the supervised control, not RL)."""
+    """Name of a row of agents.grpo.estimators.ESTIMATORS, such as proper_maxrl, grpo or ce (the
+    supervised control, not RL); an unknown name lists them all."""
     exploration: str = SAMPLED
     """sampled (K characters per position) or all_actions (the limit without sampling noise)."""
     horizon: int = 1
-    """H, characters of an episode: 1, or texts that the model goes on with by itself."""
+    """H, characters per episode: 1 at every position of real text, more for texts that the model
+    writes after real prompts."""
     group_size: int = 16
-    """K, characters (or texts) sampled at each position (or prompt)."""
+    """K, characters sampled per position, or texts per prompt."""
     batch_size: int = 8
-    """B, windows (or prompts) per update; windows are a whole context long."""
+    """B, windows of one context each, or prompts, per update."""
     temperature: float = 1.0
-    """Of the policy, wherever it counts: softmax(logits / temperature)."""
+    """Of the policy, in sampling and learning: softmax(logits / temperature)."""
     sync_every: int = 1
-    """Updates that an old policy samples before it is the present one again; 1: there is none."""
+    """Updates between two copies of the policy to the old policy that samples; 1 for no old
+    policy."""
     clip: float = 0.2
-    """How far below 1 a ratio of new to old probability counts; gspo's paper has 3e-4."""
+    """Clip range of the ratio of new to old probability below 1; 3e-4 in gspo's paper."""
     clip_high: float = 0.28
-    """How far above 1; gspo's paper has 4e-4."""
+    """Clip range above 1; 4e-4 in gspo's paper."""
     match_bonus: float = 1.0
-    """Reward of a text, H > 1: so much times its share of leading characters that are right."""
+    """Weight of the share of leading characters that are right in the reward of a text."""
     optimizer: str = MUON
     """muon (for matrices; AdamW for the rest) or adamw (for everything)."""
     learning_rate: float = 6e-3
-    """Peak of AdamW's learning rate."""
+    """Peak learning rate of AdamW."""
     matrix_learning_rate: float = 0.02
-    """Peak of Muon's."""
+    """Peak learning rate of Muon."""
     warmup_updates: int = 30
-    """Updates of linear warm-up, on top of a cosine from the peak down to a tenth of it."""
+    """Updates of linear warm-up, multiplied by a cosine from the peak down to a tenth of it."""
     weight_decay: float = 0.1
-    """On matrices only."""
+    """Of matrices only."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     precision: str = "float32"
     """Of the forward's matrix products: float32, or bfloat16 by autocast."""
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
-    """What is added to the loss."""
+    """Additions to the loss and the reward."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
-        is_made = isinstance(self.regularizer, RegularizerConfig)
-        if not is_made:
-            raise ValueError(
-                f"regularizer must be a RegularizerConfig, got {shown(self.regularizer)}"
-            )
-        check_estimator(self.estimator, self.exploration, self.group_size, self.horizon)
+        _check_types(self)
+        check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        positive = ("batch_size", "temperature", "sync_every", "clip", "clip_high")
+        self._check_ranges()
+        self._check_form()
+        self._check_options()
+
+    def check_off_policy(self, rule: str, value: object) -> None:
+        """Refuse a setting by which another policy samples, unless the estimator has ratios.
+
+        Args:
+            rule: the start of the message: the argument and what it must be.
+            value: of the argument.
+
+        Raises:
+            ValueError: if another policy cannot sample.
+        """
+        if "sync_every" not in ESTIMATORS[self.estimator].allows:
+            raise ValueError(
+                f"{rule} for {self.estimator}, which has no ratio to another policy, got {value}"
+            )
+        if self.horizon > 1 and self.precision != "float32":
+            raise ValueError(
+                f"{rule} for texts in {self.precision}, since they are written in float32 and "
+                f"ratios would be rounding errors, got {value}"
+            )
+
+    def _check_ranges(self) -> None:
+        positive = ("horizon", "batch_size", "temperature", "sync_every", "clip", "clip_high")
         for name in (*positive, "learning_rate", "matrix_learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("match_bonus", "warmup_updates", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         least, most = TEMPERATURES
         if not least <= self.temperature <= most:
             raise ValueError(
                 f"temperature must be within {least:g} and {most:g}, got {self.temperature}"
             )
-        if self.group_size > MOST_GROUP:
-            raise ValueError(f"group_size must be at most {MOST_GROUP}, got {self.group_size}")
-        for name in ("match_bonus", "warmup_updates", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        self._check_combination()
+        if self.group_size > MAX_GROUP_SIZE:
+            raise ValueError(f"group_size must be at most {MAX_GROUP_SIZE}, got {self.group_size}")
 
-    def check_off_policy(self, rule: str, value: object) -> None:
-        """Raise a ValueError, of a rule that `value` breaks, unless somebody else may sample."""
-        if not ESTIMATORS[self.estimator].is_off_policy:
+    def _check_form(self) -> None:
+        """Check exploration, horizon and group size against the estimator's row."""
+        name, row = self.estimator, ESTIMATORS[self.estimator]
+        forms = {SAMPLED: row.sampled, ALL_ACTIONS: row.all_actions}
+        possible = [form for form, function in forms.items() if function is not None]
+        if self.exploration not in possible:
             raise ValueError(
-                f"{rule} for {self.estimator}, whose policy samples itself, got {value}"
+                f"exploration must be {' or '.join(possible)} for {name}, got {self.exploration!r}"
             )
-        if self.horizon > 1 and self.precision != "float32":  # texts are written in float32
+        least, most = row.horizons
+        if not least <= self.horizon <= most:
+            rule = f"{least}" if least == most else f"at least {least}"
+            raise ValueError(f"horizon must be {rule} for {name}, got {self.horizon}")
+        if row.sampled is None:
+            return
+        least = row.sampled.min_group_size
+        if self.exploration == SAMPLED and self.group_size < least:
             raise ValueError(
-                f"{rule} for texts in {self.precision}, whose ratios would be its rounding, "
-                f"got {value}"
+                f"group_size must be at least {least} for {name}, got {self.group_size}"
+            )
+        order = row.max_order
+        if self.exploration == ALL_ACTIONS and order and not least <= self.group_size <= order:
+            raise ValueError(
+                f"group_size must be within {least} and {order} for {name} over all actions, "
+                f"got {self.group_size}"
             )
 
-    def _check_combination(self) -> None:
-        estimator, extra = ESTIMATORS[self.estimator], self.regularizer
+    def _check_options(self) -> None:
+        """Refuse settings that would not act with this estimator and horizon."""
         if self.sync_every > 1:
             self.check_off_policy("sync_every must be 1", self.sync_every)
-        if extra.partial_credit and not (estimator.takes_credit and self.horizon == 1):
-            raise ValueError(
-                f"partial_credit must be 0 for {self.estimator} at horizon {self.horizon}, "
-                f"got {extra.partial_credit}"
-            )
-        if extra.reward_clip and not estimator.clips_rewards:
-            raise ValueError(
-                f"reward_clip must be 0 for {self.estimator}, whose rewards are bounded, "
-                f"got {extra.reward_clip}"
-            )
-        if not estimator.weighs_confidence:
-            self._check_unweighted()
-        if self.horizon > 1 and (extra.kl_coefficient or extra.entropy_floor):
-            raise ValueError(
-                "kl_coefficient and entropy_floor must be 0 where horizon is above 1, whose reward "
-                f"is a KL itself, got {extra.kl_coefficient} and {extra.entropy_floor}"
-            )
-
-    def _check_unweighted(self) -> None:
-        """Refuse a weight that the estimator would not look at."""
-        usual = {"confidence_power": CONFIDENCE_POWER, "confidence_clip": MOST_CONFIDENCE}
-        for name, value in usual.items():
-            if getattr(self.regularizer, name) != value:
+        allowed = ESTIMATORS[self.estimator].allows
+        for part in fields(self.regularizer):
+            value = getattr(self.regularizer, part.name)
+            if part.name in OPTIONAL and part.name not in allowed and value != part.default:
                 raise ValueError(
-                    f"{name} must be {value} for {self.estimator}, which does not weigh advantages "
-                    f"by confidence, got {getattr(self.regularizer, name)}"
+                    f"{part.name} must be {part.default} for {self.estimator}, which does not use "
+                    f"it, got {value}"
                 )
+            if part.name in HORIZON_1_ONLY and self.horizon > 1 and value:
+                raise ValueError(
+                    f"{part.name} must be 0 for {self.estimator} at horizon {self.horizon}, "
+                    f"got {value}"
+                )
+
+
+def _check_types(config: Any) -> None:
+    """Refuse values of other types in the numeric fields and the regularizer of a dataclass."""
+    kinds: dict[str, tuple[type, str]] = {
+        "int": (Integral, "a whole number"),
+        "float": (Real, "a number"),
+        "RegularizerConfig": (RegularizerConfig, "a RegularizerConfig"),
+    }
+    for part in fields(config):
+        kind, words = kinds.get(str(part.type), (object, ""))
+        value = getattr(config, part.name)
+        if words and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"{part.name} must be {words}, got {shown(value)}")

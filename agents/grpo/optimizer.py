@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything."""
+"""Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for everything."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ ADAM_BETAS = (0.9, 0.95)
 
 
 class Optimizer:
-    """Steps all parameters of a model, each by the optimizer that suits it.
+    """Steps all parameters of a model, each with the optimizer that suits it.
 
     Muon orthogonalises the momentum of a matrix (Jordan et al. 2024; torch's own, with its width
     correction `sqrt(max(1, rows / columns))`). It is for matrices between hidden states: the
-    embedding, which is the output head too, and the norms are AdamW's.
+    embedding, which is also the output head, and the norms are stepped by AdamW.
     """
 
     def __init__(
         self, model: GPT, name: str, *, rate: float, matrix_rate: float, weight_decay: float
     ) -> None:
-        """Sort the parameters.
+        """Assign each parameter to an optimizer.
 
         Args:
-            model: whose parameters are stepped.
+            model: its parameters are stepped.
             name: `"muon"` or `"adamw"`.
-            rate: AdamW's peak learning rate.
-            matrix_rate: Muon's.
-            weight_decay: on matrices, times the learning rate.
+            rate: peak learning rate of AdamW.
+            matrix_rate: peak learning rate of Muon.
+            weight_decay: of matrices, multiplied by the learning rate.
         """
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         inner = [p for p in model.blocks.parameters() if p.dim() == 2 and name == MUON]
         chosen = set(inner)
         matrices = [p for p in model.parameters() if p.dim() > 1 and p not in chosen]
@@ -54,38 +55,32 @@ class Optimizer:
             muon = torch.optim.Muon(inner, lr=matrix_rate, weight_decay=weight_decay)
             self.parts.append((muon, matrix_rate))
 
-    def schedule(self, factor: float) -> None:
-        """Set every learning rate to so much of its peak."""
-        for optimizer, peak in self.parts:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * factor
-
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for optimizer, _ in self.parts:
             optimizer.zero_grad()
 
-    def step(self) -> None:
-        """Step along the present gradients."""
-        for optimizer, _ in self.parts:
+    def step(self, factor: float) -> None:
+        """Step along the gradients, at `factor` times the peak learning rates."""
+        for optimizer, peak in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
             optimizer.step()
 
-    def get_state(self, names: Mapping[Tensor, str]) -> dict[str, dict[str, Any]]:
-        """Return what is known of each parameter, by the parameters' names."""
+    def get_state(self) -> dict[str, dict[str, Any]]:
+        """Return the moments of each parameter, by its name."""
         return {
-            names[p]: dict(moments)
+            self._names[p]: dict(moments)
             for optimizer, _ in self.parts
             for p, moments in optimizer.state.items()
         }
 
-    def set_state(
-        self, state: Mapping[str, Mapping[str, Any]], names: Mapping[Tensor, str]
-    ) -> None:
-        """Go on exactly from what `get_state` returned."""
+    def set_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Restore exactly what `get_state` returned."""
         for optimizer, _ in self.parts:
             optimizer.state.clear()
             for group in optimizer.param_groups:
                 for p in group["params"]:
-                    if names[p] in state:
-                        moments = state[names[p]].items()
-                        optimizer.state[p] = {key: x.to(p.device) for key, x in moments}
+                    moments = state.get(self._names[p])
+                    if moments is not None:
+                        optimizer.state[p] = {key: x.to(p.device) for key, x in moments.items()}

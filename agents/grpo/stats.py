@@ -1,6 +1,6 @@
-"""What an update is reported with, from one process or from several.
+"""The statistics of an update, over all processes.
 
-Shapes: N groups, K actions (or texts) sampled in each, R processes.
+Shapes: N groups, K actions or texts in each, R processes.
 """
 
 from __future__ import annotations
@@ -11,45 +11,46 @@ import torch
 from torch import Tensor
 
 from agents.distributed import Ranks
-from agents.grpo.estimators import Lesson
+from agents.grpo.losses import Loss
 
 
 class GRPOStats(NamedTuple):
-    """One update, measured on its own batch before the step."""
+    """Statistics of one update, measured on its batch before the step; docs of `grpo/*` metrics."""
 
     loss: float
     reward: float
-    """Probability of sampling the right character, mean p(y); of rollouts their mean reward."""
+    """Probability of sampling the right character, mean p(y); of texts their mean reward."""
     accuracy: float
-    """Share of positions whose most probable character is right; of rollouts the share of leading
-    characters that are."""
+    """Share of positions whose most probable character is right; of texts the share of leading
+    characters that are right."""
     entropy: float
     """Of the policy, nats per character."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    """AdamW's."""
     kl: float = 0.0
-    """From the bigram model, nats; 0 where it does not count."""
+    """From the bigram model, nats; 0 if the regularizer does not use it."""
     kl_coefficient: float = 0.0
-    """Of that KL, in this update."""
+    """Weight of that KL in this update."""
     behavior_kl: float = 0.0
-    """KL(who sampled || policy), nats per character; 0 where the policy samples itself."""
+    """KL(behaviour policy || policy), nats per character; 0 on-policy."""
     policy_loss: float = 0.0
-    """The estimator's part of the loss: what the regularizer adds is not in it."""
+    """The estimator's part of the loss."""
     entropy_loss: float = 0.0
-    """What the regularizer's entropy terms add to the loss."""
+    """The regularizer's entropy terms."""
     advantage_mean: float = 0.0
-    """Over all groups; 0, like the next three, for closed forms that have no advantages."""
+    """Over all groups; like the next three 0 for closed forms without advantages."""
     advantage_std: float = 0.0
     """Over all groups, with N K degrees of freedom."""
     reward_min: float = 0.0
-    """Smallest reward that was paid, after `reward_clip`."""
+    """Smallest reward paid, after `reward_clip`."""
     reward_max: float = 0.0
-    """Largest."""
+    """Largest reward paid."""
 
 
 class Reading(NamedTuple):
-    """What a batch says: the loss, and what it is reported with, all single numbers but one."""
+    """The loss of a batch and its figures: scalars, except for `spread`."""
 
     loss: Tensor
     reward: Tensor
@@ -60,41 +61,40 @@ class Reading(NamedTuple):
     policy_loss: Tensor
     entropy_loss: Tensor
     spread: Tensor
-    """(4,) from `spread`."""
+    """(4,), see `spread`."""
 
 
 @torch.no_grad()
-def spread(lesson: Lesson) -> Tensor:
-    """Return mean and variance of the advantages, least and largest reward: (4,).
+def spread(loss: Loss) -> Tensor:
+    """Return mean and variance of the advantages, smallest and largest reward: (4,).
 
-    All zero where there are none.
+    All zero if there are none.
     """
-    if lesson.advantages is None or lesson.rewards is None:
-        return torch.zeros(4, device=lesson.loss.device)
-    variance, mean = torch.var_mean(lesson.advantages.float(), correction=0)
-    least, largest = lesson.rewards.float().aminmax()
+    if loss.advantages is None or loss.rewards is None:
+        return torch.zeros(4, device=loss.value.device)
+    variance, mean = torch.var_mean(loss.advantages.float(), correction=0)
+    least, largest = loss.rewards.float().aminmax()
     return torch.stack([mean, variance, least, largest])
 
 
 def packed(reading: Reading, ranks: Ranks) -> Tensor:
-    """Return a reading as one row of numbers, to be averaged over processes and then unpacked.
+    """Return a reading as one vector that can be averaged over processes and then unpacked.
 
-    Losses and other means are averaged as they are. The spread cannot be averaged, so the row has
-    one slot for the spread of each process: a process fills its own slot, scaled by the number of
-    processes, and leaves the others at zero.
+    Means are averaged as they are. A spread cannot be averaged, so the vector has one slot for the
+    spread of each process: a process fills its own, scaled by R, and leaves the others at zero.
     """
     *means, spread = reading
-    places = torch.zeros(ranks.count, len(spread), device=spread.device)
-    places[ranks.rank] = spread * ranks.count
-    return torch.cat([torch.stack([x.detach().float() for x in means]), places.flatten()])
+    slots = torch.zeros(ranks.count, len(spread), device=spread.device)
+    slots[ranks.rank] = spread * ranks.count
+    return torch.cat([torch.stack([x.detach().float() for x in means]), slots.flatten()])
 
 
 def unpacked(numbers: Tensor, ranks: Ranks) -> dict[str, float]:
-    """Return the fields of `GRPOStats` that a reading has."""
+    """Return the fields of `GRPOStats` that an averaged reading determines."""
     n_means = len(Reading._fields) - 1
-    means, places = torch.split(numbers.cpu(), [n_means, len(numbers) - n_means])
-    mean, variance, least, largest = places.view(ranks.count, -1).unbind(1)
-    # The variance of all: the mean of each share's, and that of the shares' means.
+    means, slots = torch.split(numbers.cpu(), [n_means, len(numbers) - n_means])
+    mean, variance, least, largest = slots.view(ranks.count, -1).unbind(1)
+    # Total variance: the mean of the shares' variances plus the variance of their means.
     total = variance.mean() + mean.var(correction=0)
     return {
         **dict(zip(Reading._fields[:-1], means.tolist(), strict=True)),

@@ -52,7 +52,7 @@ def curves(out: Path) -> None:
         found: dict[str, Any] = {"threads inside": gloo_threads()}
         for recipe in RECIPES:
             learner, stats = learn(recipe, ranks)
-            counts = learner.forward_tokens, learner.regularizer.kl_coefficient
+            counts = learner.forward_tokens, learner.kl_coefficient
             found[recipe] = {"stats": stats, "after": everything(learner), "counts": counts}
         found["skipped"] = skip(learner, ranks)
         found["after the skip"] = everything(learner)

@@ -1,34 +1,20 @@
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks import soak
+from tests.benchmarks.conftest import Run
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
-def test_it_soaks_and_reports(
-    kind: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "result.json"
-    arguments = ["--kind", kind, "--minutes", "0.03", "--every", "0.5", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["soak.py", *arguments])
-    monkeypatch.setattr(soak, "MOST_GROWTH", dict.fromkeys(soak.MOST_GROWTH, 1e3))
-    assert soak.main() == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result == json.loads(out.read_text(encoding="utf-8"))
+def test_it_soaks_and_reports(run: Run) -> None:
+    words = ["--kind", "vector", "--minutes", "0.01", "--every", "0.1", "--bound-scale", "1e6"]
+    result = run(soak, *words)
     assert sum(result["moves"].values()) > 0
     assert result["growth"]["rss_mib"]["first"] > 0
 
 
 @pytest.mark.parametrize("kind", ["single", "vector"])
-def test_every_move_leaves_the_weights_alone_but_a_commit(kind: str) -> None:
+def test_only_a_commit_changes_weights(kind: str) -> None:
     player = soak.Soak(kind, seed=1)
     player.counts["commit"] = 1  # after every tenth, the first weights come back
     for _, move in player.moves:
@@ -37,7 +23,7 @@ def test_every_move_leaves_the_weights_alone_but_a_commit(kind: str) -> None:
         assert (soak.fingerprint(player.patient) != before) == (move == player.commit)
 
 
-def test_a_move_that_changes_weights_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_that_changes_weights_is_detected() -> None:
     player = soak.Soak("single", seed=0)
 
     def nudge() -> None:
@@ -48,7 +34,7 @@ def test_a_move_that_changes_weights_is_caught(monkeypatch: pytest.MonkeyPatch) 
         player.play()
 
 
-def test_growth_is_told_from_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_after_the_warm_up_is_detected() -> None:
     def readings(leak: float) -> list[soak.Reading]:
         warm = [100.0 + 10 * min(i, 10) for i in range(41)]
         rss = [value + leak * i for i, value in enumerate(warm)]
