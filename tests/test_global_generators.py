@@ -60,7 +60,7 @@ def made_env(folder: Path, *, many: bool) -> None:
 def surgeon(folder: Path, name: str) -> None:
     env = small_env()
     made = make_surgeon(name, env, 0, options_of(name))
-    made.operate(2)
+    made.operate(1)
     made.act(env.reset()[0], np.ones(2, np.bool_))
     save_surgeon(made, folder, name, 0)
 

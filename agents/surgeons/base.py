@@ -190,7 +190,7 @@ def reading(folder: str | Path) -> Iterator[None]:
     except Exception as error:  # a damaged or hostile file may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(
-            f"surgeon must be stored whole and be one of the same kind and size, "
+            f"surgeon must be stored as one of the same kind and size, undamaged, "
             f"got {str(folder)!r}: {reason}"
         ) from error
 

@@ -182,6 +182,7 @@ def test_an_evolution_strategys_steps_over_noise_are_as_long_as_it_says() -> Non
     assert np.sqrt(np.mean(lengths)) == pytest.approx(0.05, rel=0.3)
 
 
+@pytest.mark.slow
 def test_the_covariance_search_learns_slowly_where_returns_are_noise() -> None:
     def strayed() -> float:
         lengths = []

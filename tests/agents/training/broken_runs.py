@@ -118,7 +118,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
     path.write_text(json.dumps(signed), encoding="utf-8")
 
 
-def _surgeon_parameters(folder: Path) -> dict[str, torch.Tensor]:
+def surgeon_parameters(folder: Path) -> dict[str, torch.Tensor]:
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["surgeon"]
     final = folder / "checkpoints" / "final"
     model = class_of(ALGORITHMS[name]).load(final / "surgeon.zip", device="cpu")  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     if (left / "checkpoints" / "final" / "surgeon.zip").exists():
-        mine, yours = _surgeon_parameters(left), _surgeon_parameters(right)
+        mine, yours = surgeon_parameters(left), surgeon_parameters(right)
         assert all(torch.equal(mine[name], yours[name]) for name in mine)
     assert rows(left) == rows(right)
     for name in ("samples.txt", "references.json"):

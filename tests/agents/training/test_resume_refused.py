@@ -130,7 +130,7 @@ DAMAGES: dict[str, tuple[Harm, str]] = {
         lambda f: os.truncate(f / "metrics.jsonl", 300),
         r"got 300: restore the file, or delete .*step-\d+ to resume from .* before it",
     ),
-    "zeroed metrics": (zeroed, r"row of JSON in line 1: restore"),
+    "zeroed metrics": (zeroed, r"row of JSON in line 1, got .*: restore"),
     "no samples": (
         lambda f: os.truncate(f / "samples.txt", 0),
         r"samples\.txt must .* got 0: rest",
