@@ -107,7 +107,7 @@ def assert_same_reading(
     Args:
         found: one evaluation.
         expected: the other, of the same prompts.
-        uniforms: (M, N) the dice of both.
+        uniforms: (M, N) the sampling noise of both.
         tolerance: of probabilities, terms and vitals.
     """
     new, old = found.generations.new_tokens, expected.generations.new_tokens

@@ -67,7 +67,7 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 def assert_same_writing(
     found: Generation, expected: Generation, uniforms: Tensor, tolerance: float = 1e-5
 ) -> int:
-    """Check that two runs on the same dice differ by no more than rounding; return rows that do.
+    """Check that two runs on the same noise differ by no more than rounding; return rows that do.
 
     Until a row's first difference the log-probabilities agree; there, every boundary between the
     slices of the two tokens lies within `tolerance` of the uniform. What follows in that row was
@@ -76,7 +76,7 @@ def assert_same_writing(
     Args:
         found: what one run wrote.
         expected: what the other did, with its distributions.
-        uniforms: (B, N) the dice of both.
+        uniforms: (B, N) the sampling noise of both.
         tolerance: of log-probabilities and of cumulative probabilities.
     """
     assert expected.distributions is not None
