@@ -31,7 +31,7 @@ def page() -> Iterator[dict[str, Any]]:
     tables, sections = [dict(table) for table in TABLES], list(SECTIONS)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     assert len(blocks) == 8
-    names: dict[str, Any] = {"__name__": "contributing"}
+    names: dict[str, Any] = {"__name__": __name__}
     try:
         for block in blocks:
             exec(block, names)

@@ -369,7 +369,7 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(
 def test_a_damaged_checkpoint_is_refused_before_a_model_is_built(
     stopped: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.cli.sample.GPT", None)  # cannot be called
+    monkeypatch.setattr("avatarl_env.lm.storage.GPT", None)  # cannot be called
     settings = load_settings(stopped)
     for name, value in (("n_layers", 9_000), ("n_heads", 10**9), ("width", 10**6)):
         save(stopped / "config.json", {**settings, "lm": {**settings["lm"], name: value}})

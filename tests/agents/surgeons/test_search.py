@@ -86,7 +86,7 @@ def test_a_generation_is_tried_whole_and_on_the_same_prompts(name: str) -> None:
 
 
 def test_the_way_to_a_goal_is_the_shortest_and_then_it_holds_still() -> None:
-    approach = Approach(np.array([[0.7, -0.2]]), step_size=0.5)
+    approach = Approach(np.array([[0.7, -0.2]]), step_size=0.5, reach=1.0)
     observations = np.zeros((1, 3), np.float32)
     taken = [approach(observations, np.array([step == 0])) for step in range(4)]
     np.testing.assert_allclose(taken[0], [[1.0, -0.4]], atol=1e-6)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from agents.evaluation.paired import PairedResult
-from agents.evaluation.surgeon_effect import Ending
 from agents.surgeons.registry import Surgeon, make_surgeon
 from agents.training import curriculum as curriculum_module
 from agents.training.curriculum import Commit, Curriculum, CurriculumConfig, Phase, make_phases
@@ -18,6 +17,7 @@ from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.agents.training.broken_runs import QUICK
 from tests.training_runs import (
     ScriptedSurgeon,
+    episode_record,
     everything,
     make_learner,
     same,
@@ -204,7 +204,7 @@ def test_a_lethal_operation_is_neither_committed_nor_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     good = Interval(mean=0.1, low=0.01, high=0.2, lower_bound=0.02, n=9)
-    lethal = Ending(np.full(4, 0.5), 9.0, 0.0, "entropy")
+    lethal = episode_record([0.5] * 4, 9.0, "entropy")
     monkeypatch.setattr(curriculum_module, "final_operations", lambda *_: [lethal])
     monkeypatch.setattr(
         curriculum_module, "compare_pairs", lambda *_, **__: PairedResult(good, good)
