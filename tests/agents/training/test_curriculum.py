@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from agents.evaluation.paired import PairedResult
+from agents.evaluation.statistics import Interval
 from agents.surgeons.registry import Surgeon, make_surgeon
 from agents.training import curriculum as curriculum_module
 from agents.training.curriculum import Commit, Curriculum, CurriculumConfig, Phase, make_phases
-from avatarl_env.scoring import Interval
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.agents.training.broken_runs import QUICK
 from tests.training_runs import (
