@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from avatarl_env.env import AttentionSurgeryEnv
-from avatarl_env.errors import check_choice, check_keywords, takes_any_keyword
+from avatarl_env.errors import check_choice
 from avatarl_env.patient import Patient
 from avatarl_env.surgery import OPERATORS
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
@@ -141,25 +141,6 @@ def test_gymnasium_shows_the_same_line(make: Any, folder: str) -> None:
         make(ENV_ID, lm=folder, frameskip=1)
     with pytest.raises(TypeError, match="render_mode must be None or one of"):  # Stable-Baselines3
         tiny_env(render_mode="depth_array")
-
-
-class SingleWithExtra(AttentionSurgeryEnv):
-    """Passes its own keyword on by mistake."""
-
-    def __init__(self, *arguments: Any, extra: int = 1, **keywords: Any) -> None:
-        super().__init__(*arguments, extra=extra, **keywords)
-
-
-class VectorWithExtra(AttentionSurgeryVectorEnv):
-    """Passes its own keyword on by mistake."""
-
-    def __init__(self, *arguments: Any, extra: int = 1, **keywords: Any) -> None:
-        super().__init__(*arguments, extra=extra, **keywords)
-
-
-@pytest.mark.parametrize("kind", [SingleWithExtra, VectorWithExtra])
-def test_a_subclass_keyword_is_not_the_environments(kind: Any) -> None:
-    refuses(kind, r"keyword must be one of \[.*'corpus'.* argument 'extra'", lm=tiny_patient())
 
 
 @pytest.mark.parametrize(
@@ -427,17 +408,3 @@ def test_a_choice_is_one_of_the_known(value: Any, end: str) -> None:
     message = re.escape(f"operation must be one of ['graft', 'trim'], {end}")
     with pytest.raises(ValueError, match=f"^{message}$"):
         check_choice("operation", value, ("trim", "graft"))
-
-
-class Maker:
-    def __init__(self, first: int, *rest: int, second: int = 2, **more: int) -> None:
-        """Take something of every kind."""
-
-
-def test_keywords_are_the_named_ones_of_any_maker() -> None:
-    assert takes_any_keyword(Maker)
-    assert not takes_any_keyword(check_keywords)
-    check_keywords("keyword", ["first", "second", "given"], Maker, check_keywords)
-    for name in ("rest", "more", "third"):
-        with pytest.raises(ValueError, match=r"^keyword must be one of \['argument', 'first', 'gi"):
-            check_keywords("keyword", [name], Maker, check_keywords)

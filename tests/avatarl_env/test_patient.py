@@ -22,7 +22,6 @@ from tests.patients import (
     InPlaceGain,
     assert_same_reading,
     count_hooks,
-    global_random_states,
     store_tiny_patient,
     tiny_patient,
 )
@@ -82,16 +81,6 @@ def test_prompts_come_from_their_split(split: str, letters: str, striped: Corpus
     assert 0 <= prompts.uniforms.min() < prompts.uniforms.max() < 1
 
 
-def test_windows_start_anywhere_with_equal_chance(patient: Patient) -> None:
-    split = patient.splits["surgeon"]
-    length = len(split) - 3
-    windows = patient.windows("surgeon", 4000, length, np.random.default_rng(0))
-    starts = [split[i : i + length].tobytes() for i in range(4)]
-    counts = [sum(row.tobytes() == start for row in windows) for start in starts]
-    assert sum(counts) == 4000
-    assert counts == pytest.approx([1000] * 4, abs=110)  # four standard deviations
-
-
 def test_the_whole_split_is_a_window_and_one_more_is_refused(patient: Patient) -> None:
     rng = np.random.default_rng(0)
     assert len(patient.splits["surgeon"]) == 200
@@ -129,22 +118,6 @@ def test_new_tokens_are_the_slices_that_the_uniforms_fall_into(patient: Patient)
     assert gaps.min() > 1e-6  # no uniform on a boundary
     assert generations.new_tokens.tolist() == expected.tolist()
 
-
-def test_evaluation_is_repeatable_and_leaves_everything_as_it_was(patient: Patient) -> None:
-    prompts = some_prompts(patient)
-    tokens, uniforms = prompts.tokens.copy(), prompts.uniforms.copy()
-    before, states = fingerprint(patient.model), global_random_states()
-    first, again = patient.evaluate(prompts), patient.evaluate(prompts)
-    assert same(first, again)
-    assert fingerprint(patient.model) == before
-    assert global_random_states() == states
-    assert np.array_equal(prompts.tokens, tokens)
-    assert np.array_equal(prompts.uniforms, uniforms)
-    assert all(p.grad is None and p.requires_grad for p in patient.model.parameters())
-    assert not any(m._forward_hooks for m in patient.model.modules())
-
-
-# --- operations ----------------------------------------------------------------------------------
 
 
 # --- many operations -----------------------------------------------------------------------------
@@ -200,20 +173,6 @@ def test_many_operations_read_as_one_by_one(
     assert count_hooks(patient.model) == 1  # the test's
 
 
-@pytest.mark.parametrize(("name", "options"), OPERATIONS)
-def test_operations_at_zero_read_the_same_to_the_last_bit(
-    name: str, options: dict[str, Any], patient: Patient
-) -> None:
-    """Also beside others that are not at zero."""
-    prompts, operator, coefficients = many(patient, name, **options)
-    untouched = patient.evaluate_many(prompts)
-    for reading, other in zip(
-        patient.evaluate_many(prompts, operator, 0 * coefficients), untouched, strict=True
-    ):
-        assert same(reading, other)
-    assert same(patient.evaluate_many(prompts, operator, coefficients)[1], untouched[1])
-
-
 def test_an_operation_that_kills_does_not_touch_its_neighbours(patient: Patient) -> None:
     prompts, operator, _ = many(patient, "head_gain", n=3, scale=300.0)
     coefficients = np.zeros((3, 4))
@@ -223,15 +182,6 @@ def test_an_operation_that_kills_does_not_touch_its_neighbours(patient: Patient)
     assert not found[1].generations.has_no_nan
     assert same(found[0], healthy[0])
     assert same(found[2], healthy[2])
-
-
-def test_no_operations_are_no_error_and_no_forward(patient: Patient) -> None:
-    _, operator, _ = many(patient, "head_gain")
-    assert patient.evaluate_many([]) == []
-    assert patient.evaluate_many([], operator, np.zeros((0, 4))) == []
-    windows = np.zeros((0, 3, 9), dtype=np.int64)
-    assert patient.losses(windows, operator, np.zeros((0, 4))).shape == (0, 3)
-    assert patient.forward_tokens == 0
 
 
 def test_operations_of_different_sizes_are_refused(patient: Patient) -> None:
@@ -321,14 +271,6 @@ def test_load_gives_the_stored_model_on_the_text_that_it_learned(folder: str) ->
     assert loaded.corpus.text == original.corpus.text
     assert not loaded.model.training
     assert same(loaded.evaluate(some_prompts(loaded)), original.evaluate(some_prompts(original)))
-
-
-def test_load_takes_another_corpus(folder: str, tmp_path: Path) -> None:
-    other = tmp_path / "other.txt"
-    other.write_text("a tale " * 400)
-    patient = Patient.load(folder, corpus=str(other))
-    assert patient.corpus.text == "a tale " * 400
-    assert patient.tokenizer == tiny_patient().tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -117,20 +117,6 @@ def test_a_flatline_is_marked() -> None:
     assert painted(image, "red") > painted(without, "red")
 
 
-def test_a_thousand_coefficients_are_drawn_and_names_of_any_kind() -> None:
-    env = tiny_env()
-    env.reset(seed=0)
-    episode = env.get_state()["episode"]
-    for labels in (
-        [f"gain layer {k // 32} head {k % 32}" for k in range(1024)],
-        [f"$direction_{k} layer" for k in range(1000)],
-        ["$\\frac{ layer all head 0", "x" * 100, ""],
-        ["one"],
-    ):
-        episode.coefficients = np.linspace(-1, 1, len(labels))
-        assert draw(episode, labels).shape == (400, 600, 3)
-
-
 def test_drawing_changes_nothing() -> None:
     env, twin = tiny_env(render_mode="rgb_array"), tiny_env()
     for each in (env, twin):

@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers import vector as wrappers
 
-from avatarl_env.surgery import OPERATORS
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.patients import (
     SIZES,
@@ -166,15 +165,6 @@ def test_rows_are_the_single_environments_with_their_seeds(
         assert_agree(found, expected, 1e-4 if n_differing == 0 else 1e3)
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, "in_place"])
-@pytest.mark.usefixtures("in_place")
-def test_rows_are_the_single_environments_whatever_the_operator(name: str) -> None:
-    env, other = (each(2, operator=name, injury=0.3) for each in (vector, separate))
-    assert_agree(env.reset(seed=0), other.reset(seed=0))
-    for move in choices(3, 2, env.single_action_space.shape[0]):
-        assert_agree(env.step(move), other.step(move))
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("keywords", [{"injury": 0.5}, BRUTAL, {"operator": "low_rank_seed"}])
 def test_a_single_row_is_the_single_environment_to_the_last_bit(
@@ -205,16 +195,6 @@ def test_a_row_that_flatlines_ends_alone(mode: AutoresetMode) -> None:
         env.reset(options={"reset_mask": terminated})
     left = env.step(0 * move)[0][:, -1].tolist()  # after its reset a row has made one step, or none
     assert left == [0.5, 1.0 if mode == NEXT_STEP else 0.75, 0.5]
-
-
-def test_a_row_at_zero_earns_exactly_nothing_beside_others() -> None:
-    env = vector(3, n_prompts=3, n_new=12, episode_length=4)
-    env.reset(seed=0)
-    moves = choices(4)
-    moves[:, 1] = 0
-    rewards = np.array([step[1] for step in operate(env, moves)])
-    assert not rewards[:, 1].any()
-    assert rewards[:, [0, 2]].all()
 
 
 def test_a_row_that_is_not_moved_is_not_evaluated() -> None:
@@ -297,17 +277,6 @@ def test_disabled_waits_for_a_reset_of_the_rows_in_the_mask() -> None:
     assert env.step(0 * move)[2].tolist() == [False, True, False]
 
 
-def test_rows_that_have_never_begun_cannot_be_stepped() -> None:
-    env = vector(2)
-    observations, infos = env.reset(seed=0, options={"reset_mask": np.array([False, True])})
-    assert not observations[0].any()
-    assert infos["_score"].tolist() == [False, True]
-    with pytest.raises(RuntimeError, match=r"step\(\) needs an operation under way: call reset"):
-        env.step(choices(1, 2)[0])
-    env.reset(options={"reset_mask": np.array([True, False])})
-    env.step(choices(1, 2)[0])
-
-
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_limit_truncates_as_a_wrapper_would(limit: int) -> None:
     """At the last step it does both, as gymnasium's does."""
@@ -326,12 +295,6 @@ def test_a_limit_truncates_as_a_wrapper_would(limit: int) -> None:
 def test_a_seed_counts_up_over_the_rows(seeds: Any) -> None:
     env, other = vector(3, injury=0.5), vector(3, injury=0.5)
     assert plain(env.reset(seed=seeds)) == plain(other.reset(seed=5))
-
-
-def test_the_first_reset_needs_no_seed_and_draws_another_operation_each_time() -> None:
-    first, second = vector().reset()[0], vector().reset()[0]
-    assert first.tolist() != second.tolist()
-    assert len({tuple(row) for row in first}) == 3
 
 
 def test_rows_have_generators_of_their_own() -> None:

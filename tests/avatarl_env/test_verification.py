@@ -41,13 +41,6 @@ def test_actions_are_taken_in_every_form_that_step_takes(form: Callable[[Any], A
     assert env.verify(given, np.int64(5)) == found  # the claim is not needed
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_record_in_half_precision_is_confirmed(dtype: str, folder: str) -> None:
-    env = AttentionSurgeryEnv(folder, dtype=dtype, **SIZES)
-    moves = 0.3 * actions(4)
-    assert env.verify(moves, 5, record(env, moves)).agrees
-
-
 class Ordinals:
     """A tokenizer with more tokens than whole distributions are kept of."""
 

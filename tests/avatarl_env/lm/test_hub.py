@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 
 import pytest
 import torch
@@ -46,18 +45,6 @@ def test_sliding_attention_slides() -> None:
         same = (model(read) == model(other)).all(-1)[0]
     assert not same[:8].any()
     assert same[20:].all()  # two layers see 2 * 7 positions back
-
-
-def test_without_a_cache_none_is_kept() -> None:
-    """The model's own configuration asks for one."""
-    model = shared("llama")
-    assert model.model.config.use_cache
-    outputs = []
-    handle = model.model.register_forward_hook(lambda module, args, output: outputs.append(output))
-    with torch.no_grad():
-        model(tokens(1, 4))
-    handle.remove()
-    assert outputs[0].past_key_values is None
 
 
 @pytest.mark.parametrize(
@@ -129,13 +116,6 @@ def test_models_and_tokenizers_of_transformers_are_known_by_their_class() -> Non
         assert not is_hub_model(other)
     for other in (inner, HubTokenizer(tokenizer), tokenizer.backend_tokenizer, "llama"):
         assert not is_hub_tokenizer(other)
-
-
-def test_asking_does_not_import_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = shared("llama").model
-    monkeypatch.delitem(sys.modules, "transformers.modeling_utils")
-    assert not is_hub_model(inner)
-    assert "transformers.modeling_utils" not in sys.modules
 
 
 def test_a_long_text_is_encoded_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,6 @@ from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import load_model, load_weights, model_folder, save_model
 from avatarl_env.lm.tokenizer import CharTokenizer
 from tests.fakes import fingerprint, tiny_gpt
-from tests.patients import global_random_states
 
 TOKENIZER = CharTokenizer("\n abcdefghijklm\ufffd")  # 16 tokens, as many as the tiny GPT's
 ABOUT = {"corpus": "playwright", "made_by": "python make.py --seed 7", "note": {"caf\u00e9": [1]}}
@@ -72,20 +71,6 @@ def test_half_precision_comes_back_as_the_same_numbers(tmp_path: Path, model: GP
     loaded = load_model(str(tmp_path)).model
     assert all(p.dtype == torch.float32 for p in loaded.parameters())
     assert fingerprint(loaded.to(torch.bfloat16)) == fingerprint(model)
-
-
-def test_saving_and_loading_change_nothing_and_can_be_repeated(
-    tmp_path: Path, model: GPT, folder: Path
-) -> None:
-    model.train()
-    before, states, about = fingerprint(model), global_random_states(), dict(ABOUT)
-    for _ in range(2):  # the second time over the first
-        save_model(tmp_path / "again", model, TOKENIZER, about)
-    load_model(str(tmp_path / "again"))
-    assert (fingerprint(model), model.training, about) == (before, True, ABOUT)
-    assert global_random_states() == states
-    for name in (WEIGHTS, DESCRIPTION):
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_metadata_cannot_replace_the_model(tmp_path: Path, model: GPT) -> None:

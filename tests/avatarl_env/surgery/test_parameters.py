@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avatarl_env.surgery import OutputTemperature, SurgicalTheater, find_targets
-from tests.avatarl_env.surgery.edits import Snapshot, in_place, small
+from tests.avatarl_env.surgery.edits import small
 from tests.fakes import tiny_gpt
 
 
@@ -120,17 +118,3 @@ def test_weights_that_cannot_hold_a_gain_are_refused(where: str, dtype: torch.dt
     layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
     with pytest.raises(ValueError, match=rf"^weights to operate on must be float32, .*{dtype}"):
         OutputTemperature(find_targets(model))
-
-
-def test_entry_is_refused_while_graphs_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small()
-    before, room = Snapshot(model), SurgicalTheater(model, [model])
-    config = SimpleNamespace(freezing=True)
-    monkeypatch.setitem(sys.modules, "torch._inductor.config", config)
-    with pytest.raises(RuntimeError, match=r"^torch._inductor.config.freezing must be False"):
-        room.__enter__()
-    assert not room.is_open
-    config.freezing = False
-    with room:
-        in_place(model, room)
-    before.assert_same()

@@ -22,19 +22,19 @@ from avatarl_env.surgery import (
     find_targets,
 )
 from tests.fakes import tiny_gpt
-from tests.zoo import N_HEADS, N_LAYERS, ZOO, build, plain, shared, tokens
+from tests.zoo import N_HEADS, N_LAYERS, ZOO, plain, shared, tokens
 
 KV_HEADS = {"gpt": 4, "gpt2": 4, "neox": 4}
 HEAD_DIM = {"gpt": 4, "qwen3": 8}
 
 
 class Tap:
-    """Stands in front of a model's attention: notes queries, keys and values, can mute a head."""
+    """Wrap a model's attention: record queries, keys and values, mute one head on request."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
         self.mute: tuple[int, int] | None = None
-        """(layer, head) whose reading is replaced by zeros."""
+        """(layer, head) whose attention output is replaced by zeros."""
 
     def before(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.calls.append((q.clone(), k.clone(), v.clone()))
@@ -75,7 +75,7 @@ def tap(monkeypatch: pytest.MonkeyPatch) -> Tap:
 
 @contextmanager
 def silenced(projection: Projection, head: int) -> Iterator[None]:
-    """Set what the projection makes for one head to zero."""
+    """Set the projection's output for one head to zero."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor:
         made = made.clone()
@@ -138,7 +138,7 @@ def test_silencing_a_head_silences_that_head_of_that_part_alone(
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_zeroed_columns_of_the_output_mute_the_head_that_they_read(name: str, tap: Tap) -> None:
+def test_zeroed_columns_of_the_output_mute_their_head(name: str, tap: Tap) -> None:
     model = shared(name)
     unmuted = tap.run(model)
     for target in find_targets(model):
@@ -151,18 +151,6 @@ def test_zeroed_columns_of_the_output_mute_the_head_that_they_read(name: str, ta
                 found = tap.run(model)
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
             assert (expected - unmuted).abs().max() > 0.01
-
-
-def test_values_are_what_attention_gets_channel_by_channel(tap: Tap) -> None:
-    """Not only whose channels, also their order: values reach the attention unturned."""
-    for name in ZOO:
-        model = shared(name)
-        (target,) = find_targets(model, layers=1)
-        made: list[Tensor] = []
-        handle = target.value.module.register_forward_hook(lambda m, x, y, to=made: to.append(y))
-        tap.run(model)
-        handle.remove()
-        assert torch.equal(target.value.heads(made[0]).transpose(1, 2), tap.calls[1][2])
 
 
 # --- which layers --------------------------------------------------------------------------------
@@ -198,7 +186,7 @@ def test_layers_are_chosen_by_number_name_and_glob(layers: Any, expected: list[i
 
 
 @pytest.mark.parametrize("entry", [4, -5, "blocks.4.attn", "attn", "BLOCKS.*", ""])
-def test_an_entry_that_matches_nothing_is_answered_with_what_there_is(entry: int | str) -> None:
+def test_an_entry_that_matches_nothing_is_refused_with_the_layers(entry: int | str) -> None:
     for layers in (entry, [0, entry]):
         match = rf"^layers must match .*{re.escape(repr(entry))} .*0: blocks.0.attn, 1: blocks.1"
         with pytest.raises(ValueError, match=match):
@@ -219,34 +207,16 @@ def test_no_layers_are_refused() -> None:
 
 
 def test_names_are_paths_inside_the_searched_model() -> None:
-    (target, *_) = find_targets(nn.ModuleDict({"policy": FOUR}))
-    assert target.name == "policy.blocks.0.attn"
-    (same,) = find_targets(FOUR.blocks[0].attn)
-    assert (same.name, same.query.module) == ("", target.query.module)
+    assert find_targets(nn.ModuleDict({"policy": FOUR}))[0].name == "policy.blocks.0.attn"
+    assert find_targets(FOUR.blocks[0].attn)[0].name == ""
     assert find_targets(shared("gpt2"), -1)[0].name == "model.transformer.h.1.attn"
-
-
-def test_targets_are_a_sequence_that_knows_its_model() -> None:
-    targets = find_targets(FOUR)
-    assert targets.model is FOUR
-    tail = targets[2:]
-    assert isinstance(tail, Targets)
-    assert tail.model is FOUR
-    assert [target.layer for target in tail] == [2, 3]
-    assert targets[-1] is tail[1]
-    assert len(targets) == 4
-    assert next(reversed(targets)) is targets[3]
-
-
-def test_weights_need_not_be_there_yet() -> None:
-    assert len(find_targets(build("llama").to("meta"))) == N_LAYERS
 
 
 # --- other architectures -------------------------------------------------------------------------
 
 
 class Mine(nn.Module):
-    """Two heads of two channels, fused, under names of its own."""
+    """Attention of two heads of two channels, fused, with its own attribute names."""
 
     def __init__(self, n_made: int = 12, n_read: int = 4) -> None:
         super().__init__()
@@ -265,7 +235,7 @@ FUSED = Layout(query="inner.qkv", output="inner.out", n_heads="heads")
 
 @pytest.fixture
 def layouts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Layout]:
-    """The table, to be written to; it is as before afterwards."""
+    """The table of layouts, restored after the test."""
     before = dict(LAYOUTS)
     for name, layout in before.items():
         monkeypatch.setitem(LAYOUTS, name, layout)
@@ -304,23 +274,7 @@ def test_grouped_and_interleaved_fused_projections(layouts: dict[str, Layout]) -
     assert target.value.heads(x).tolist() == [[4, 5], [10, 11]]
 
 
-def test_queries_may_be_keys_too(layouts: dict[str, Layout]) -> None:
-    """One module for both, of the same channels."""
-    layouts["Mine"] = Layout(
-        query="inner.qkv", key="inner.qkv", value="inner.out", output="inner.out", n_heads=2
-    )
-    (target,) = find_targets(Mine(n_made=4))
-    x = torch.arange(4)
-    for part in (target.query, target.key, target.value):
-        assert part.heads(x).tolist() == [[0, 1], [2, 3]]
-
-
-def test_the_nearest_class_decides(layouts: dict[str, Layout]) -> None:
-    layouts["Child"] = Layout(query="inner.qkv", output="inner.out", n_heads=1)
-    assert [t.n_heads for t in find_targets(nn.Sequential(Mine(), Child()))] == [2, 1]
-
-
-def test_a_query_norm_that_is_not_there_normalises_nothing(layouts: dict[str, Layout]) -> None:
+def test_a_query_norm_of_none_normalises_nothing(layouts: dict[str, Layout]) -> None:
     layouts["Mine"] = Layout(
         query="inner.qkv", output="inner.out", n_heads="heads", query_norm="norm"
     )
@@ -330,14 +284,7 @@ def test_a_query_norm_that_is_not_there_normalises_nothing(layouts: dict[str, La
     assert find_targets(module)[0].normalises_queries
 
 
-def test_modules_that_are_no_self_attention_are_passed_over(layouts: dict[str, Layout]) -> None:
-    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads="heads", unless="cross")
-    model = nn.Sequential(Mine(), Mine(n_made=7), Mine())
-    model[1].cross = True
-    assert [(t.name, t.layer) for t in find_targets(model)] == [("0", 0), ("2", 1)]
-
-
-def test_cross_attention_of_gpt2_is_passed_over() -> None:
+def test_cross_attention_of_gpt2_is_skipped() -> None:
     model = plain("gpt2", add_cross_attention=True)
     names = [target.name for target in find_targets(model)]
     assert names == ["transformer.h.0.attn", "transformer.h.1.attn"]
@@ -354,9 +301,7 @@ def test_cross_attention_of_gpt2_is_passed_over() -> None:
         ({"output": "inner"}, "must name linear modules .*'inner', a ModuleDict"),
         ({"output": "heads"}, "must name linear modules .*'heads', a int"),
         ({"n_heads": 3}, "must fit 3 query heads and 3 key heads, .*'inner.qkv': 12"),
-        ({"n_heads": 5}, "must fit 5 query heads"),
         ({"n_kv_heads": 1}, "must fit 2 query heads and 1 key heads"),
-        ({"query": "inner.out", "key": "inner.qkv", "value": "inner.out"}, "must fit 2 query"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(
@@ -365,13 +310,6 @@ def test_a_layout_that_does_not_fit_is_refused(
     layouts["Mine"] = Layout(**{**vars(FUSED), **changes})
     with pytest.raises(ValueError, match=rf"^layout of a {message}"):
         find_targets(nn.ModuleDict({"a": Mine()}))
-
-
-def test_query_heads_must_share_keys_evenly(layouts: dict[str, Layout]) -> None:
-    """Three query heads and two key heads of one channel: the sizes fit, the groups do not."""
-    layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads=3, n_kv_heads=2)
-    with pytest.raises(ValueError, match="must fit 3 query heads and 2 key heads"):
-        find_targets(Mine(n_made=7, n_read=3))
 
 
 @pytest.mark.parametrize(
@@ -383,27 +321,19 @@ def test_query_heads_must_share_keys_evenly(layouts: dict[str, Layout]) -> None:
         ({"n_kv_heads": 2, "interleaved": True}, "interleaved .*n_kv_heads=2"),
     ],
 )
-def test_a_layout_that_fits_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+def test_an_inconsistent_layout_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^layout .*{message}"):
         Layout(query="q", output="o", n_heads=4, **options)
 
 
-def test_only_chosen_layers_must_fit(layouts: dict[str, Layout]) -> None:
-    model = nn.Sequential(Mine(), Mine(n_made=7))
-    assert [target.name for target in find_targets(model, 0)] == ["0"]
-    with pytest.raises(ValueError, match=r"^layout of 1 must fit"):
-        find_targets(model)
-
-
-def test_a_weight_that_is_computed_from_others_is_refused(layouts: dict[str, Layout]) -> None:
-    """Nobody could write it."""
+def test_a_parametrized_weight_is_refused(layouts: dict[str, Layout]) -> None:
     module = Mine()
     nn.utils.parametrizations.weight_norm(module.inner["qkv"])
     with pytest.raises(ValueError, match=r"whose weight is a parameter, got 'inner\.qkv'"):
         find_targets(module)
 
 
-def test_model_without_attention_is_refused_by_what_it_has() -> None:
+def test_a_model_without_attention_is_refused_with_its_classes() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     message = re.escape("got ['Linear', 'ReLU', 'Sequential']; describe another with LAYOUTS[")
     with pytest.raises(ValueError, match=rf"^model must have attention of a known .*{message}"):
@@ -421,45 +351,19 @@ def by_memory(model: GPT) -> None:
     model.blocks[2].attn.c_attn.weight.data = model.blocks[0].attn.c_attn.weight.data
 
 
-def by_a_part_of_the_memory(model: GPT) -> None:
-    model.lm_head.extra = nn.Parameter(model.blocks[0].attn.c_attn.weight.data[8:16])
-
-
-def by_another_kind_of_module(model: GPT) -> None:
-    model.lm_head.weight = model.blocks[0].attn.c_proj.weight
-
-
 def by_module(model: GPT) -> None:
     model.blocks[2].attn.c_proj = model.blocks[0].attn.c_proj
 
 
-@pytest.mark.parametrize(
-    "share",
-    [
-        by_parameter,
-        by_memory,
-        by_a_part_of_the_memory,
-        by_another_kind_of_module,
-        by_module,
-    ],
-)
+@pytest.mark.parametrize("share", [by_parameter, by_memory, by_module])
 def test_layers_that_share_a_weight_are_refused(share: Callable[[GPT], None]) -> None:
-    """In place an operation would be one on both, in an overlay on one of them."""
+    """In place an operation would edit both, in an overlay only one of them."""
     model = tiny_gpt(n_layers=3)
     share(model)
     message = r"^targets must have weights of their own, got blocks\.\d\.attn, whose \(\d+, 32\)"
     with pytest.raises(ValueError, match=message):
         find_targets(model)
     assert [target.layer for target in find_targets(model, 1)] == [1]
-
-
-def test_columns_of_one_matrix_are_weights_of_their_own() -> None:
-    """Their elements lie between each other, and none is shared."""
-    model = tiny_gpt(n_layers=2)
-    both = torch.ones(32, 64)
-    model.blocks[0].attn.c_proj.weight.data = both[:, :32]
-    model.blocks[1].attn.c_proj.weight.data = both[:, 32:]
-    assert len(find_targets(model)) == 2
 
 
 def test_a_target_cannot_be_listed_twice() -> None:

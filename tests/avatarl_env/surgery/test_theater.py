@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/surgery/theater.py: what comes back, what is kept, what is refused."""
+"""Tests of avatarl_env/surgery/theater.py: restoring, committing, writing, refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import itertools
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,17 +27,14 @@ from tests.avatarl_env.surgery.edits import (
     shared,
     small,
     taken_out_and_put_back,
-    through_data,
     write,
 )
 from tests.fakes import bits, fingerprint, tiny_gpt
 
-EARLY = "an outer one on the model was left first"
-
 
 @contextlib.contextmanager
 def failing(method: str, fails: Callable[[int, Tensor], bool], error: BaseException) -> Any:
-    """Let a method of tensors raise where `fails`, of the number of the call and its tensor."""
+    """Let a tensor method raise `error` where `fails(number of the call, tensor)`."""
     original, calls = getattr(torch.Tensor, method), itertools.count(1)
 
     def replacement(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -50,10 +47,10 @@ def failing(method: str, fails: Callable[[int, Tensor], bool], error: BaseExcept
         yield
 
 
-# --- what comes back -----------------------------------------------------------------------------
+# --- restoring -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
 @pytest.mark.parametrize("edit", EDITS)
 def test_every_edit_is_undone_however_the_body_ends(
     edit: Edit, error: type[BaseException] | None
@@ -78,7 +75,7 @@ def test_every_edit_is_undone_however_the_body_ends(
     assert torch.equal(model(x), outputs)
 
 
-def test_what_is_not_a_target_is_left_as_the_body_leaves_it() -> None:
+def test_edits_of_other_weights_are_kept() -> None:
     model = small()
     flat = torch.arange(12.0)
     model[1].bias.data = flat[4:6]
@@ -97,11 +94,8 @@ def test_what_is_not_a_target_is_left_as_the_body_leaves_it() -> None:
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8],
-)
-def test_every_bit_pattern_comes_back(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8])
+def test_every_bit_pattern_is_restored(dtype: torch.dtype) -> None:
     """NaN payloads, negative zeros, denormals and infinities, compared as integers."""
     integer = INTEGERS[dtype.itemsize]
     info = torch.iinfo(integer)
@@ -129,15 +123,13 @@ def layouts() -> dict[str, Tensor]:
         "scalar expanded": torch.tensor(2.0).expand(3, 3),
         "overlapping": torch.arange(5.0).as_strided((3, 3), (1, 1)),
         "empty": torch.empty(0, 3),
-        "expanded empty": torch.empty(1, 0).expand(4, 0),
         "expanded to nothing": torch.ones(1, 3).expand(0, 3),
         "scalar": torch.tensor(3.0),
-        "channels last": base.view(1, 2, 3, 6).to(memory_format=torch.channels_last),
     }
 
 
 @pytest.mark.parametrize("kind", layouts())
-def test_any_layout_comes_back(kind: str) -> None:
+def test_every_memory_layout_is_restored(kind: str) -> None:
     model = nn.Module()
     model.weight = nn.Parameter(layouts()[kind])
     before = Snapshot(model)
@@ -151,9 +143,9 @@ def test_any_layout_comes_back(kind: str) -> None:
         before.assert_same()
 
 
-@pytest.mark.parametrize("n_bytes", [0, 16, 39])
-def test_storage_that_the_body_freed_or_shrank_comes_back(n_bytes: int) -> None:
-    """Whatever touches it while it is too small is refused: it would be in other memory."""
+@pytest.mark.parametrize("n_bytes", [0, 39])
+def test_storage_that_the_body_freed_or_shrank_is_restored(n_bytes: int) -> None:
+    """Access while it is too small is refused: it would reach other memory."""
     flat = torch.arange(12.0)
     model = nn.Module()
     model.weight = nn.Parameter(flat[4:10].view(3, 2).T)  # the flat buffer's bytes 16 to 39
@@ -185,18 +177,18 @@ def test_tied_weights_are_saved_once_and_stay_tied() -> None:
         assert model.lm_head.weight is model.embed.weight
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_modules_compute_with_their_own_weights_again(kind: type[nn.RNNBase]) -> None:
-    model, x = kind(4, 4), torch.linspace(-1, 1, 24).view(2, 3, 4)
+def test_recurrent_modules_compute_with_their_own_weights_again() -> None:
+    """They keep a list of their weights besides the parameters."""
+    model, x = nn.GRU(4, 4), torch.linspace(-1, 1, 24).view(2, 3, 4)
     before = model(x)[0].detach()
     with SurgicalTheater(model, [model]):
         model.weight_ih_l0 = nn.Parameter(torch.zeros_like(model.weight_ih_l0))
         assert not torch.equal(model(x)[0], before)
-        model.half()  # which makes the list anew
+        model.half()  # rebuilds the list
     assert torch.equal(model(x)[0], before)
 
 
-def test_a_dictionary_of_parameters_knows_its_keys_again() -> None:
+def test_the_keys_of_a_parameter_dict_are_restored() -> None:
     model = nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(1)})
     before = dict(model.items())
     with SurgicalTheater(model, [model]):
@@ -208,26 +200,16 @@ def test_a_dictionary_of_parameters_knows_its_keys_again() -> None:
     assert all(model[name] is p for name, p in before.items())
 
 
-def test_an_attribute_in_front_of_a_parameter_is_removed() -> None:
-    model = small()
-    before = Snapshot(model)
-    with SurgicalTheater(model, [model]):
-        vars(model[0])["bias"] = None
-        assert model[0].bias is None
-    before.assert_same()
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("commit", [False, True])
-@pytest.mark.parametrize("edit", [write, in_place, new_data])
-def test_gradient_modes_do_not_matter_and_do_not_stick(
-    mode: type, commit: bool, edit: Edit
-) -> None:
+def test_gradient_modes_do_not_matter_and_do_not_change(mode: type, commit: bool) -> None:
     model = small()
     before = Snapshot(model)
     with mode():
         with SurgicalTheater(model, [model]) as room:
-            edit(model, room)
+            write(model, room)
+            in_place(model, room)
+            new_data(model, room)
             if commit:
                 room.commit()
             model(torch.ones(1, 3))
@@ -241,25 +223,23 @@ def test_gradient_modes_do_not_matter_and_do_not_stick(
     torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_model_built_in_inference_mode_comes_back(inside: bool) -> None:
+def test_a_model_built_in_inference_mode_is_restored() -> None:
     with torch.inference_mode():
         model = nn.Linear(3, 3)
     before = Snapshot(model)
-    with torch.inference_mode(inside):
-        with SurgicalTheater(model, [model]) as room:
-            room.write(model.weight, torch.zeros(3, 3))
-            assert model.weight.count_nonzero() == 0
-        before.assert_same()
-        with SurgicalTheater(model, [model]) as room:
-            room.write(model.weight, torch.ones(3, 3))
-            room.commit()
+    with SurgicalTheater(model, [model]) as room:
+        room.write(model.weight, torch.zeros(3, 3))
+        assert model.weight.count_nonzero() == 0
+    before.assert_same()
+    with SurgicalTheater(model, [model]) as room:
+        room.write(model.weight, torch.ones(3, 3))
+        room.commit()
     assert model.weight.unique().tolist() == [1.0]
 
 
-def test_autocast_forgets_its_copies_of_operated_weights() -> None:
+def test_autocast_drops_its_copies_of_operated_weights() -> None:
     model, x = nn.Linear(4, 4), torch.ones(1, 4)
-    with torch.autocast("cpu", torch.bfloat16):  # one region: casts of weights are kept in it
+    with torch.autocast("cpu", torch.bfloat16):  # caches casts of weights for the whole region
         before = model(x)
         with SurgicalTheater(model, ["weight"]) as room:
             with torch.no_grad():
@@ -282,98 +262,6 @@ def test_cached_parametrizations_are_computed_again() -> None:
         assert torch.equal(model(x), before)
 
 
-# --- nesting -------------------------------------------------------------------------------------
-
-
-def leave_late(room: SurgicalTheater) -> None:
-    """Leave a theater after the one that it was opened in."""
-    with pytest.raises(RuntimeError, match=EARLY):
-        room.__exit__(None, None, None)
-    assert not room.is_open
-    assert room.saved_bytes == 0
-
-
-def operating(model: nn.Module, names: list[str], value: float) -> Iterator[None]:
-    """Open a theater, and fill its targets each time it is resumed."""
-    with SurgicalTheater(model, names):
-        while True:
-            for name in names:
-                model.get_parameter(name).data.fill_(value)
-            yield
-
-
-CHOICES = [["0.weight"], ["1.weight"], ["0.weight", "1.weight"]]
-
-
-def double(model: nn.Module, targets: list[list[str]]) -> None:
-    for name in itertools.chain(*targets):
-        model.get_parameter(name).data.mul_(2)
-
-
-@pytest.mark.parametrize("ending", [None, GeneratorExit])
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_theaters_left_in_any_order_lose_no_weights(
-    order: tuple[int, ...], ending: type[BaseException] | None
-) -> None:
-    """A weight is as it was before the first theater on it once all theaters on it are left.
-
-    As of three generators on one model, each editing its targets after any other has moved on.
-    """
-    for chosen in itertools.product(CHOICES, repeat=3):
-        model = small()
-        before = Snapshot(model)
-        rooms = [SurgicalTheater(model, names) for names in chosen]
-        inside: list[int] = []
-        for index, room in enumerate(rooms):
-            room.__enter__()
-            inside.append(index)
-            double(model, [chosen[other] for other in inside])
-        for index in order:
-            late = any(other < index for other in set(range(3)) - set(inside)) and ending is None
-            with pytest.raises(RuntimeError) if late else contextlib.nullcontext():
-                rooms[index].__exit__(ending, None, None)
-            inside.remove(index)
-            still = {name for other in inside for name in chosen[other]}
-            for name in {"0.weight", "1.weight"} - still:
-                assert bits(model.get_parameter(name)) == before.state[name][2], (chosen, order)
-            double(model, [chosen[other] for other in inside])
-        before.assert_same()
-
-
-def test_a_theater_that_ended_early_is_closed_and_undoes_what_its_body_still_edits() -> None:
-    model = small()
-    before = Snapshot(model)
-    outer, inner, late = (SurgicalTheater(model, [model]) for _ in range(3))
-    outer.__enter__()
-    model[0].weight = nn.Parameter(torch.zeros(3, 3))
-    inner = SurgicalTheater(model, [model])  # on the new Parameter
-    inner.__enter__()
-    outer.__exit__(None, None, None)
-    before.assert_same()
-    assert not inner.is_open
-    for work in (inner.commit, lambda: inner.write(model[1].weight, torch.zeros(2, 3))):
-        with pytest.raises(RuntimeError, match="closed"):
-            work()
-    in_place(model, inner)
-    late.__enter__()
-    new_data(model, late)
-    leave_late(inner)
-    model[1].bias.data.fill_(3.0)
-    leave_late(late)
-    before.assert_same()
-
-
-def test_a_weight_that_no_open_theater_has_may_be_trained() -> None:
-    model = small()
-    first, second = operating(model, ["0.weight"], 5.0), operating(model, ["1.weight"], 7.0)
-    next(first)
-    next(second)
-    first.close()
-    model[0].weight.data.fill_(42.0)
-    second.close()
-    assert model[0].weight.unique().tolist() == [42.0]
-
-
 def test_a_theater_of_another_model_stays_open() -> None:
     one, two = small(), small()
     before = Snapshot(two)
@@ -388,32 +276,14 @@ def test_a_theater_of_another_model_stays_open() -> None:
     before.assert_same()
 
 
-def test_models_that_share_memory_are_one_model() -> None:
-    one, two = small(), small()
-    two.load_state_dict(one.state_dict(), assign=True)
-    before = Snapshot(one)
-    outer, inner = SurgicalTheater(one, [one]), SurgicalTheater(two, [two])
-    outer.__enter__()
-    in_place(one, outer)
-    inner.__enter__()
-    outer.__exit__(None, None, None)
-    two[0].weight.data.fill_(9.0)
-    leave_late(inner)
-    before.assert_same()
-
-
 # --- commit --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("edit", COMMITTABLE)
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_commit_keeps_the_present_weights_in_their_own_storage(
-    edit: Edit, error: type[BaseException] | None
-) -> None:
+def test_commit_keeps_the_present_weights_in_their_own_storage(edit: Edit) -> None:
     model = small()
-    before, kept = Snapshot(model), None
-    body = contextlib.suppress(error) if error else contextlib.nullcontext()
-    with body, SurgicalTheater(model, [model]) as room:
+    before = Snapshot(model)
+    with contextlib.suppress(KeyboardInterrupt), SurgicalTheater(model, [model]) as room:
         edit(model, room)
         operated = model[0].weight.detach().clone()
         room.commit()
@@ -422,8 +292,7 @@ def test_commit_keeps_the_present_weights_in_their_own_storage(
         assert torch.equal(room.original(model[0].weight), operated)
         in_place(model, room)
         new_data(model, room)
-        if error:
-            raise error
+        raise KeyboardInterrupt
     assert fingerprint(model) == kept
     assert [id(p) for p in model.parameters()] == [id(p) for p in before.parameters]
     assert [p.data_ptr() for p in model.parameters()] == before.pointers or edit is shared
@@ -431,7 +300,7 @@ def test_commit_keeps_the_present_weights_in_their_own_storage(
 
 
 @pytest.mark.parametrize("edit", [edit for edit in EDITS if edit not in COMMITTABLE])
-def test_commit_of_what_does_not_fit_is_refused_and_nothing_is_lost(edit: Edit) -> None:
+def test_a_commit_that_does_not_fit_is_refused_and_loses_nothing(edit: Edit) -> None:
     model = small()
     before = Snapshot(model)
     with SurgicalTheater(model, [model]) as room:
@@ -444,50 +313,7 @@ def test_commit_of_what_does_not_fit_is_refused_and_nothing_is_lost(edit: Edit) 
     before.assert_same()
 
 
-def test_commit_that_runs_out_of_memory_commits_nothing() -> None:
-    model = small()
-    before = Snapshot(model)
-    with SurgicalTheater(model, [model]) as room:
-        new_data(model, room)
-        with (
-            failing("clone", lambda call, tensor: call == 2, MemoryError()),
-            pytest.raises(MemoryError),
-        ):
-            room.commit()
-    before.assert_same()
-
-
-def test_the_last_commit_counts_and_an_outer_theater_undoes_it() -> None:
-    model = small()
-    before = Snapshot(model)
-    with SurgicalTheater(model, [model]) as outer:
-        new_data(model, outer)
-        with SurgicalTheater(model, [model]) as inner:
-            for value in (1.0, 2.0):
-                inner.write(model[0].weight, torch.full((3, 3), value))
-                inner.commit()
-            in_place(model, inner)
-        assert model[0].weight.unique().tolist() == [2.0]
-    before.assert_same()
-
-
-def test_commit_of_an_expanded_weight() -> None:
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.tensor([1.0, 2.0]).expand(3, 2))
-    pointer = model.weight.data_ptr()
-    with SurgicalTheater(model, [model]) as room:
-        assert room.saved_bytes == 8
-        model.weight.data[0] = torch.tensor([3.0, 4.0])  # one row is all rows
-        room.commit()
-        for unfit in (torch.arange(6.0).view(3, 2), torch.ones(3, 1).expand(3, 2)):
-            model.weight.data = unfit
-            with pytest.raises(RuntimeError, match=r"needs weight as \(1, 2\) .*, got \(3, [12]\)"):
-                room.commit()
-    assert model.weight.tolist() == [[3.0, 4.0]] * 3
-    assert (model.weight.stride(), model.weight.data_ptr()) == ((0, 1), pointer)
-
-
-# --- what is saved, and read and written in the body ---------------------------------------------
+# --- targets, original and write -----------------------------------------------------------------
 
 
 def test_targets_may_be_modules_parameters_and_names_and_are_saved_once() -> None:
@@ -513,15 +339,6 @@ def test_targets_may_be_modules_parameters_and_names_and_are_saved_once() -> Non
         assert room.saved_bytes == 18
 
 
-def test_original_is_what_comes_back_whatever_the_body_does() -> None:
-    model = small()
-    old = model[0].weight.detach().clone()
-    with SurgicalTheater(model, [model]) as room:
-        for edit in (through_data, new_data):
-            edit(model, room)
-            assert torch.equal(room.original(model[0].weight), old)
-
-
 def test_write_casts_into_the_parameter_in_place() -> None:
     model = small()
     with SurgicalTheater(model, [model]) as room:
@@ -543,7 +360,7 @@ def test_write_casts_into_the_parameter_in_place() -> None:
         (torch.int8, torch.full((3, 3), 300), ValueError, "torch.int64"),
     ],
 )
-def test_write_refuses_what_would_broadcast_or_lose_its_kind(
+def test_write_refuses_values_of_another_shape_or_kind(
     dtype: torch.dtype, value: Any, error: type[Exception], got: str
 ) -> None:
     model = small().requires_grad_(False)
@@ -577,7 +394,7 @@ def test_a_closed_theater_and_other_parameters_are_refused() -> None:
 # --- entering and leaving ------------------------------------------------------------------------
 
 
-def test_reuse_saves_what_is_there_at_each_entry_and_leaving_twice_does_nothing() -> None:
+def test_each_entry_saves_the_present_weights_and_leaving_twice_does_nothing() -> None:
     model = small()
     room = SurgicalTheater(model, [model])
     room.__exit__(None, None, None)
@@ -606,7 +423,7 @@ def test_entering_twice_is_refused_and_the_first_stays_open() -> None:
 
 
 def test_entry_is_refused_after_a_target_was_replaced() -> None:
-    """Otherwise leaving would put the old Parameter back in the place of the new one."""
+    """Leaving would put the old Parameter in the place of the new one."""
     model = small()
     room = SurgicalTheater(model, [model])
     replaced(model, room)
@@ -617,42 +434,18 @@ def test_entry_is_refused_after_a_target_was_replaced() -> None:
     before.assert_same()
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_a_failure_while_entering_leaves_everything_closed_and_equal(
-    error: type[BaseException],
-) -> None:
-    model = small()
-    before, room, raised = Snapshot(model), SurgicalTheater(model, [model]), error()
-    with failing("clone", lambda call, tensor: call == 2, raised), pytest.raises(error) as caught:
-        room.__enter__()
-    assert caught.value is raised
-    assert not room.is_open
-    assert room.saved_bytes == 0
-    before.assert_same()
-    with room:
-        in_place(model, room)
-    before.assert_same()
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("error", [None, ValueError])
-def test_one_target_that_cannot_be_restored_does_not_stop_the_others(
-    error: type[Exception] | None, nested: bool
-) -> None:
+def test_one_target_that_cannot_be_restored_does_not_stop_the_others() -> None:
     model = small()
     before = Snapshot(model)
     outer, inner = SurgicalTheater(model, [model[0]]), SurgicalTheater(model, [model[1]])
-    room = outer if nested else SurgicalTheater(model, [model])
     home = model[1].bias.data_ptr()
 
     def operate() -> None:
-        with room:
-            if nested:
-                inner.__enter__()
+        with outer:
+            inner.__enter__()
             for p in model.parameters():
                 p.data.fill_(9.0)
-            if error:
-                raise error("body")
+            raise ValueError("body")
 
     with (
         failing("copy_", lambda call, tensor: tensor.data_ptr() == home, OSError("gone")),
@@ -662,55 +455,12 @@ def test_one_target_that_cannot_be_restored_does_not_stop_the_others(
     (cause,) = caught.value.exceptions
     assert isinstance(cause, OSError)
     assert "while restoring 1.bias" in cause.__notes__
-    if error:
-        assert isinstance(caught.value.__context__, error)
-    assert not room.is_open
+    assert isinstance(caught.value.__context__, ValueError)
+    assert not outer.is_open
     assert not inner.is_open
     inner.__exit__(ValueError, None, None)
     for name, p in model.named_parameters():
         assert (bits(p) == before.state[name][2]) == (name != "1.bias"), name
-
-
-@pytest.mark.parametrize("nth", [1, 2, 3, 4])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RecursionError])
-def test_an_exception_while_restoring_waits_for_all_weights(
-    nth: int, error: type[BaseException]
-) -> None:
-    """As raised by a signal handler that the body set; the second attempt succeeds."""
-    model = small()
-    before = Snapshot(model)
-    outer, inner = SurgicalTheater(model, [model[0]]), SurgicalTheater(model, [model[1]])
-    outer.__enter__()
-    inner.__enter__()
-    for p in model.parameters():
-        p.data = torch.zeros(1)
-    with failing("copy_", lambda call, tensor: call == nth, error()), pytest.raises(error):
-        outer.__exit__(None, None, None)
-    before.assert_same()
-    assert not outer.is_open
-    assert not inner.is_open
-    inner.__exit__(error, None, None)
-    with outer:  # it is free again
-        in_place(model, outer)
-    before.assert_same()
-
-
-def test_an_inner_theater_that_cannot_save_again_reports_it_and_changes_nothing() -> None:
-    model = small()
-    before = Snapshot(model)
-    outer, inner = (SurgicalTheater(model, [model]) for _ in range(2))
-    outer.__enter__()
-    in_place(model, outer)
-    inner.__enter__()
-    with (
-        failing("clone", lambda call, tensor: True, MemoryError()),
-        pytest.raises(ExceptionGroup) as caught,
-    ):
-        outer.__exit__(None, None, None)
-    assert [type(cause) for cause in caught.value.exceptions] == [MemoryError]
-    before.assert_same()
-    leave_late(inner)
-    before.assert_same()
 
 
 @pytest.mark.parametrize("deeper", ["enter", "leave"])
@@ -727,7 +477,7 @@ def test_a_stack_that_is_nearly_full_is_refused_before_anything_changes(deeper: 
             with room:
                 model[0].weight.data.mul_(2)
 
-    for depth in range(limit - 150, limit):
+    for depth in range(limit - 150, limit, 3):
         room = SurgicalTheater(model, [model])
         if deeper == "leave":
             room.__enter__()
@@ -740,7 +490,7 @@ def test_a_stack_that_is_nearly_full_is_refused_before_anything_changes(deeper: 
             room.__exit__(None, None, None)
         before.assert_same()
         assert not room.is_open
-    assert 0 < n_refused < 150
+    assert 0 < n_refused < 50
 
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -139,20 +139,6 @@ def test_loss_built_outside_cannot_be_differentiated_inside_or_after(
         loss.backward()
 
 
-def test_a_loss_cannot_span_an_inner_theater_and_may_span_a_commit() -> None:
-    """A commit changes no weight."""
-    model, x = small(), an_input()
-    with SurgicalTheater(model, [model]) as room:
-        new_data(model, room)
-        loss = FORWARDS["linear"](x, model).square().sum()
-        room.commit()
-        loss.backward(retain_graph=True)
-        with SurgicalTheater(model, [model]):
-            pass
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
-
-
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize(
     "edit", [nothing, write, in_place, through_data, new_data, new_data_edited, transposed, loaded]
@@ -214,16 +200,6 @@ def test_loss_of_a_tensor_in_a_targets_storage_cannot_span_the_boundary(
     for span in (outside, inside):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             span.backward()
-
-
-def test_parameters_that_share_storage_with_no_target_can_still_be_differentiated() -> None:
-    model, x = small(), an_input()
-    model.one, model.two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
-    model.two.weight.data = model.one.weight.data
-    loss = model.one(x).sum() + model.two(x).sum()
-    with SurgicalTheater(model, [model[0]]) as room:
-        in_place(model, room)
-        loss.backward()
 
 
 # --- what torch does not notice, and the theater's docstring says so -----------------------------

@@ -15,11 +15,9 @@ from avatarl_env.surgery import SurgicalTheater
 from tests.avatarl_env.surgery.edits import (
     EDITS,
     SHAPE_CHANGING,
-    Edit,
     Snapshot,
     converted,
     new_dtype,
-    replaced,
     replaced_by_a_buffer,
     replaced_by_a_tensor,
     shared,
@@ -132,17 +130,6 @@ def test_edits_of_values_need_no_new_graph() -> None:
                     assert torch.equal(compiled(X), model(X))
                 compiled(X)
     assert len(graphs) == 1
-
-
-@pytest.mark.parametrize("edit", [write, replaced])
-def test_a_graph_made_inside_is_right_outside(edit: Edit) -> None:
-    model = net()
-    outputs = model(X)
-    compiled = wrapped(model, "aot_eager")
-    with SurgicalTheater(model, [model]) as room:
-        edit(model, room)
-        assert torch.equal(compiled(X), model(X))
-    assert torch.equal(compiled(X), outputs)
 
 
 def test_compiled_gradients_may_not_span_the_boundary_either() -> None:

@@ -126,11 +126,6 @@ def refusal(name: str | Path) -> str:
 # --- splits --------------------------------------------------------------------------------------
 
 
-def test_tinyshakespeare_ends_in_a_validation_split_of_111540_characters() -> None:
-    lengths = [len(part) for part in Corpus("any", "x" * 1_115_394, "made").splits.values()]
-    assert lengths == [948_084, 55_770, 111_540]
-
-
 @pytest.mark.parametrize("length", [2000, 2001, 2009, 2019])
 def test_splits_are_the_whole_text_in_order(length: int) -> None:
     text = (TEXT * 2)[:length]

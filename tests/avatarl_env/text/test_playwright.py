@@ -51,17 +51,6 @@ def test_surprisals_of_nested_patterns_and_choices_add_up() -> None:
     assert math.isclose(speaker.nats, expected)
 
 
-def test_a_large_class_avoids_its_last_two_words_and_a_small_one_does_not() -> None:
-    speaker = voice(f"S = {{W}} {{W}} {{W}} {{W}}\nW = {TWENTY}")
-    for _ in range(300):
-        speaker.nats = 0.0
-        words = speaker.write("S").split()
-        assert all(len(set(words[i : i + 3])) == 3 for i in range(2))
-        assert math.isclose(speaker.nats, math.log(20 * 19 * 18 * 18))
-    speaker = voice("S = {W} {W}\nW = x y")
-    assert {speaker.write("S") for _ in range(100)} == {"x x", "x y", "y x", "y y"}
-
-
 def test_defined_words_leave_no_choice_and_may_define_others() -> None:
     speaker = voice("S = {WHO}: {^HE}, {a:W}\nW = owl | owl")
     speaker.define_with("WHO", {"king": {"HE": "he"}, "queen": {"HE": "she"}})
