@@ -234,15 +234,6 @@ def test_a_state_replays_exactly(n_before: int, kind: str) -> None:
         assert future(each) == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_state_before_the_first_reset(kind: str) -> None:
-    env, other = make(kind), make(kind)
-    other.reset(seed=0)
-    other.set_state(env.get_state())
-    with pytest.raises(RuntimeError, match="under way"):
-        other.step(moves(other, 1)[0])
-
-
 @pytest.mark.parametrize(
     ("kind", "duplicate"),
     [("single", lambda env: pickle.loads(pickle.dumps(env))), ("SameStep", copy.deepcopy)],

@@ -1,4 +1,4 @@
-"""What the default score makes of texts by which a score could be fooled, on real corpora."""
+"""The default score of texts that try to exploit it, on real corpora."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Writer = Callable[[np.ndarray], Array]
 
 
 class Stage(NamedTuple):
-    """A corpus, an honest model of it, and common prompts and dice."""
+    """A corpus, an honest model of it, prompts and sampling noise."""
 
     tokenizer: CharTokenizer
     reference: TextReference
@@ -60,7 +60,7 @@ def tempered(writer: Writer, temperature: float) -> Writer:
 
 
 def looping(tokens: np.ndarray, vocab_size: int, slip: float) -> Writer:
-    """Write the same tokens again and again, but for a slip of the pen now and then."""
+    """Repeat the same tokens, with a random error now and then."""
 
     def write(texts: np.ndarray) -> Array:
         p = np.full((len(texts), vocab_size), slip / (vocab_size - 1))
@@ -128,7 +128,6 @@ def writers(stage: Stage) -> dict[str, Writer]:
     return {
         "reference": own,
         "sharpened reference": tempered(own, 0.2),
-        "flattened reference": tempered(own, 3.0),
         "honest": stage.honest,
         "sharpened": tempered(stage.honest, 0.2),
         "mildly sharpened": tempered(stage.honest, 0.7),
@@ -152,14 +151,14 @@ def survives(found: dict[str, float], healthy: dict[str, float]) -> bool:
     return low <= found["entropy"] <= high and not repeats
 
 
-def test_everything_else_scores_below_real_texts_own_writer(
+def test_all_others_score_below_the_reference_itself(
     terms: dict[str, dict[str, float]],
 ) -> None:
     score = Score()
     best = score(terms["reference"])
     assert best == pytest.approx(0, abs=1e-6)
     others = [score(found) for name, found in terms.items() if name != "reference"]
-    assert len(others) == 10
+    assert len(others) == 9
     assert max(others) < best - 0.3
 
 
@@ -169,13 +168,10 @@ def test_hacks_score_below_an_honest_model(name: str, terms: dict[str, dict[str,
     assert score(terms[name]) < score(terms["honest"]) - 0.1
 
 
-def test_extreme_sharpening_of_an_honest_model_is_no_way_out(
+def test_extreme_sharpening_flatlines_and_raises_the_held_out_loss(
     terms: dict[str, dict[str, float]],
 ) -> None:
-    """The default score alone would not stop it: a model less certain than its reference gains.
-
-    What does is the flatline rule, and the held-out loss.
-    """
+    """The default score alone would not: a model less certain than its reference gains."""
     honest, sharp = terms["honest"], terms["sharpened"]
     assert survives(honest, honest)
     assert not survives(sharp, honest)
@@ -184,10 +180,10 @@ def test_extreme_sharpening_of_an_honest_model_is_no_way_out(
     assert both(sharp) < both(honest)
 
 
-def test_mild_sharpening_raises_the_default_score_and_the_held_out_loss_tells(
+def test_mild_sharpening_raises_the_default_score_and_the_held_out_loss(
     terms: dict[str, dict[str, float]],
 ) -> None:
-    """The known weakness of the default score, and the reason why a commit asks for both."""
+    """The known weakness of the default score: a commit therefore checks both."""
     honest, sharp = terms["honest"], terms["mildly sharpened"]
     assert survives(sharp, honest)
     assert Score()(sharp) > Score()(honest) + 0.1

@@ -13,25 +13,21 @@ import torch
 from numpy.typing import NDArray
 
 from avatarl_env.lm.generation import Generation
-from avatarl_env.lm.tokenizer import CharTokenizer
 from avatarl_env.scoring import BOUND, TERMS, Generations, Score, Term, measure_many
-from avatarl_env.scoring.generations import as_generations, pooled_characters
+from avatarl_env.scoring.generations import as_generations
 from avatarl_env.scoring.reference import (
     LARGEST_VOCABULARY,
     Array,
     TextReference,
-    encode_corpus,
 )
 from avatarl_env.scoring.terms import (
     collision_l2,
     distinct,
     entropy,
-    heldout_loss,
     kl_ref,
     ref_loglik,
 )
-from tests.foreign import Pairs
-from tests.patients import tiny_corpus, tiny_patient
+from tests.patients import tiny_patient
 
 HALF = math.log(0.5)
 LN_2 = math.log(2.0)
@@ -58,7 +54,7 @@ def writing(
     prompt_loss: object = None,
     vocab_size: int = 2,
 ) -> Generations:
-    """Return a writing after prompts of two tokens, uniform where nothing else is said."""
+    """Return generations after prompts of two tokens; distributions are uniform by default."""
     new = np.asarray(new_tokens, dtype=np.int64)
     shape = (*new.shape, vocab_size)
     log_p = np.full(shape, -math.log(vocab_size)) if distributions is None else distributions
@@ -122,10 +118,6 @@ def test_kl_ref_equals_the_brute_force_divergence(tongue: TextReference) -> None
 # --- the other terms -----------------------------------------------------------------------------
 
 
-def test_heldout_loss_is_the_prompts_loss(coin: TextReference) -> None:
-    assert heldout_loss(writing([[0], [1]], prompt_loss=[1.5, 2.5]), coin).tolist() == [1.5, 2.5]
-
-
 def test_ref_loglik_by_hand(coin: TextReference) -> None:
     value = ref_loglik(writing([[0, 1], [1, 1]]), coin)
     expected = [(math.log(2 / 3) + math.log(1 / 3)) / 2, math.log(1 / 3)]
@@ -171,7 +163,7 @@ def test_trigram_distance_by_hand(
     assert collision_l2(writing(rows), coin).tolist() == [coin.trigram_distance(np.array(rows))]
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", [2, 5])
 def test_trigram_distance_is_unbiased_by_enumeration(n: int, coin: TextReference) -> None:
     """All 2^n samples of n trigrams, each as probable as any other."""
     trigrams = ([0, 0, 0], [0, 0, 1])
@@ -200,7 +192,7 @@ def test_terms_are_means_of_every_measure(coin: TextReference) -> None:
 
 
 @pytest.mark.parametrize("where", ["everywhere", "once"])
-def test_what_is_not_a_number_takes_the_bad_end(where: str, coin: TextReference) -> None:
+def test_nan_becomes_the_worst_value(where: str, coin: TextReference) -> None:
     log_p = np.full((2, 4, 2), math.nan if where == "everywhere" else HALF)
     log_p[1, 2, 0] = math.nan
     text = writing([[0, 0, 0, 1], [0, 1, 0, 0]], log_p, [math.nan, 1.0])
@@ -215,7 +207,7 @@ def test_what_is_not_a_number_takes_the_bad_end(where: str, coin: TextReference)
 def test_terms_of_many_operations_at_once_are_those_of_each_to_the_last_bit(
     tongue: TextReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What third parties measure is given the texts of one operation."""
+    """A user's own term is given the texts of one operation."""
     seen: list[int] = []
 
     def count(text: Generations, reference: TextReference) -> Array:
@@ -239,17 +231,13 @@ def test_terms_of_many_operations_at_once_are_those_of_each_to_the_last_bit(
 @pytest.mark.parametrize(
     ("returned", "found"),
     [
-        ([1.0], r"list of shape \(1,\)"),
         ([1.0, 2.0], r"list of shape \(2,\)"),  # one for each operation
-        (np.zeros(0), r"ndarray of shape \(0,\)"),
         (np.ones((4, 3)), r"ndarray of shape \(4, 3\)"),
-        (None, r"NoneType of shape \(\)"),
         (1.0, r"float of shape \(\)"),
         ([[1.0], [1.0, 2.0]], "list: .*"),
-        ("no", "str: .*"),
     ],
 )
-def test_what_a_measure_by_row_returns_is_checked(
+def test_the_result_of_a_term_by_row_is_checked(
     returned: object, found: str, coin: TextReference
 ) -> None:
     terms = {"mine": Term(lambda text, reference: returned, 1.0, by_row=True)}
@@ -265,7 +253,7 @@ def test_what_a_measure_by_row_returns_is_checked(
 
 
 def frugal(new: object, log_probs: object, entropies: object) -> Generations:
-    """Return a writing without distributions."""
+    """Return generations without distributions."""
     return dataclasses.replace(
         writing(new),
         distributions=None,
@@ -283,20 +271,6 @@ def test_kl_ref_is_the_sampled_log_ratio_where_no_distributions_are_kept(
     assert kl_ref(text, coin) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_sampled_log_ratio_is_the_divergence_on_average(tongue: TextReference) -> None:
-    """Every token of one position in turn, weighed by its probability."""
-    rng = np.random.default_rng(9)
-    n_words = tongue.vocab_size
-    p = rng.dirichlet(np.full(n_words, 0.5))
-    new = np.arange(n_words)[:, None]
-    prompts = np.zeros((n_words, 2), dtype=np.int64)
-    text = Generations(
-        np.concatenate([prompts, new], axis=1), 2, None, np.ones(n_words), np.log(p)[:, None]
-    )
-    whole = writing([[0]], np.log(p), vocab_size=n_words)
-    assert kl_ref(text, tongue) @ p == pytest.approx(kl_ref(whole, tongue)[0], abs=1e-6)
-
-
 def test_nats_are_divided_by_the_training_texts_characters_per_token() -> None:
     """Two characters a token: two tokens are four of them."""
     coin = TextReference(np.array([0, 0, 0, 1]), 2, order=1, characters_per_token=2.0)
@@ -310,8 +284,8 @@ def test_nats_are_divided_by_the_training_texts_characters_per_token() -> None:
     assert entropy(whole, coin) == pytest.approx([LN_2 / 2])
 
 
-@pytest.mark.parametrize("vocab_size", [50_257, 55_109, 60_000, 152_064, LARGEST_VOCABULARY])
-def test_ngrams_of_large_vocabularies_are_told_apart(vocab_size: int) -> None:
+@pytest.mark.parametrize("vocab_size", [50_257, 152_064, LARGEST_VOCABULARY])
+def test_ngrams_of_large_vocabularies_are_distinguished(vocab_size: int) -> None:
     """`V ** 4` is beyond 63 bits from 55,109 tokens on; 2**21 wraps round to zero."""
     reference = TextReference(np.arange(5), vocab_size)
     last = vocab_size - 1
@@ -325,7 +299,7 @@ def test_ngrams_of_large_vocabularies_are_told_apart(vocab_size: int) -> None:
     assert reference.trigram_distance(np.array(rows)) == pytest.approx(collision)
 
 
-def test_a_vocabulary_beyond_all_bounds_is_refused() -> None:
+def test_a_vocabulary_that_is_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size must be at most 2097152, got 2097153"):
         TextReference(np.arange(5), LARGEST_VOCABULARY + 1)
 
@@ -348,7 +322,6 @@ SOME_TERMS = {
         (None, -0.5),
         ({"kl_ref": 2.0}, -1.0),
         ({"kl_ref": 1, "heldout_loss": 1}, -2.0),  # a loss counts against
-        ({"collision_l2": 0.25}, -0.5),
         ({"distinct": 1.0, "entropy": -1.0, "ref_loglik": 0.5}, 0.75 - 1.25 - 1.25),
         ({"kl_ref": np.float32(0.5)}, -0.25),
     ],
@@ -376,14 +349,7 @@ class Words:
         return "".join("x" * int(i) for i in ids)
 
 
-def test_characters_are_pooled_over_each_operation() -> None:
-    tokens = np.array([[1, 2], [3, 4], [0, 0], [5, 0]])
-    assert pooled_characters(Words(), tokens, 2).tolist() == [5.0, 5.0, 2.5, 2.5]
-    assert pooled_characters(Words(), tokens, 1).tolist() == [3.75] * 4
-    assert pooled_characters(Words(), tokens, 4).tolist() == [3.0, 7.0, 1.0, 5.0]  # 1, not 0
-
-
-def test_a_writing_by_hand() -> None:
+def test_generations_by_hand() -> None:
     """Two operations of one prompt; prompts 1 2 and 1 4, of which the second token counts."""
     tokens = torch.tensor([[1, 2, 3, 1], [1, 4, 0, 0]])
     log_probs = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]])
@@ -398,46 +364,3 @@ def test_a_writing_by_hand() -> None:
     assert second.prompt_loss.tolist() == [0.5]
     assert second.entropies.tolist() == [[0.5, 0.0]]
     assert second.n_prompt == 2
-
-
-def test_the_tokens_that_are_written_do_not_change_what_nats_are_divided_by() -> None:
-    """Else an operation would be paid for writing long ones."""
-    corpus = tiny_corpus()
-    _, reference = encode_corpus(corpus, Pairs())
-    assert reference.characters_per_token == 2.0
-    tokenizer = CharTokenizer.from_text(corpus.text)
-    assert encode_corpus(corpus, tokenizer)[1].characters_per_token == 1.0
-    words = Words()
-    words.encode = lambda text: np.arange(len(text) // 4) % 10  # type: ignore[method-assign]
-    _, reference = encode_corpus(corpus, words)
-    assert reference.characters_per_token == 4.0
-    found = []
-    for token in (1, 9):
-        tokens = torch.full((2, 4), token)
-        generation = Generation(tokens, torch.full((2, 2), -2.0), None, torch.ones(2, 2))
-        generations = as_generations(words, generation, torch.ones(2, 1))
-        found.append(entropy(generations, reference).tolist())
-    assert found == [[0.25, 0.25]] * 2
-
-
-def test_our_own_tokenizers_corpus_is_counted_once_per_process() -> None:
-    corpus = tiny_corpus()
-    tokenizer = CharTokenizer.from_text(corpus.text)
-    splits, reference = encode_corpus(corpus, tokenizer)
-    again = encode_corpus(corpus, CharTokenizer(tokenizer.characters))
-    assert again[0] is splits
-    assert again[1] is reference
-
-
-def test_a_tokenizer_derived_from_ours_is_not_cached_as_ours() -> None:
-    """It may encode in another way and still be equal."""
-
-    class Lazy(CharTokenizer):
-        def encode(self, text: str) -> np.ndarray:
-            return super().encode(text)[::2]
-
-    corpus = tiny_corpus()
-    tokenizer = CharTokenizer.from_text(corpus.text)
-    whole, _ = encode_corpus(corpus, tokenizer)
-    half, _ = encode_corpus(corpus, Lazy(tokenizer.characters))
-    assert half["train"].tolist() == whole["train"][::2].tolist()

@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers import vector as wrappers
@@ -32,7 +31,7 @@ SAME_STEP, NEXT_STEP, DISABLED = (
 BRIEF = {**SIZES, "n_prompts": 6, "episode_length": 2}
 KILL, SPARE = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 BRUTAL: dict[str, Any] = {"operator_options": {"scale": 300.0}, "step_size": 1.0}
-"""With these, `KILL` makes heads e^300 times louder, which leaves float32."""
+"""With these, `KILL` scales heads by e^300, beyond float32."""
 
 
 def vector(
@@ -45,7 +44,7 @@ def vector(
 def separate(
     n: int = 3, mode: AutoresetMode = SAME_STEP, limit: int | None = None, **keywords: Any
 ) -> SyncVectorEnv:
-    """Return the same as N single environments, each on a patient of its own."""
+    """Return N single environments, each on its own patient, with the same settings."""
 
     def one() -> gymnasium.Env[Any, Any]:
         env = tiny_env(**{**BRIEF, **keywords})
@@ -91,7 +90,7 @@ def assert_agree(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
 
 
 def n_rounded(env: AttentionSurgeryVectorEnv, other: SyncVectorEnv) -> int:
-    """Check the rows' readings; return how many texts differ, each by rounding alone."""
+    """Compare the rows' evaluations; return how many texts differ, each by rounding alone."""
     twins = [single.unwrapped.get_state()["episode"] for single in other.envs]
     count = 0
     for one, twin in zip(env.get_state()["episodes"], twins, strict=True):
@@ -102,10 +101,7 @@ def n_rounded(env: AttentionSurgeryVectorEnv, other: SyncVectorEnv) -> int:
     return count
 
 
-# --- made by gymnasium ----------------------------------------------------------------------------
-
-
-def test_make_vec_makes_it(folder: str) -> None:
+def test_make_vec_returns_the_vector_environment(folder: str) -> None:
     for mode in (None, "vector_entry_point"):
         env = gymnasium.make_vec(
             "AttentionSurgery-v0", num_envs=2, vectorization_mode=mode, lm=folder, **BRIEF
@@ -127,33 +123,14 @@ def test_autoreset_mode_is_set_by_either_name(mode: AutoresetMode) -> None:
     assert AttentionSurgeryVectorEnv.metadata["autoreset_mode"] is NEXT_STEP
 
 
-def test_spaces_and_types_are_the_single_environments_in_rows() -> None:
-    env, single = vector(5), tiny_env()
-    assert env.single_observation_space == single.observation_space
-    assert env.single_action_space == single.action_space
-    assert env.observation_space == Box(-10, 10, (5, 36), np.float32)
-    assert env.action_space == Box(-1, 1, (5, 4), np.float32)
-    env.reset(seed=0)
-    observations, rewards, terminated, truncated, infos = env.step(choices(1, 5)[0])
-    assert observations in env.observation_space
-    assert rewards.dtype == infos["score"].dtype == np.float64
-    assert terminated.dtype == truncated.dtype == np.bool_
-
-
 # --- the same as single environments --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("keywords", "limit"),
-    [
-        ({"injury": [0.5, -0.5, 0.25, 0.0]}, None),
-        ({"injury": 0.5, "episode_length": 5, "n_prompts": 3}, 3),
-    ],
-)
+@pytest.mark.parametrize(("mode", "limit"), [(SAME_STEP, 2), (NEXT_STEP, None), (DISABLED, 3)])
 def test_rows_are_the_single_environments_with_their_seeds(
-    keywords: dict[str, Any], limit: int | None, mode: AutoresetMode
+    mode: AutoresetMode, limit: int | None
 ) -> None:
+    keywords = {"injury": 0.5, "episode_length": 4, "n_prompts": 3}
     env = vector(3, mode, max_episode_steps=limit, **keywords)
     other = separate(3, mode, limit, **keywords)
     assert_agree(env.reset(seed=7), other.reset(seed=7))
@@ -166,7 +143,7 @@ def test_rows_are_the_single_environments_with_their_seeds(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("keywords", [{"injury": 0.5}, BRUTAL, {"operator": "low_rank_seed"}])
+@pytest.mark.parametrize("keywords", [{"injury": 0.5}, BRUTAL])
 def test_a_single_row_is_the_single_environment_to_the_last_bit(
     keywords: dict[str, Any], mode: AutoresetMode
 ) -> None:
@@ -195,20 +172,6 @@ def test_a_row_that_flatlines_ends_alone(mode: AutoresetMode) -> None:
         env.reset(options={"reset_mask": terminated})
     left = env.step(0 * move)[0][:, -1].tolist()  # after its reset a row has made one step, or none
     assert left == [0.5, 1.0 if mode == NEXT_STEP else 0.75, 0.5]
-
-
-def test_a_row_that_is_not_moved_is_not_evaluated() -> None:
-    """Also where the other rows are back at zero, so that no row is left."""
-    env = vector(3, episode_length=3)
-    env.reset(seed=0)
-    there = np.full((3, 4), 0.2, np.float32)
-    env.step(there)
-    spent, back = env.patient.forward_tokens, -there
-    back[0] = 0
-    _, rewards, *_ = env.step(back)
-    assert rewards[0] == 0
-    assert rewards[1:].all()
-    assert env.patient.forward_tokens == spent
 
 
 # --- autoreset ------------------------------------------------------------------------------------
@@ -241,7 +204,7 @@ def test_same_step_returns_the_last_and_the_first_of_rows_that_end() -> None:
     assert not infos["is_success"].any()  # of the operations that have just begun
 
 
-def test_next_step_begins_a_step_later_and_ignores_that_action() -> None:
+def test_next_step_begins_one_step_later_and_ignores_that_action() -> None:
     env, twin = vector(3, NEXT_STEP), vector(3, NEXT_STEP)
     moves = choices(2)
     for each in (env, twin):
@@ -279,7 +242,7 @@ def test_disabled_waits_for_a_reset_of_the_rows_in_the_mask() -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_limit_truncates_as_a_wrapper_would(limit: int) -> None:
-    """At the last step it does both, as gymnasium's does."""
+    """At the last step the row terminates and is truncated, as in gymnasium."""
     env = vector(2, max_episode_steps=limit)
     env.reset(seed=0)
     steps = operate(env, np.zeros((limit, 2, 4), dtype=np.float32))[:2]
@@ -298,7 +261,7 @@ def test_a_seed_counts_up_over_the_rows(seeds: Any) -> None:
 
 
 def test_rows_have_generators_of_their_own() -> None:
-    """Rows without a seed, or outside the mask, or beside one that ends early, are not moved."""
+    """Rows without a seed, outside the mask or beside one that ends early keep their state."""
     rules: dict[str, Any] = {"injury": 0.5, **BRUTAL}
     env, other = vector(**rules), vector(**rules)
     mask = {"reset_mask": np.array([False, True, False])}
@@ -333,7 +296,6 @@ def test_rows_have_generators_of_their_own() -> None:
             {"options": {"reset_mask": np.array([True, False])}},
             r"reset_mask must be \(3,\) of bool",
         ),
-        ({"options": {"reset_mask": np.array([1, 0, 1])}}, r"reset_mask must be \(3,\) of bool"),
         ({"options": {"reset_mask": np.zeros(3, bool)}}, r"reset_mask must be .* least one True"),
         ({"options": {"reset_mask": [[True], []]}}, r"reset_mask must be \(3,\) of bool"),
         ({"options": {"reset_masks": True}}, "options must .* did you mean 'reset_mask'"),
@@ -350,21 +312,7 @@ def test_bad_seeds_and_masks_are_refused_and_change_nothing(
     assert plain(operate(env, choices(3))) == plain(operate(twin, choices(3)))
 
 
-@pytest.mark.parametrize("row", [3, -1, True])
-def test_commit_of_a_row_that_is_not_there_is_refused(row: Any) -> None:
-    env = vector(3)
-    env.reset(seed=0)
-    with pytest.raises(RuntimeError, match="needs an operation"):
-        env.commit(0)  # no step has been made
-    env.step(choices(1)[0])
-    with pytest.raises(ValueError, match=rf"^row must be one of 0 to 2, got {row}$"):
-        env.commit(row)
-
-
-# --- gymnasium's wrappers -------------------------------------------------------------------------
-
-
-def test_gymnasiums_vector_wrappers_do_as_they_promise() -> None:
+def test_gymnasiums_vector_wrappers_work() -> None:
     env: Any = wrappers.RecordEpisodeStatistics(vector(3))
     env.reset(seed=0)
     *_, infos = operate(env, choices(4))[-1]

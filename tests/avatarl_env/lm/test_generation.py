@@ -77,18 +77,6 @@ def test_a_token_of_probability_zero_is_never_picked(
     assert probs[:token].sum() - 1e-5 <= uniform <= probs[: token + 1].sum() + 1e-5
 
 
-@given(n_nan=st.integers(1, 3), position=st.integers(0, 4), uniform=st.floats(0, 0.999))
-@settings(max_examples=25, deadline=None, derandomize=True)
-def test_a_row_with_a_nan_gives_token_0_and_leaves_its_neighbours_alone(
-    n_nan: int, position: int, uniform: float
-) -> None:
-    log_probs = torch.full((3, 5), 0.2).log()
-    log_probs[1, position : position + n_nan] = math.nan
-    picked = inverse_cdf(log_probs, torch.full((3, 1), uniform))[:, 0].tolist()
-    assert picked[1] == 0
-    assert picked[0] == picked[2] == int(uniform * 5 + 1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_evenly_spread_uniforms_give_every_token_its_share(dtype: torch.dtype) -> None:
     """A running sum kept in bfloat16 would give these 65 equal tokens from 81 to 135 percent."""
@@ -114,14 +102,6 @@ def test_a_parallel_sum_picks_no_token_of_probability_zero() -> None:
 # --- what generate returns -----------------------------------------------------------------------
 
 
-def test_a_uniform_model_writes_the_noise() -> None:
-    uniforms = torch.tensor([[0.0, 0.25, 0.5, 0.9375], [0.999, 0.1, 0.3, 0.06]])
-    written = generate(UniformLM(16), torch.zeros(2, 1, dtype=torch.long), uniforms)
-    assert written.tokens[:, 1:].tolist() == [[0, 4, 8, 15], [15, 1, 4, 0]]
-    torch.testing.assert_close(written.log_probs, torch.full((2, 4), -math.log(16)))
-    assert written.distributions is written.entropies is None
-
-
 @pytest.mark.parametrize("temperature", [1e-3, 0.25, 1.0, 1.2])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_results_equal_one_forward_over_the_text(temperature: float, use_cache: bool) -> None:
@@ -143,25 +123,6 @@ def test_results_equal_one_forward_over_the_text(temperature: float, use_cache: 
     entropies = -(p * log_p.double().clamp_min(-1e9)).sum(-1)
     assert written.entropies is not None
     torch.testing.assert_close(written.entropies.double(), entropies, atol=1e-5, rtol=1e-5)
-
-
-def test_a_half_precision_model_gives_a_full_precision_policy() -> None:
-    model, prompts = tiny_gpt().bfloat16(), some_tokens(4, 5)
-    written = generate(model, prompts, noise(4, 11), return_distributions=True)
-    assert written.distributions is not None
-    assert written.log_probs.dtype == torch.float32
-    torch.testing.assert_close(
-        written.distributions.exp().sum(-1), torch.ones(4, 11), atol=1e-5, rtol=0
-    )
-
-
-def test_broken_weights_write_token_0_with_log_probability_nan() -> None:
-    model = tiny_gpt()
-    with torch.no_grad():
-        model.norm.weight.fill_(math.nan)
-    written = generate(model, some_tokens(2, 3), noise(2, 20))
-    assert written.tokens[:, 3:].eq(0).all()
-    assert written.log_probs.isnan().all()
 
 
 # --- the cache, and texts longer than the context ------------------------------------------------
@@ -212,14 +173,6 @@ def test_windows_by_hand(
         expected.append(tokens[:, (start if again else stop - 1) : stop].tolist())
         read = (start, stop)
     assert [seen.tolist() for seen in model.seen] == expected
-
-
-def test_a_row_and_its_beginning_do_not_depend_on_the_rest() -> None:
-    model, prompts, uniforms = tiny_gpt(), some_tokens(3, 6), noise(3, 30)
-    together = generate(model, prompts, uniforms)
-    for row in range(3):
-        alone = generate(model, prompts[row, None], uniforms[row, None, :20])
-        assert torch.equal(alone.tokens[0], together.tokens[row, :26])
 
 
 # --- what it leaves alone, what it refuses -------------------------------------------------------

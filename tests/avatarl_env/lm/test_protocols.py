@@ -16,22 +16,6 @@ from tests.fakes import tiny_gpt
 from tests.foreign import TOKENIZERS, Homemade, Pairs, hub_model
 
 
-def test_what_fits_is_returned_as_it_is() -> None:
-    for tokenizer in (CharTokenizer.from_text("ab"), Pairs(), HubTokenizer(TOKENIZERS["bpe"]())):
-        assert as_tokenizer(tokenizer) is tokenizer
-    padded = HubLM(hub_model("gpt2", 20), vocab_size=14)  # by hand
-    for model in (tiny_gpt(vocab_size=14), Homemade(14), HubLM(hub_model("gpt2", 14)), padded):
-        assert as_causal_lm(model, 14) is model
-
-
-def test_models_and_tokenizers_of_transformers_are_wrapped_and_shared() -> None:
-    tokenizer, model = TOKENIZERS["bpe"](), hub_model("llama", 60)
-    assert as_tokenizer(tokenizer).tokenizer is tokenizer
-    wrapped = as_causal_lm(model, 60)
-    assert wrapped.model is model
-    assert (wrapped.vocab_size, wrapped.context) == (60, 64)
-
-
 @pytest.mark.parametrize(
     ("n_logits", "n_tokens", "fits"),
     [
@@ -105,16 +89,6 @@ def test_tokens_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=f"tokenizer must encode .*{message}"):
             encode(Odd(answer), "x")
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_text_comes_back(name: str) -> None:
-    tokenizer = as_tokenizer(TOKENIZERS[name]())
-    text = "aeio mnr\nstu  lo"
-    tokens = encode(tokenizer, text)
-    assert tokenizer.decode(tokens) == text
-    assert count_characters(tokenizer, tokens[None]).tolist() == [len(text)]
-    assert tokenizer.vocab_size == len(TOKENIZERS[name]())
 
 
 def test_special_tokens_are_neither_added_nor_counted() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from avatarl_env.surgery import AttentionTarget, Projection, find_targets
+from avatarl_env.surgery import Projection, find_targets
 from tests.zoo import ZOO, shared
 
 PARTS = ("query", "key", "value", "output")
@@ -27,15 +27,6 @@ def numbered(n_out: int, n_in: int) -> nn.Linear:
     return linear
 
 
-def test_heads_are_channels_of_two_heads_of_two() -> None:
-    """Channels 1, 2 and 5, 6 of seven: start 1, stride 4."""
-    projection = Projection(numbered(7, 3), 2, 2, start=1, stride=4)
-    x = torch.arange(14).view(2, 7)
-    assert projection.heads(x).tolist() == [[[1, 2], [5, 6]], [[8, 9], [12, 13]]]
-    assert projection.heads(x[0]).tolist() == [[1, 2], [5, 6]]
-    assert projection.heads(x.view(2, 1, 7)).shape == (2, 1, 2, 2)
-
-
 def test_by_head_of_made_and_read_channels_in_both_orientations() -> None:
     """Entry (f, h, d) by hand: F = 3 on the other side, channels 2 and 3 are head 1."""
     made = Projection(numbered(4, 3), 2, 2)  # weight[channel, f] = 3 * channel + f
@@ -46,13 +37,6 @@ def test_by_head_of_made_and_read_channels_in_both_orientations() -> None:
     assert made.by_head(made.weight)[:, 1].tolist() == [[2, 3], [6, 7], [10, 11]]
     read = Projection(Conv1D(3, 4), 2, 2, reads_heads=True)  # weight[channel, f]
     assert read.by_head(read.weight)[:, 1].tolist() == [[6, 9], [7, 10], [8, 11]]
-
-
-def test_a_module_that_knows_no_bias_has_none() -> None:
-    assert Projection(Conv1D(4, 4), 2, 2).bias is None
-    assert Projection(nn.Linear(4, 4, bias=False), 2, 2).bias is None
-    linear = nn.Linear(4, 4)
-    assert Projection(linear, 2, 2).bias is linear.bias
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -72,13 +56,3 @@ def test_matrix_computes_what_the_module_does(name: str, part: str) -> None:
         else:
             found, expected = projection.heads(made).flatten(-2), read @ matrix
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_parameters_are_the_weights_and_biases_each_once() -> None:
-    """Fused: one weight and one bias for three projections."""
-    fused, output = nn.Linear(4, 12), nn.Linear(4, 4, bias=False)
-    query, key, value = (Projection(fused, 2, 2, start) for start in (0, 4, 8))
-    target = AttentionTarget("a", 0, query, key, value, Projection(output, 2, 2, reads_heads=True))
-    assert target.n_heads == 2
-    found = list(target.parameters())
-    assert [id(p) for p in found] == [id(fused.weight), id(fused.bias), id(output.weight)]

@@ -32,7 +32,7 @@ NOT_RUNNABLE = (new_dtype, converted, swapped)  # dynamo holds a weakref: torch 
 RUNNABLE = [edit for edit in EDITS if edit not in (*SHAPE_CHANGING, *NOT_RUNNABLE)]
 """The edits that leave a model which still runs."""
 OTHER_GRAPHS = {transposed, replaced_by_a_tensor, replaced_by_a_buffer}
-"""Of these, the ones that change strides or what kind of thing a weight is."""
+"""Of these, the ones that change a weight's strides or kind."""
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,11 @@ def check_every_edit(compile_: Any, backend: Any, *, rtol: float = 0.0) -> None:
 
 @pytest.mark.parametrize(
     ("compile_", "backend"),
-    [(wrapped, "aot_eager"), (in_place_compiled, "eager"), (layer_compiled, "eager")],
+    [
+        (in_place_compiled, "eager"),
+        pytest.param(wrapped, "aot_eager", marks=pytest.mark.slow),
+        pytest.param(layer_compiled, "eager", marks=pytest.mark.slow),
+    ],
 )
 def test_every_edit_is_seen_by_a_compiled_model_and_gone_after(compile_: Any, backend: str) -> None:
     check_every_edit(compile_, backend)
@@ -132,6 +136,7 @@ def test_edits_of_values_need_no_new_graph() -> None:
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 def test_compiled_gradients_may_not_span_the_boundary_either() -> None:
     model, x = net(), X.clone().requires_grad_()
     compiled = wrapped(model, "aot_eager")
@@ -147,10 +152,7 @@ def test_compiled_gradients_may_not_span_the_boundary_either() -> None:
         loss.backward()
 
 
-# --- frozen graphs -------------------------------------------------------------------------------
-
-
-def test_that_is_the_name_of_the_option() -> None:
+def test_entry_is_refused_while_graphs_are_frozen() -> None:
     from torch._inductor import config
 
     model = net()

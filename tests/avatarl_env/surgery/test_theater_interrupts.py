@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import dis
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -190,14 +188,15 @@ def test_another_theater_may_be_left_at_any_instruction() -> None:
 
 
 class Striker:
-    """Raise SIGINT at one instruction of the theater's own code, counted from the start.
+    """Raise signals (SIGINT) at one instruction of the theater's code, counted from the start.
 
     Python looks for signals when a function begins, when it calls one and when a loop goes round.
     Only these instructions count.
     """
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, *signals: signal.Signals) -> None:
         self.at = at
+        self.signals = signals or (signal.SIGINT,)
         self.count = 0
         self.where = ""
         """Which of the theater's methods was running."""
@@ -213,11 +212,12 @@ class Striker:
                 while caller is not None and caller.f_code.co_filename in FILES:
                     self.where = caller.f_code.co_name
                     caller = caller.f_back
-                signal.raise_signal(signal.SIGINT)
+                for number in self.signals:
+                    signal.raise_signal(number)
         return self.trace
 
     def run(self, program: Callable[[], None]) -> bool:
-        """Run the program; return whether the strike came through as a KeyboardInterrupt."""
+        """Run the program; return whether it raised a KeyboardInterrupt."""
         previous = sys.gettrace()
         sys.settrace(self.trace)
         try:
@@ -343,6 +343,66 @@ def test_after_a_handler_that_does_not_raise_the_theater_stays_open(step: int) -
         signal.signal(signal.SIGINT, previous)
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_signals_without_a_python_handler_are_left_alone(handler: signal.Handlers) -> None:
+    model = small()
+    previous = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with SurgicalTheater(model, [model]):
+            assert signal.getsignal(signal.SIGUSR1) is handler
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_handler_that_the_body_installs_stays() -> None:
+    """Also if it calls the handler that it replaced."""
+    model, calls = small(), []
+    room = SurgicalTheater(model, [model])
+    previous = signal.getsignal(signal.SIGUSR1)
+
+    def outer(signum: int, frame: object) -> None:
+        calls.append("outer")
+
+    def inner(signum: int, frame: object) -> None:
+        calls.append("inner")
+        replaced(signum, frame)  # type: ignore[operator]
+
+    signal.signal(signal.SIGUSR1, outer)
+    try:
+        with room:
+            replaced = signal.getsignal(signal.SIGUSR1)
+            signal.signal(signal.SIGUSR1, inner)
+        assert signal.getsignal(signal.SIGUSR1) is inner
+        signal.raise_signal(signal.SIGUSR1)
+        with room:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert calls == ["inner", "outer"] * 2
+
+
+def test_the_alarm_of_a_timeout_waits_until_the_weights_are_restored() -> None:
+    """Both signals are delivered, also if the first handler raises."""
+    model = small()
+    before = Snapshot(model)
+    room = SurgicalTheater(model, [model])
+
+    def timeout(signum: int, frame: object) -> None:
+        raise TimeoutError
+
+    def program() -> None:
+        with room:
+            new_data(model, room)
+
+    previous = signal.signal(signal.SIGALRM, timeout)
+    try:
+        assert Striker(20, signal.SIGALRM, signal.SIGINT).run(program)  # KeyboardInterrupt, too
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    before.assert_same()
+
+
 def test_ctrl_c_in_the_body_raises_at_once() -> None:
     model = small()
     before, reached = Snapshot(model), []
@@ -357,33 +417,3 @@ def test_ctrl_c_in_the_body_raises_at_once() -> None:
         operate_()
     assert reached == []
     before.assert_same()
-
-
-# --- timeouts ------------------------------------------------------------------------------------
-
-
-def timeouts(n_programs: int, seed: int) -> int:
-    """Run random programs in another process; return how many were interrupted by a timeout.
-
-    A timeout while torch leaves `no_grad()` would leave gradients off in this process.
-    """
-    words = ["-W", "ignore", "-m", "tests.avatarl_env.surgery.timeouts", str(n_programs), str(seed)]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
-
-
-@pytest.mark.slow
-def test_a_timeout_at_any_moment_leaves_whole_weights() -> None:
-    assert timeouts(1_000, seed=0) > 100
-
-
-@pytest.mark.exhaustive
-def test_many_more_timeouts_leave_whole_weights() -> None:
-    assert timeouts(40_000, seed=1) > 4_000  # how many depends on the machine

@@ -162,15 +162,6 @@ def test_a_file_is_read_as_it_is_but_for_a_byte_order_mark(
         assert load_corpus(name) == corpus
 
 
-def test_a_name_that_is_not_text_is_a_name(tmp_path: Path) -> None:
-    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
-    with open(path, "wb") as file:
-        file.write(TEXT.encode())
-    corpus = load_corpus(os.fsdecode(path))
-    assert os.fsencode(corpus.name) == path
-    assert load_corpus(corpus.name) == corpus
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -235,12 +226,6 @@ def test_what_is_no_file_is_refused_at_once(
 def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
         load_corpus(name)
-
-
-@pytest.mark.parametrize("name", [b"auto", 3, None])
-def test_a_corpus_is_named_by_a_string_or_a_path(name: object) -> None:
-    with pytest.raises(TypeError):
-        load_corpus(name)  # type: ignore[arg-type]
 
 
 # --- named corpora -------------------------------------------------------------------------------
@@ -319,35 +304,12 @@ def test_a_corpus_asked_for_by_name_never_becomes_another(
     assert not cache.exists()
 
 
-def test_a_download_ends_at_its_time_limit(
-    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publisher.replies = [Reply(200, TEXT.encode())] * 3
-    clock = iter(range(0, 10_000, 301))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    assert "Timeout: not finished after 300 s" in refusal("tinyshakespeare")
-
-
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, publisher: Publisher) -> None:
     publisher.replies = [Reply(200, TEXT.encode())]
     write(tmp_path / "cache", b"a file where the folder should be")
     message = refusal("tinyshakespeare")
     assert str(tmp_path / "cache") in message
     assert "set XDG_CACHE_HOME" in message
-
-
-def test_without_a_home_nothing_is_kept_in_a_folder_of_that_name(
-    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def nobody(uid: int) -> None:
-        raise KeyError(uid)
-
-    for name in ("HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pwd.getpwuid", nobody)
-    assert "XDG_CACHE_HOME" in refusal("tinyshakespeare")
-    assert not list(tmp_path.iterdir())
-    assert publisher.n_requests == 0
 
 
 # --- auto ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Each operator's own arithmetic, against values worked out by hand or a second way."""
+"""The arithmetic of each operator against values by hand or a second computation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_gains_scale_attention_logits_and_what_the_heads_read(tied: bool) -> Non
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_each_gain_moves_what_its_label_says_and_nothing_else(tied: bool) -> None:
+def test_each_gain_changes_only_what_its_label_names(tied: bool) -> None:
     model = tiny_gpt(n_layers=3)
     targets = find_targets(model, [1, 2])
     operator = HeadGain(targets, tied=tied)
@@ -144,7 +144,7 @@ def test_targets_that_head_gain_refuses() -> None:
         ([0, 0, 0], 2, [1, -1], [0, 0, 0]),
     ],
 )
-def test_bands_by_hand(
+def test_spectral_bands_by_hand(
     values: list[float], n_bands: int, c: list[float], expected: list[float]
 ) -> None:
     targets = squares(diagonal(*map(float, values)))
@@ -154,7 +154,7 @@ def test_bands_by_hand(
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (9, 5), (5, 9)])
-def test_mass_and_singular_vectors_stay(shape: tuple[int, int]) -> None:
+def test_spectral_bands_keep_mass_and_singular_vectors(shape: tuple[int, int]) -> None:
     matrix = noise(*shape).double()
     targets = squares(matrix)
     operator = SpectralBands(targets, projections=["output"], n_bands=5)
@@ -175,7 +175,7 @@ def test_mass_and_singular_vectors_stay(shape: tuple[int, int]) -> None:
     [(1.0, 0.25, 3), (1.0, -0.5, 2), (1.0, 1.0, 0), (0.5, 1.0, 2), (0.5, 0.1, 4), (1.0, 1.7, 0)],
 )
 def test_truncation_leaves_the_largest_values(scale: float, c: float, rank: int) -> None:
-    """Of four values; beyond all of them there is nothing to take."""
+    """Of four values; beyond four there is nothing left to remove."""
     targets = squares(diagonal(2.0, 4.0, 1.0, 3.0))
     operator = LayerTruncation(targets, scale=scale)
     kept = [value if value > 4 - rank else 0.0 for value in (2.0, 4.0, 1.0, 3.0)]
@@ -189,28 +189,19 @@ def test_rank_one_by_hand() -> None:
     torch.testing.assert_close(operated(operator, targets, [0.5]), diagonal(2 + 0.625, 1.0))
 
 
-@pytest.mark.parametrize(("c", "length"), [(1.0, 1.3), (-1.0, 0.7), (2.0, 1.6)])
-def test_from_one_on_only_the_first_singular_vectors_are_left(c: float, length: float) -> None:
-    matrix = noise(5, 4).double()
-    targets = squares(matrix)
-    found = operated(SeedRankOne(targets, scale=0.3), targets, [c, 0, 0], "query")
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    torch.testing.assert_close(found, length * torch.outer(left[:, 0], right[0]))
-
-
 # --- LowRankSeed ---------------------------------------------------------------------------------
 
 
 def step(targets: Targets, c: list[float], part: str = "output", **options: Any) -> Tensor:
-    """Return how far the first layer's projection goes."""
+    """Return the change of the first layer's projection."""
     before = getattr(targets[0], part).weight.detach().clone()
     return operated(LowRankSeed(targets, **options), targets, c, part) - before
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("part", ["query", "output"])
-def test_a_step_has_the_length_and_the_rank_that_were_asked_for(rank: int, part: str) -> None:
-    """In every matrix a share of its own Frobenius norm."""
+def test_a_low_rank_step_has_the_given_length_and_rank(rank: int, part: str) -> None:
+    """The length is relative to the matrix's Frobenius norm."""
     targets = squares(5 * noise(9, 7).double())
     change = step(targets, [0.0, -0.5], part, n_directions=2, rank=rank, scale=0.3)
     expected = 0.15 * getattr(targets[0], part).weight.norm()
@@ -218,7 +209,7 @@ def test_a_step_has_the_length_and_the_rank_that_were_asked_for(rank: int, part:
     assert torch.linalg.matrix_rank(change, rtol=1e-9) == rank
 
 
-def test_each_seed_direction_and_matrix_is_different_and_a_seed_is_all_there_is_to_it() -> None:
+def test_low_rank_steps_depend_on_seed_direction_and_matrix() -> None:
     targets = squares(noise(6, 6))
     steps = [
         step(targets, c, part, projections=("query", "key"), n_directions=2, seed=seed)
@@ -276,8 +267,8 @@ def check_multiplied(model: nn.Module, operator: OutputTemperature, c: float, ga
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_all_logits_are_multiplied_and_a_tied_head_is_left_alone(name: str) -> None:
-    """A tied head is the embedding too, so the normalisation before it is scaled."""
+def test_output_temperature_multiplies_all_logits(name: str) -> None:
+    """A tied head is also the embedding, so the norm before it is scaled instead."""
     model = shared(name)
     operator = OutputTemperature(find_targets(model, -1), scale=2.0)
     check_multiplied(model, operator, -0.5, math.exp(-1))
@@ -288,18 +279,7 @@ def test_all_logits_are_multiplied_and_a_tied_head_is_left_alone(name: str) -> N
         assert [id(p) for p in found] == [id(model.get_output_embeddings().weight)]
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_bias_of_the_head_is_multiplied_too(tied: bool) -> None:
-    model = tiny_gpt(vocab_size=24)
-    model.lm_head.bias = nn.Parameter(torch.linspace(-1, 1, 24))
-    if not tied:
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    operator = OutputTemperature(find_targets(model))
-    assert len(list(operator.parameters())) == 2
-    check_multiplied(model, operator, 0.5, math.exp(0.5))
-
-
-def test_a_normalisation_of_another_name_can_be_named() -> None:
+def test_the_final_norm_can_be_named() -> None:
     model = tiny_gpt(vocab_size=24)
     model.last = model.norm
     del model._modules["norm"]
@@ -316,7 +296,7 @@ def test_a_normalisation_of_another_name_can_be_named() -> None:
 
 
 class PlusOne(nn.Module):
-    """Its gain is one more than its parameter, as in some models."""
+    """A norm whose gain is one plus its parameter, as in some models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,7 +306,7 @@ class PlusOne(nn.Module):
         return x * (1 + self.weight)
 
 
-def test_what_is_not_proportional_to_its_parameters_is_refused() -> None:
+def test_a_final_norm_not_proportional_to_its_parameters_is_refused() -> None:
     unfit = [PlusOne(), nn.Identity(), nn.RMSNorm(32, elementwise_affine=False), nn.Linear(32, 32)]
     for norm in unfit:
         model = tiny_gpt()
