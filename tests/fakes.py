@@ -1,4 +1,4 @@
-"""Small stand-ins and oracles that several test files share."""
+"""Small models and reference computations shared by several test files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from avatarl_env.lm.gpt import GPT, GPTConfig
 def tiny_gpt(seed: int = 0, *, gain: float = 8.0, **sizes: int) -> GPT:
     """Build a GPT of two layers, four heads, width 32 and 16 tokens.
 
-    `gain` multiplies the initial matrices: as they come they are so small that the model hardly
-    looks at its input, and a test on it could not fail.
+    `gain` multiplies the initial matrices: they are so small that the output would hardly depend
+    on the input, and a test could not fail.
     """
     config = GPTConfig(
         **{"vocab_size": 16, "context": 16, "n_layers": 2, "n_heads": 4, "width": 32, **sizes}
@@ -27,7 +27,7 @@ def tiny_gpt(seed: int = 0, *, gain: float = 8.0, **sizes: int) -> GPT:
 
 
 class UniformLM:
-    """Finds all tokens equally likely, and remembers what it was given to read."""
+    """A model with uniform predictions that records its inputs."""
 
     def __init__(self, vocab_size: int = 16, context: int = 16) -> None:
         self.vocab_size = vocab_size
@@ -61,10 +61,10 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[torch.dtype, torch.Size, li
 def reference_logits(
     model: GPT, tokens: Tensor, sharpness: Tensor | None = None, loudness: Tensor | None = None
 ) -> Tensor:
-    """Compute a GPT's logits (B, T, V) a second way: float64, one head and one query at a time.
+    """Compute a GPT's logits (B, T, V) independently: float64, one head and query at a time.
 
-    Rotary positions are complex numbers here. `sharpness` (L, H) multiplies the attention
-    logits of a head, `loudness` (L, H) what the head reads.
+    Rotary positions are complex numbers here. `sharpness` (L, H) multiplies the attention logits
+    of a head, `loudness` (L, H) its output.
     """
     config = model.config
     weights = {name: x.detach().double() for name, x in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Models and tokenizers of other makes: those of transformers, and homemade ones."""
+"""Models and tokenizers of transformers, and minimal ones as a user might write them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNKNOWN = "\ufffd"
 
 
 def character_tokenizer(text: str | None = None) -> Any:
-    """Return a transformers tokenizer with one token per character, an unknown one the last."""
+    """Return a transformers tokenizer of characters; the unknown token is the last."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +47,7 @@ def bpe_tokenizer(vocab_size: int = 60) -> Any:
 
 
 def byte_tokenizer(vocab_size: int = 320) -> Any:
-    """Return a byte-level one as GPT-2's, with an end-of-text token, of more than 256 tokens."""
+    """Return a byte-level tokenizer as GPT-2's, with an end-of-text token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -83,7 +83,7 @@ def hub_model(kind: str, n_tokens: int) -> nn.Module:
 
 
 class Homemade(nn.Module):
-    """A language model of somebody's own, which has what is asked for and nothing else."""
+    """A user's own language model, with the required attributes only."""
 
     def __init__(self, vocab_size: int = 14, **sizes: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Homemade(nn.Module):
 
 
 class Pairs:
-    """A tokenizer of somebody's own: one token for two characters."""
+    """A user's own tokenizer: one token for two characters."""
 
     def __init__(self, text: str | None = None) -> None:
         text = tiny_text() if text is None else text

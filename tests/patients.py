@@ -1,4 +1,4 @@
-"""A tiny patient with a text of its own, live or in a folder, and operators for it."""
+"""A tiny patient with its own text, live or in a folder, and operators for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.fakes import tiny_gpt
 
 SIZES: dict[str, Any] = {"n_prompts": 32, "prompt_length": 8, "n_new": 4}
-"""Of a quick evaluation."""
+"""Sizes of a quick evaluation."""
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def tiny_corpus() -> Corpus:
 
 
 def tiny_patient(seed: int = 0, corpus: Corpus | None = None) -> Patient:
-    """Put an untrained GPT of two layers, two heads, width 32 and context 64 on the table."""
+    """Return a patient with an untrained GPT: 2 layers, 2 heads, width 32, context 64."""
     corpus = corpus or tiny_corpus()
     tokenizer = CharTokenizer.from_text(corpus.text)
     model = tiny_gpt(seed, vocab_size=tokenizer.vocab_size, context=64, n_heads=2)
@@ -62,7 +62,7 @@ def tiny_vector_env(
 
 
 def store_tiny_patient(folder: Path) -> str:
-    """Write the tiny patient and its text into `folder`; return what `lm` has to be."""
+    """Write the tiny patient and its text into `folder`; return the value for `lm`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(tiny_text(), encoding="utf-8")
     patient = tiny_patient()
@@ -101,8 +101,8 @@ def assert_same_reading(
 ) -> int:
     """Check that two evaluations differ by rounding alone; return how many texts do differ.
 
-    A text may differ from where a uniform lies within `tolerance` of the boundary between the
-    slices of the two tokens; the terms, which are of all texts together, say nothing then.
+    A text may differ where a uniform lies within `tolerance` of the boundary between two tokens;
+    the terms, means over all texts, are not compared then.
 
     Args:
         found: one evaluation.
@@ -137,7 +137,7 @@ def assert_same_reading(
 
 
 def global_random_states() -> tuple[object, ...]:
-    """Return the states of the generators that everybody shares, comparable with `==`."""
+    """Return the states of the global random generators, comparable with `==`."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - read, not drawn from
     return random.getstate(), name, keys.tolist(), rest, torch.get_rng_state().tolist()
 

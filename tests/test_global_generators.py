@@ -22,7 +22,9 @@ from agents.evaluation.language_model import evaluate_text
 from agents.evaluation.surgeon_effect import measure_effect
 from agents.surgeons.registry import SURGEONS, make_surgeon, save_surgeon
 from agents.training.loop import train
+from avatarl_env.lm.export import export_model
 from avatarl_env.lm.generation import generate
+from avatarl_env.lm.storage import load_model
 from avatarl_env.surgery import OPERATORS
 from tests.agents.surgeons.test_contract import options_of
 from tests.patients import global_random_states, store_tiny_patient, tiny_env, tiny_patient
@@ -81,6 +83,12 @@ def generation(folder: Path) -> None:
     generate(tiny_patient().model, torch.zeros(2, 4, dtype=torch.long), torch.full((2, 5), 0.5))
 
 
+def export(folder: Path) -> None:
+    patient = tiny_patient()
+    export_model(folder / "exported", patient.model, patient.tokenizer)
+    load_model(str(folder / "exported"))
+
+
 def run(folder: Path) -> None:
     train(small_config(write_text(folder), folder / "run"), quiet=True)
 
@@ -90,6 +98,7 @@ CONSUMERS: dict[str, Callable[[Path], None]] = {
     "make_vec": functools.partial(made_env, many=True),
     "generate": generation,
     "evaluation": measurement,
+    "export": export,
     "train": run,
     "GRPO update": learner,
     "supervised update": functools.partial(learner, **CE),

@@ -1,4 +1,4 @@
-"""Small models of every architecture that surgery knows, and a check of what two of them wrote."""
+"""Small models of every architecture that surgery knows, and a comparison of generated texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ZOO = ("gpt", "gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "neox")
 
 
 def fill(model: nn.Module, seed: int = 0) -> None:
-    """Draw all parameters anew, none of them zero: a model that looks at its input in every way."""
+    """Redraw all parameters, none of them zero, so that every one affects the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -54,7 +54,7 @@ def build(name: str, **sizes: object) -> GPT | HubLM:
 
 @functools.cache
 def shared(name: str) -> GPT | HubLM:
-    """Return one model of this name for all tests, which must leave it as it is."""
+    """Return one model of this name for all tests, which must not change it."""
     return build(name)
 
 
@@ -67,15 +67,14 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 def assert_same_writing(
     found: Generation, expected: Generation, uniforms: Tensor, tolerance: float = 1e-5
 ) -> int:
-    """Check that two runs on the same noise differ by no more than rounding; return rows that do.
+    """Check that two runs on the same noise differ by rounding alone; return how many rows do.
 
-    Until a row's first difference the log-probabilities agree; there, every boundary between the
-    slices of the two tokens lies within `tolerance` of the uniform. What follows in that row was
-    written to another text and says nothing.
+    Up to a row's first difference the log-probabilities must agree; there, every boundary between
+    the two tokens must lie within `tolerance` of the uniform. The rest of the row is not compared.
 
     Args:
-        found: what one run wrote.
-        expected: what the other did, with its distributions.
+        found: one generation.
+        expected: the other one, with distributions.
         uniforms: (B, N) the sampling noise of both.
         tolerance: of log-probabilities and of cumulative probabilities.
     """

@@ -36,7 +36,7 @@ def test_a_file_that_is_not_json_is_refused_by_name(content: bytes, tmp_path: Pa
         read_json(tmp_path / "a.json")
 
 
-def test_paths_that_are_not_text_survive_json() -> None:
+def test_paths_that_are_not_utf8_survive_json() -> None:
     path = os.fsdecode(b"caf\xe9/\xf0\x9f\x98\x80/\xed")
     text = dump_json({path: [path]})
     text.encode()  # UTF-8 can hold it
@@ -47,14 +47,14 @@ def test_paths_that_are_not_text_survive_json() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path(os.devnull)):
         with pytest.raises(ValueError, match="it must be a regular file"):
             read_regular(path, 1000)
 
 
-def test_no_more_is_read_than_there_may_be(tmp_path: Path) -> None:
+def test_files_larger_than_the_limit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"four")
     assert read_regular(tmp_path / "text", 4) == b"four"
     with pytest.raises(ValueError, match="at most 3 bytes, got 4"):
@@ -87,10 +87,10 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
     assert precious.read_text(encoding="utf-8") == "mine"
 
 
-def test_a_link_that_lies_in_wait_for_the_new_file_is_not_followed(
+def test_a_link_with_the_name_of_the_temporary_file_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even one whose name was guessed."""
+    """Even if an attacker guesses that name."""
     monkeypatch.setattr("secrets.token_hex", lambda n: "guessed")
     (tmp_path / ".guessed.partial").symlink_to(tmp_path / "precious")
     with pytest.raises(FileExistsError):
@@ -99,9 +99,7 @@ def test_a_link_that_lies_in_wait_for_the_new_file_is_not_followed(
     assert not (tmp_path / "page").exists()
 
 
-def test_what_was_there_stays_if_writing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -110,13 +110,7 @@ def stage(request: pytest.FixtureRequest) -> Stage:
     return Stage(tokenizer, reference, honest, prompts, rng.random((N_ROWS, N_NEW)))
 
 
-HACKS = (
-    "the the the",
-    "the the the, with slips",
-    "gibberish",
-    "gibberish of common letters",
-    "flattened",
-)
+HACKS = ("the the the", "the the the, with slips", "gibberish", "common letters", "flattened")
 """Texts that no reader would take for real, and a change that makes the honest model worse."""
 
 
@@ -135,7 +129,7 @@ def writers(stage: Stage) -> dict[str, Writer]:
         "the the the": looping(loop, n_tokens, 0.0),
         "the the the, with slips": looping(loop, n_tokens, 0.05),
         "gibberish": constant(np.ones(n_tokens)),
-        "gibberish of common letters": constant(letters),
+        "common letters": constant(letters),
     }
 
 

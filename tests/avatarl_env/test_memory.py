@@ -12,7 +12,7 @@ import pytest
 from avatarl_env.memory import GIB, _control_groups, check_memory, memory_limit
 
 
-def test_there_is_no_more_than_the_machine_has() -> None:
+def test_the_limit_is_at_most_the_memory_of_the_machine() -> None:
     assert 2**26 < memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -42,7 +42,7 @@ def test_limits_of_control_groups_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("needed", [3 * GIB, 10**30, 10**3000])
-def test_what_does_not_fit_is_refused_with_both_numbers(needed: int) -> None:
+def test_a_need_beyond_the_limit_is_refused_with_both_numbers(needed: int) -> None:
     check_memory("lm", 2 * GIB, 2 * GIB)
     with pytest.raises(ValueError, match=r"^lm must fit the memory, 2\.0 GiB, got a need of at "):
         check_memory("lm", needed, 2 * GIB)

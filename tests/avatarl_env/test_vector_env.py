@@ -240,17 +240,6 @@ def test_disabled_waits_for_a_reset_of_the_rows_in_the_mask() -> None:
     assert env.step(0 * move)[2].tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3])
-def test_a_limit_truncates_as_a_wrapper_would(limit: int) -> None:
-    """At the last step the row terminates and is truncated, as in gymnasium."""
-    env = vector(2, max_episode_steps=limit)
-    env.reset(seed=0)
-    steps = operate(env, np.zeros((limit, 2, 4), dtype=np.float32))[:2]
-    flags = [(bool(t.all()), bool(u.all())) for _, _, t, u, _ in steps]
-    expected = {1: [(False, True)], 2: [(False, False), (True, True)]}
-    assert flags == expected.get(limit, [(False, False), (True, False)])
-
-
 # --- seeds and masks ------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What the libraries are given to drive: a stored model, and sizes that make an operation quick."""
+"""A stored tiny model and small sizes for the libraries to train on."""
 
 from __future__ import annotations
 

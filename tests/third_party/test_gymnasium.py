@@ -1,4 +1,4 @@
-"""The environment in plain Gymnasium, as its documentation tells one to use any environment."""
+"""The environment in plain Gymnasium, used as its documentation shows."""
 
 from __future__ import annotations
 

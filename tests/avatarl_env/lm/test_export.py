@@ -20,14 +20,13 @@ from avatarl_env.lm.hub import HubLM, HubTokenizer
 from avatarl_env.lm.storage import load_model
 from avatarl_env.lm.tokenizer import CharTokenizer
 from tests.fakes import tiny_gpt
-from tests.patients import global_random_states
 
 TOKENIZER = CharTokenizer.from_text("\n !,.?acdehnorstuvwéж😀")
 CONTEXT = 48
 
 
 def trained() -> GPT:
-    """A model that is sure of something, with norms that are not all one."""
+    """A model with varied predictions, and norms that are not all one."""
     model = tiny_gpt(vocab_size=TOKENIZER.vocab_size, context=CONTEXT, n_layers=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -43,11 +42,11 @@ def windows(n_rows: int = 4, length: int = CONTEXT) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_logits_are_ours_up_to_the_rounding_of_the_angles() -> None:
+def test_exported_logits_equal_ours_up_to_the_rounding_of_the_angles() -> None:
     model, read = trained(), windows()
     exported, _ = to_transformers(model, TOKENIZER)
     found, expected = exported(read).logits, model(read)
-    assert expected.std() > 1  # there is something to differ
+    assert expected.std() > 1  # otherwise nothing could differ
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
     angle = torch.arange(CONTEXT).float()[:, None] * exported.model.rotary_emb.inv_freq
     angle = torch.cat([angle, angle], dim=1)[:, None, None, :]
@@ -122,10 +121,9 @@ def test_a_process_without_this_package_loads_it_and_writes_the_same(tmp_path: P
         torch.testing.assert_close(torch.tensor(found["logits"]), model(read), atol=5e-5, rtol=0)
 
 
-def test_it_is_a_patient_again(tmp_path: Path) -> None:
-    model, states = trained(), global_random_states()
+def test_an_exported_model_can_be_loaded_again(tmp_path: Path) -> None:
+    model = trained()
     export_model(tmp_path, model, TOKENIZER, "a made-up text")
-    assert global_random_states() == states
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "a made-up text" in card
     assert f"the last {CONTEXT} of them" in card
@@ -146,7 +144,7 @@ def test_it_is_a_patient_again(tmp_path: Path) -> None:
     "text",
     ["", "sat down,\n\n  and, \n", "xyz", "ea\u0301", "a\ufffdb", "é😀ж", "<pad>\t", "€" * 9],
 )
-def test_ids_and_text_are_ours(text: str) -> None:
+def test_ids_and_text_equal_those_of_our_tokenizer(text: str) -> None:
     _, theirs = to_transformers(trained(), TOKENIZER)
     ids = TOKENIZER.encode(text).tolist()
     assert theirs(text)["input_ids"] == ids
@@ -177,7 +175,7 @@ def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_
     assert len(text[0]["generated_text"]) <= 6
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     for name, rule in (
         ("", "an empty or new folder"),
@@ -196,7 +194,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
         (3, CharTokenizer("a\ud800\ufffd"), "UTF-8"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_a_tokenizer_that_does_not_fit_is_refused(
     n_tokens: int, mine: CharTokenizer, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

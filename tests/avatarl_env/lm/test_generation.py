@@ -78,7 +78,7 @@ def test_a_token_of_probability_zero_is_never_picked(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_evenly_spread_uniforms_give_every_token_its_share(dtype: torch.dtype) -> None:
+def test_evenly_spread_uniforms_draw_every_token_in_proportion(dtype: torch.dtype) -> None:
     """A running sum kept in bfloat16 would give these 65 equal tokens from 81 to 135 percent."""
     log_probs = torch.full((66,), 1 / 65).log().to(dtype)
     log_probs[3] = -torch.inf
@@ -173,9 +173,6 @@ def test_windows_by_hand(
         expected.append(tokens[:, (start if again else stop - 1) : stop].tolist())
         read = (start, stop)
     assert [seen.tolist() for seen in model.seen] == expected
-
-
-# --- what it leaves alone, what it refuses -------------------------------------------------------
 
 
 @pytest.mark.parametrize(

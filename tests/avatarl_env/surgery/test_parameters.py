@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from avatarl_env.surgery import OutputTemperature, SurgicalTheater, find_targets
 from tests.avatarl_env.surgery.edits import small
@@ -35,34 +35,13 @@ def test_buffers_and_parameters_of_another_model_are_refused() -> None:
         SurgicalTheater(small(), [small()[0]])
 
 
-class Wrapper(torch.Tensor):
-    """A tensor that keeps its numbers in another, as DTensor and quantised weights do."""
-
-    inner: Tensor
-
-    @staticmethod
-    def __new__(cls, inner: Tensor) -> Wrapper:
-        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-        made.inner = inner
-        return made
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flat = [x.inner if isinstance(x, Wrapper) else x for x in args]
-        return cls(func(*flat, **(kwargs or {})))
-
-
 class Renamed(nn.Parameter):
-    """A Parameter of another class."""
+    """A subclass of Parameter."""
 
 
 @pytest.mark.parametrize(
     ("parameter", "description"),
     [
-        (nn.Parameter(Wrapper(torch.ones(2))), r"Wrapper \(torch.strided, cpu"),
         (Renamed(torch.ones(2)), r"Renamed \(torch.strided, cpu"),
         (nn.Parameter(torch.eye(2).to_sparse()), r"Parameter \(torch.sparse_coo"),
         (nn.Parameter(torch.ones(2, device="meta")), r"Parameter \(torch.strided, meta"),

@@ -4,39 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from avatarl_env.surgery import Projection, find_targets
 from tests.zoo import ZOO, shared
 
 PARTS = ("query", "key", "value", "output")
-
-
-class Conv1D(nn.Module):
-    """Linear with the weight (in, out), known by its name alone."""
-
-    def __init__(self, n_out: int, n_in: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.arange(float(n_in * n_out)).view(n_in, n_out))
-
-
-def numbered(n_out: int, n_in: int) -> nn.Linear:
-    linear = nn.Linear(n_in, n_out)
-    with torch.no_grad():
-        linear.weight.copy_(torch.arange(float(n_in * n_out)).view(n_out, n_in))
-    return linear
-
-
-def test_by_head_of_made_and_read_channels_in_both_orientations() -> None:
-    """Entry (f, h, d) by hand: F = 3 on the other side, channels 2 and 3 are head 1."""
-    made = Projection(numbered(4, 3), 2, 2)  # weight[channel, f] = 3 * channel + f
-    assert made.by_head(made.weight)[:, 1].tolist() == [[6, 9], [7, 10], [8, 11]]
-    read = Projection(numbered(3, 4), 2, 2, reads_heads=True)  # weight[f, channel] = 4 f + channel
-    assert read.by_head(read.weight)[:, 1].tolist() == [[2, 3], [6, 7], [10, 11]]
-    made = Projection(Conv1D(4, 3), 2, 2)  # weight[f, channel]
-    assert made.by_head(made.weight)[:, 1].tolist() == [[2, 3], [6, 7], [10, 11]]
-    read = Projection(Conv1D(3, 4), 2, 2, reads_heads=True)  # weight[channel, f]
-    assert read.by_head(read.weight)[:, 1].tolist() == [[6, 9], [7, 10], [8, 11]]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -86,17 +84,17 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were asked for instead of made."""
+    """Record pauses instead of sleeping."""
     naps: list[float] = []
     monkeypatch.setattr(time, "sleep", naps.append)
     return naps
 
 
 @pytest.fixture(autouse=True)
-def closed_world(
+def isolated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: Publisher, naps: list[float]
 ) -> None:
-    """Publish TEXT as tinyshakespeare here; keep out the user's files, the network and naps."""
+    """Publish TEXT as tinyshakespeare locally; block the user's files, the network and pauses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -115,7 +113,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def refusal(name: str | Path) -> str:
-    """The message with which a corpus is refused, which must be one line."""
+    """Return the message of a refused corpus, which must be one line."""
     with pytest.raises(CorpusError) as caught:
         load_corpus(name)
     message = str(caught.value)
@@ -146,7 +144,7 @@ def test_require_demands_every_split_to_be_longer() -> None:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_as_it_is_but_for_a_byte_order_mark(
+def test_a_file_is_read_exactly_without_its_byte_order_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = "caf\u00e9\r\n\ttab\rold \U0001f600\n\n".encode() * 200
@@ -174,7 +172,7 @@ def test_a_file_is_read_as_it_is_but_for_a_byte_order_mark(
     ],
     ids=["empty", "short", "binary", "latin-1", "after the byte order mark", "cut off"],
 )
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     path = write(tmp_path / "my.txt", content)
     assert reason in (message := refusal(path))
     assert str(path) in message
@@ -204,7 +202,7 @@ def huge(path: Path) -> None:
     ],
     ids=["directory", "link to nothing", "huge", "pipe", "device"],
 )
-def test_what_is_no_file_is_refused_at_once(
+def test_other_kinds_of_files_are_refused_at_once(
     tmp_path: Path, make: Callable[[Path], None], reason: str
 ) -> None:
     make(tmp_path / "it.txt")
@@ -223,7 +221,7 @@ def test_what_is_no_file_is_refused_at_once(
         ("/" + "y" * 5000, "corpus file"),
     ],
 )
-def test_a_name_that_is_nothing_is_refused(name: str, message: str) -> None:
+def test_an_unknown_name_is_refused(name: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
         load_corpus(name)
 
@@ -283,7 +281,7 @@ def test_a_file_with_the_wrong_checksum_is_never_used_or_kept(
         ([Reply(200, TEXT.encode()[:9], len(TEXT)), Reply(200, TEXT.encode())], [1.0]),
     ],
 )
-def test_a_failed_download_is_tried_again(
+def test_a_failed_download_is_retried(
     replies: list[Reply], pauses: list[float], publisher: Publisher, naps: list[float]
 ) -> None:
     publisher.replies = replies
@@ -295,7 +293,7 @@ def test_a_failed_download_is_tried_again(
     ("replies", "reason"),
     [([Reply(500)] * 3, "3 attempt(s), HTTPError: 500"), ([Reply(404)], "1 attempt(s), HTTPError")],
 )
-def test_a_corpus_asked_for_by_name_never_becomes_another(
+def test_a_corpus_requested_by_name_has_no_fallback(
     replies: list[Reply], reason: str, cache: Path, publisher: Publisher
 ) -> None:
     publisher.replies = replies
@@ -313,13 +311,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, publisher: Publ
 
 
 # --- auto ----------------------------------------------------------------------------------------
-
-
-def test_auto_is_tinyshakespeare_where_it_is_available(publisher: Publisher) -> None:
-    publisher.replies = [Reply(200, TEXT.encode())]
-    assert load_corpus().name == "tinyshakespeare"
-    assert load_corpus("auto").text == TEXT
-    assert publisher.n_requests == 1
 
 
 def test_auto_falls_back_at_once_with_one_warning(
@@ -358,9 +349,3 @@ def test_a_corpus_is_added_by_one_entry(
     assert f"{path} must have the '*** START OF' and '*** END OF' lines" in refusal("book")
     write(path, GUTENBERG.replace("A play.", "A play." * 300).encode())
     assert load_corpus("book").text == "A play." * 300 + "\n"
-
-
-def test_importing_the_module_does_not_import_requests() -> None:
-    program = "import sys, avatarl_env.text.corpus; sys.exit('requests' in sys.modules)"
-    root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

@@ -35,7 +35,7 @@ def logs(distributions: list[list[Fraction]]) -> np.ndarray:
 
 
 def by_hand(text: list[int], vocab_size: int, order: int, history: list[int]) -> list[Fraction]:
-    """The formula word for word, exact, with a dictionary and a scan of the whole text."""
+    """Compute the formula exactly, with a dictionary and a scan of the whole text."""
     probs = [Fraction(1, vocab_size)] * vocab_size
     for k in range(min(order, len(history) + 1)):
         context = history[len(history) - k :]
