@@ -332,7 +332,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return copy.deepcopy({"rng": self.np_random.bit_generator.state, "episode": episode})
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned; the steps that followed can then be repeated exactly."""
+        """Restore what `get_state` returned; the steps after it then repeat exactly."""
         state = copy.deepcopy(state)
         self.np_random.bit_generator.state = state["rng"]
         self._episode = state["episode"]

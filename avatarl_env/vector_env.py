@@ -243,7 +243,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         return copy.deepcopy({"rngs": self._rngs, "episodes": episodes, "is_done": self._is_done})
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned; the steps that followed can then be repeated exactly."""
+        """Restore what `get_state` returned; the steps after it then repeat exactly."""
         state = copy.deepcopy(state)
         self._rngs, self._episodes = state["rngs"], state["episodes"]
         self._is_done = state["is_done"]

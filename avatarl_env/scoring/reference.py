@@ -68,7 +68,8 @@ class TextReference:
         """Return 1000 times the unbiased squared L2 distance of trigram frequencies.
 
         `sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2`, a U-statistic:
-        0 on average for text like the reference of any length, about 100 for a loop of ten trigrams.
+        0 on average for text like the reference, of any length; about 100 for a loop of ten
+        trigrams.
 
         Args:
             tokens: (B, N) rows; trigrams do not cross rows. N >= 3, at least two trigrams.
