@@ -69,10 +69,10 @@ def _compute_on_one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-# A forked child has only the thread that called fork(). If torch has computed on several before,
-# the child's first large product would wait for the others for ever; so would an environment that
-# AsyncVectorEnv forks, as it does on Linux. The parent keeps its threads, and so do spawned
-# processes. A child that needs several threads can call torch.set_num_threads().
+# A forked child has only the thread that called fork(). If torch has used several threads before,
+# the child's first large product would wait for the others forever, for example in an environment
+# that AsyncVectorEnv forks on Linux. The parent and spawned processes keep their threads; a child
+# that needs several can call torch.set_num_threads().
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_compute_on_one_thread)
 

@@ -24,8 +24,8 @@ from avatarl_env.verification import TOLERANCE, Verification, verify
 class UnknownRenderMode(ValueError, TypeError):
     """A render mode that the environment does not have.
 
-    Also a TypeError, which callers that try a render mode catch (Stable-Baselines3, given an
-    environment's name).
+    Also a TypeError: Stable-Baselines3, given an environment's name, tries a render mode and
+    catches that.
     """
 
 
@@ -33,9 +33,9 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     """Edit the attention weights of a language model so that it writes better text.
 
     ## Description
-    One episode is one operation on the model as it stands when `reset` is called. `reset` draws
-    prompts of real text and one block of sampling noise; the unoperated model continues the
-    prompts, which is the baseline. Each step moves coefficients, the operator turns them into edits
+    One episode is one operation on the model that `reset` finds. `reset` draws prompts of real text
+    and one block of sampling noise; the unoperated model continues the prompts, which is the
+    baseline. Each step moves coefficients, the operator turns them into edits
     of the attention weights, the operated model continues the same prompts with the same noise, and
     the weights are restored bit for bit. Between calls of `step` the model is always unoperated.
 
@@ -53,22 +53,24 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     | 16    | final hidden state at the prompts' last token, projected        | 1           |
     | L * H | log RMS of each head's queries (nats)                           | 0.5         |
     | L * H | log RMS of what each head writes (nats)                         | 0.5         |
-    | 6     | baseline kl_ref, heldout_loss, distinct, collision_l2,          | 1, but 0.1  |
-    |       | ref_loglik, entropy (nats/char, but distinct and collision_l2)  | collision_l2|
+    | 6     | baseline kl_ref, heldout_loss, distinct, collision_l2,          | 1, or 0.1   |
+    |       | ref_loglik, entropy (nats/char except distinct, collision_l2)   | collision_l2|
     | 1     | score minus the baseline's                                      | 10          |
     | A     | coefficients, in [-max_coefficient, max_coefficient]            | 1           |
-    | 1     | share of the steps left, in [0, 1]                              | 1           |
+    | 1     | fraction of the steps left, in [0, 1]                           | 1           |
 
-    The readings of hidden state and heads are of the operated model on the prompts.
+    Hidden state and heads are read from the operated model on the prompts. Score terms that are
+    registered later are in `info["score_terms"]`, not in the observation.
 
     ## Rewards
-    The rise of the score since the step before (default score: `kl_ref`, see
+    The increase of the score since the previous step (default score: `kl_ref`, see
     `avatarl_env.scoring.terms`), so an episode's return is the operation's total improvement, in
-    nats per character. The return of an operation that flatlines is
-    `min(-flatline_penalty, improvement)`, always finite.
+    nats per character. If the operation flatlines, the return is
+    `min(-flatline_penalty, improvement)`, or `-flatline_penalty` for non-finite logits, whose text
+    cannot be scored.
 
     ## Starting State
-    `c = 0`. With `injury` every evaluation is at `c_inj + c`, so that the best answer is known:
+    `c = 0`. With `injury`, every evaluation is at `c_inj + c`, so the best answer is known:
     `c = -c_inj`. `injury > 0` draws a hidden `c_inj ~ U(-injury, injury)^A` for each operation; a
     sequence of A numbers is the `c_inj` of every operation.
 
@@ -78,10 +80,10 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     an injury the bounds span the injured and the healthy model). *Truncation*: never.
 
     ## Info
-    The same keys from every `reset` and `step`: `score`, `improvement`, `score_terms`,
+    Every `reset` and `step` returns the same keys: `score`, `improvement`, `score_terms`,
     `baseline_terms`, `coefficients`, `flatline` (its cause, or `""`), `is_success` (whether the
-    operation has ended without a flatline and with a better score) and `lost_score` (what the
-    injury cost, 0.0 without one).
+    operation has ended without a flatline and with a better score) and `lost_score` (by how much
+    the injury lowered the score, 0.0 without one).
 
     ## Rendering
     `"ansi"`: prompts, texts before and after, score terms, scores and coefficients, as a string.
@@ -127,7 +129,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
         Args:
             lm: `"bundled"`, a run folder or a model folder (or a `Patient`, in Python).
-            corpus: corpus name or path; default the one the model learned.
+            corpus: corpus name or path; default the one the model was trained on.
             operator: name of the operator.
             operator_options: its keyword arguments.
             layers: attention layers to operate on: numbers, names or globs; default all.
@@ -135,16 +137,16 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             episode_length: steps of an episode, at least 1.
             step_size: largest change of a coefficient in one step;
                 episode_length * step_size >= max_coefficient.
-            max_coefficient: largest coefficient, in (0, 1]; 0.1 is a cautious surgeon's.
+            max_coefficient: largest coefficient, in (0, 1]; 0.1 makes a cautious surgeon.
             n_prompts: texts written per evaluation, at least 2.
-            prompt_length: tokens of real text that each continues, at least 2.
+            prompt_length: tokens of real text in each prompt, at least 2.
             n_new: tokens written after each prompt, at least 4.
             split: part of the corpus that prompts come from.
             injury: half-width of the hidden injury, in [0, 1]; or the injury of every operation,
                 A numbers in [-1, 1].
-            flatline_penalty: a flatlined operation returns at most minus this.
-            device: where a loaded model goes.
-            dtype: of a loaded model's weights.
+            flatline_penalty: largest return of an operation that flatlines, negated.
+            device: device of a loaded model.
+            dtype: precision of a loaded model's weights.
             render_mode: None, `"ansi"` or `"rgb_array"`.
             **unknown: refused.
 
@@ -159,7 +161,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             raise UnknownRenderMode(
                 f"render_mode must be None or one of {[*RENDER_MODES]}, got {shown(render_mode)}"
             )
-        # What needs no model is checked before one is loaded.
+        # Checked before a model is loaded.
         config = EpisodeConfig(
             episode_length=episode_length,
             step_size=step_size,
@@ -177,7 +179,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
             self.patient = lm
         else:
             raise ValueError(
-                "corpus, device and dtype are for stored models, a live one brings its own, "
+                "corpus, device and dtype are for stored models, but lm is a Patient, "
                 f"got {corpus!r}, {device!r} and {dtype!r}"
             )
         self.task = SurgeryTask(
@@ -210,12 +212,12 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
 
     @property
     def config(self) -> EpisodeConfig:
-        """The rules."""
+        """The rules of an episode."""
         return self.task.config
 
     @property
     def operator(self) -> Operator:
-        """What turns coefficients into edits."""
+        """The operator, which turns coefficients into weight edits."""
         return self.task.operator
 
     def step(
@@ -242,12 +244,12 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an operation on the model as it stands.
+        """Begin an operation on the current model.
 
         Args:
-            seed: of everything drawn from here on, an integer of at least 0; None continues with
-                the generator as it is.
-            options: None or {}; there are none.
+            seed: seeds everything drawn from now on, an integer of at least 0; None keeps the
+                state of the generator.
+            options: None or {}; there are no options.
 
         Raises:
             RuntimeError: if the environment is closed.
@@ -260,7 +262,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return self.task.observe(self._episode), self._episode.info(self.task.score)
 
     def close(self) -> None:
-        """Drop the operation under way; the model belongs to the caller and stays."""
+        """Drop the operation under way; the model belongs to the caller and is left alone."""
         self._episode, self._is_closed = None, True
 
     def render(self) -> str | NDArray[np.uint8] | None:
@@ -275,7 +277,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return self.task.render(self.render_mode, self._episode)
 
     def model_changed(self) -> None:
-        """Report that the model's parameters changed: operations under way on it are void."""
+        """Report that the model's parameters changed, which voids operations under way."""
         self.patient.n_changes += 1
 
     def commit(self) -> None:
@@ -300,8 +302,8 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         are left alone.
 
         Args:
-            actions: (n, A) of one whole operation.
-            seed: what `reset` was given.
+            actions: (n, A), those of one whole operation.
+            seed: the one given to `reset`.
             total: the claimed return; None if there is no claim.
             tolerance: as for `avatarl_env.verification.verify`.
 
@@ -322,7 +324,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
     def get_state(self) -> dict[str, Any]:
         """Return a copy of everything that changes from step to step, except the model.
 
-        An operation that is void, since the model changed, is not part of it.
+        An operation that is void because the model changed is left out.
         """
         episode = self._episode
         if episode is not None and self.task.is_stale(episode):
@@ -330,7 +332,7 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         return copy.deepcopy({"rng": self.np_random.bit_generator.state, "episode": episode})
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned; what follows is replayed exactly."""
+        """Restore what `get_state` returned; the steps after it then repeat exactly."""
         state = copy.deepcopy(state)
         self.np_random.bit_generator.state = state["rng"]
         self._episode = state["episode"]

@@ -18,6 +18,7 @@ from avatarl_env.text.corpus import SPLITS
 
 ENTROPY_RANGE = (0.5, 1.5)  # times the unoperated model's; outside it the patient flatlines
 COLLISION_MARGIN = 5.0  # above the unoperated model's
+NON_FINITE = "non-finite logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +39,16 @@ class EpisodeConfig:
     n_prompts: int = 32
     """Texts written per evaluation, at least 2."""
     prompt_length: int = 32
-    """Tokens of real text that each continues, at least 2."""
+    """Tokens of real text in each prompt, at least 2."""
     n_new: int = 64
     """Tokens written after each prompt, at least 4."""
     split: str = "surgeon"
     """Split that prompts come from: train, surgeon or validation."""
     injury: float | tuple[float, ...] = 0.0
-    """Half-width of each operation's hidden random injury, or the injury itself; 0: none."""
+    """Half-width of each operation's hidden random injury, or the injury itself; 0 for none."""
     flatline_penalty: float = 1.0
-    """A flatlined operation returns at most minus this."""
+    """An operation that flatlines returns `min(-flatline_penalty, improvement)`; one with
+    non-finite logits, whose text cannot be scored, returns `-flatline_penalty`."""
 
     def __post_init__(self) -> None:
         least = {"episode_length": 1, "n_prompts": 2, "prompt_length": 2, "n_new": 4}
@@ -56,7 +58,7 @@ class EpisodeConfig:
             self._set(name, check_number(name, getattr(self, name), 0))
         self._set("max_coefficient", check_number("max_coefficient", self.max_coefficient, 0, 1))
         if self.max_coefficient == 0:
-            raise ValueError("max_coefficient must be above 0, or nothing can be done, got 0")
+            raise ValueError("max_coefficient must be above 0, got 0")
         if not self.episode_length * self.step_size >= self.max_coefficient:
             raise ValueError(
                 f"episode_length * step_size must be at least {self.max_coefficient:g} "
@@ -127,7 +129,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Episode:
-    """The state of one operation. A step gives it new attributes and changes none in place."""
+    """The state of one operation. A step replaces attributes and changes none in place."""
 
     config: EpisodeConfig
     prompts: Prompts
@@ -179,7 +181,7 @@ class Episode:
 
     @property
     def time_left(self) -> float:
-        """Share of the steps not made yet."""
+        """Fraction of the steps left, in [0, 1]."""
         return 1.0 - self.n_done / self.config.episode_length
 
     @property
@@ -194,7 +196,9 @@ class Episode:
 
     @property
     def total_reward(self) -> float:
-        """Return so far: the improvement, but with a flatline at most minus the penalty."""
+        """Return so far, the improvement; for a flatline see `EpisodeConfig.flatline_penalty`."""
+        if self.flatline == NON_FINITE:
+            return -self.config.flatline_penalty
         if self.flatline:
             return min(-self.config.flatline_penalty, self.improvement)
         return self.improvement
@@ -213,9 +217,8 @@ class Episode:
     ) -> Outcome:
         """Make a step: record its evaluation and return its reward.
 
-        The reward is the rise of the score, so an episode's rewards add up to its improvement. With
-        a flatline they add up to `min(-flatline_penalty, improvement)`: what kills is never paid
-        better than what it did to the text.
+        The reward is the change of `total_reward`: without a flatline the increase of the score.
+        A flatline never pays more than the operation's effect on the text.
 
         Args:
             coefficients: (A,), from `next_coefficients`.
@@ -247,8 +250,8 @@ class Episode:
         """Return why the patient flatlines, or ""."""
         if not coefficients.any():
             return ""
-        if not evaluation.generations.has_no_nan:
-            return "non-finite logits"
+        if evaluation.generations.has_nan:
+            return NON_FINITE
         # An operation that heals an injury must not be punished for leaving the injured range.
         references = (self.baseline.terms, self.healthy_terms)
         entropies = [terms["entropy"] for terms in references]

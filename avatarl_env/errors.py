@@ -1,6 +1,6 @@
 """Checks of arguments: a refusal names the argument, the rule, the value and the closest match.
 
-Every bad argument raises a ValueError, also one of the wrong type.
+Every bad argument raises a ValueError, even one of the wrong type.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 INTEGER_LIMIT = 2**53
-"""Largest count where nothing else limits it: floats are exact up to here."""
+"""Default limit of integers: floats represent them exactly up to here."""
 NUMBER_LIMIT = 1e6
-"""Largest weight or penalty, so that sums of them stay far from overflow."""
-MOST_LAYERS = 10_000
-"""Entries that `layers` may have."""
+"""Default limit of numbers, such as weights: sums of them stay far from overflow."""
+MAX_LAYERS = 10_000
+"""Largest number of entries of `layers`."""
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 100
@@ -33,8 +33,8 @@ _NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 class UnknownKeyword(ValueError, TypeError):
     """A keyword that a function or a class does not have.
 
-    Also a TypeError with Python's "unexpected keyword argument", for callers that try a keyword and
-    catch that (TorchRL, given an environment's name).
+    Also a TypeError with Python's "unexpected keyword argument": TorchRL, given an environment's
+    name, tries a keyword and catches that.
     """
 
 
@@ -59,9 +59,9 @@ def check_keywords(argument: str, given: Iterable[str], *makers: Callable[..., o
     """Raise an `UnknownKeyword` unless one of `makers` takes each keyword.
 
     Args:
-        argument: what the message calls the keywords.
-        given: their names.
-        *makers: functions or classes.
+        argument: name of the keywords in the message.
+        given: the keywords.
+        *makers: functions or classes that take them.
     """
     parameters = [p for maker in makers for p in inspect.signature(maker).parameters.values()]
     known = sorted({parameter.name for parameter in parameters if parameter.kind in _NAMED})
@@ -125,26 +125,26 @@ def check_mapping(argument: str, value: Any) -> dict[str, Any]:
 
 
 def check_layers(layers: Any) -> tuple[int | str, ...]:
-    """Return which attention layers are meant, as `find_targets` takes them.
+    """Return a selection of attention layers as a tuple, for `find_targets`.
 
     Args:
         layers: a number, a name or a glob; or several in a list, tuple, set, range or array.
 
     Raises:
-        ValueError: if it is anything else, or there are none, or more than `MOST_LAYERS`.
+        ValueError: if it is anything else, or there are none or more than `MAX_LAYERS`.
     """
     given = layers.tolist() if isinstance(layers, np.ndarray) else layers
     entries = [given] if isinstance(given, int | str) else given
     if not isinstance(entries, list | tuple | set | frozenset | range):
         raise ValueError(f"layers must be numbers, names or globs in a list, got {shown(layers)}")
     found: list[int | str] = []
-    for entry in itertools.islice(entries, MOST_LAYERS + 1):  # a range has no len() above 2^63
+    for entry in itertools.islice(entries, MAX_LAYERS + 1):  # a range has no len() above 2^63
         is_number = isinstance(entry, Integral) and not isinstance(entry, bool)
         if not is_number and not isinstance(entry, str):
             raise ValueError(f"layers must be numbers, names or globs, got {shown(entry)}")
         found.append(int(entry) if is_number else entry)
-    if not 1 <= len(found) <= MOST_LAYERS:
-        raise ValueError(f"layers must have 1 to {MOST_LAYERS} entries, got {shown(layers)}")
+    if not 1 <= len(found) <= MAX_LAYERS:
+        raise ValueError(f"layers must have 1 to {MAX_LAYERS} entries, got {shown(layers)}")
     return tuple(found)
 
 
@@ -154,18 +154,18 @@ def check_seed(argument: str, value: Any) -> int | None:
 
 
 def check_seeds(argument: str, value: Any, n: int) -> list[int | None]:
-    """Return n rows' seeds: those given, or `value + row`; or raise a ValueError."""
+    """Return one seed for each of n rows, `value + row` for an integer; or raise a ValueError."""
     if not isinstance(value, list | tuple | np.ndarray):
         first = check_seed(argument, value)
         return [None if first is None else first + row for row in range(n)]
     seeds = [check_seed(argument, seed) for seed in value]
     if len(seeds) != n:
-        raise ValueError(f"{argument} must be one for each of {n} rows, got {shown(value)}")
+        raise ValueError(f"{argument} must have one entry for each of {n} rows, got {shown(value)}")
     return seeds
 
 
 def check_mask(argument: str, value: Any, n: int) -> NDArray[np.bool_]:
-    """Return which of n rows are meant, all for None; or raise a ValueError."""
+    """Return a mask of n rows, all True for None; or raise a ValueError."""
     if value is None:
         return np.ones(n, dtype=np.bool_)
     rule = f"{argument} must be ({n},) of bool with at least one True, got {shown(value)}"
@@ -194,7 +194,7 @@ def as_numbers(argument: str, value: Any) -> NDArray[np.float64]:
     A tensor may be on another device, in half precision, or require a gradient.
 
     Raises:
-        ValueError: if it is none of these. Booleans, strings and None are not numbers.
+        ValueError: if it is anything else; booleans, strings and None are not numbers.
     """
     try:
         if hasattr(value, "detach"):
@@ -206,7 +206,7 @@ def as_numbers(argument: str, value: Any) -> NDArray[np.float64]:
         raise ValueError(f"{argument} must be numbers, got {shown(value)}: {reason}") from error
     if numbers.dtype.kind not in "fiu":
         raise ValueError(f"{argument} must be numbers, got {shown(value)}")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite
+    with np.errstate(over="ignore"):  # larger numbers become infinite
         return numbers.astype(np.float64)
 
 

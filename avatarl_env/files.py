@@ -1,7 +1,7 @@
-"""Files: bounded reading of what others may have written, and atomic writing.
+"""Files: bounded reading of untrusted files, and atomic writing.
 
-One reader of JSON and one writer for the whole project, so that damaged, endless or hostile files
-are refused in the same words everywhere.
+The whole project reads JSON and writes files here, so that damaged, endless or hostile files are
+refused with the same messages everywhere.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-MOST_NESTED = 100
-"""Depth of objects and lists that JSON may have. Our own files have fewer than ten."""
-
-MOST_JSON = 2**28
-"""Bytes that a JSON file may have; a device or a pipe may never end."""
+MAX_DEPTH = 100
+"""Deepest nesting of objects and lists in JSON. Our own files have fewer than ten levels."""
+MAX_JSON = 2**28
+"""Size of the largest JSON file, bytes."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether UTF-8 can encode a text, that is, whether it has no lone surrogates."""
+    """Return whether UTF-8 can encode a text, which it cannot with lone surrogates."""
     return _SURROGATE.search(text) is None
 
 
@@ -47,9 +46,9 @@ def parse_json(text: str | bytes) -> Any:
         value = None
         is_deep = True
     else:
-        is_deep = text.count("[") + text.count("{") > MOST_NESTED and _is_deep(value)
+        is_deep = text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value)
     if is_deep:
-        raise ValueError(f"it must be nested at most {MOST_NESTED} deep, got more")
+        raise ValueError(f"it must be nested at most {MAX_DEPTH} deep, got more")
     return value
 
 
@@ -62,16 +61,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             more than 100 deep.
     """
     try:
-        return parse_json(read_regular(path, MOST_JSON))
+        return parse_json(read_regular(path, MAX_JSON))
     except ValueError as error:
         raise ValueError(f"file {str(path)!r} must hold JSON: {error}") from error
 
 
 def dump_json(value: object, indent: int | None = None) -> str:
-    """Return strict JSON that UTF-8 can encode; letters of all languages stay as they are.
+    """Return strict JSON that UTF-8 can encode; only lone surrogates are escaped.
 
-    Python represents a path's undecodable bytes as lone surrogates. They are escaped here, and
-    `parse_json` restores them.
+    Python represents undecodable bytes of a path as such surrogates; `parse_json` restores them.
     """
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -92,7 +90,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
         ValueError: if it is not a regular file, or longer than `most`.
     """
     _check_regular(os.stat(path), most)
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=_open_nonblocking) as file:
         found = os.fstat(file.fileno())  # the file may have been replaced
         _check_regular(found, most)
         return file.read(found.st_size)
@@ -101,12 +99,12 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: a reader finds the whole old file or the whole new one.
 
-    The content is written and synced to a new file beside it, under an unguessable name so that no
-    prepared link is followed, which then takes the name.
+    The content is written and synced to a new file beside it, which is then renamed. Its first name
+    cannot be guessed, so that no prepared link is followed.
 
     Args:
-        path: what to write; a link there is replaced, not followed.
-        content: a string is written in UTF-8.
+        path: the file; a link there is replaced, not followed.
+        content: its new content; a string is written in UTF-8.
 
     Raises:
         OSError: if it cannot be written; the old file is unchanged.
@@ -127,9 +125,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _is_deep(value: Any) -> bool:
-    """Return whether lists and objects are nested more than MOST_NESTED deep."""
+    """Return whether lists and objects are nested more than MAX_DEPTH deep."""
     level = [value]
-    for _ in range(MOST_NESTED + 1):
+    for _ in range(MAX_DEPTH + 1):
         inner = [x for x in level if isinstance(x, dict | list)]
         level = [item for x in inner for item in (x.values() if isinstance(x, dict) else x)]
         if not inner:
@@ -144,5 +142,5 @@ def _check_regular(found: os.stat_result, most: int) -> None:
         raise ValueError(f"it must have at most {most:,} bytes, got {found.st_size:,}")
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

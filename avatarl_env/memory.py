@@ -1,4 +1,4 @@
-"""Memory limits, so that what cannot fit is refused before it is built."""
+"""Memory limits, checked before anything large is built."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ GIB = 2**30
 
 
 def memory_limit() -> int:
-    """Return the most bytes that this process may use.
+    """Return the memory that this process may use, bytes.
 
-    That is the machine's memory, or less where the process or its control group is limited.
+    That is the machine's memory, or less if the process or its control group has a limit.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if _has_sysconf() else []
     limits += [limit for limit in (_address_space(), *_control_groups()) if limit is not None]
@@ -19,12 +19,12 @@ def memory_limit() -> int:
 
 
 def check_memory(argument: str, needed: int, limit: int | None = None) -> None:
-    """Raise a ValueError if something needs more memory than there is.
+    """Raise a ValueError if something needs more memory than is available.
 
     Args:
-        argument: what needs it, for the message.
-        needed: bytes, a lower bound.
-        limit: bytes available; default `memory_limit()`.
+        argument: name of the consumer in the message.
+        needed: lower bound of the need, bytes.
+        limit: memory available, bytes; default `memory_limit()`.
     """
     limit = memory_limit() if limit is None else limit
     if needed > limit:
@@ -35,7 +35,7 @@ def check_memory(argument: str, needed: int, limit: int | None = None) -> None:
 
 
 def _gib(count: int) -> str:
-    """Format bytes in GiB; integers beyond float's range as a power of two."""
+    """Format bytes in GiB; very large integers as a power of two."""
     return f"{count / GIB:,.1f}" if count < 2**60 else f"2^{count.bit_length() - 31}"
 
 

@@ -1,4 +1,4 @@
-"""The observation: readings of the operated model while it reads the prompts.
+"""Observations: readings of the operated model while it reads the prompts.
 
 Shapes: N operations of M prompts each, B = N * M, P prompt tokens, C width, L attention layers,
 H heads, D head dim, A coefficients.
@@ -21,7 +21,7 @@ from avatarl_env.lm.head_reader import HeadReader
 from avatarl_env.surgery.projections import AttentionTarget
 
 N_PROJECTED = 16  # numbers that the hidden state is projected to
-N_READ = 8  # last positions of the prompts at which each head's output is read
+N_READ = 8  # positions at the prompts' end where each head's output is read
 LIMIT = 10.0  # observations are clipped to [-LIMIT, LIMIT]
 SCORE_SCALE = 10.0  # a tenth of a nat of improvement reads as 1
 TERM_SCALES = {
@@ -32,7 +32,7 @@ TERM_SCALES = {
     "ref_loglik": 1.0,
     "entropy": 1.0,
 }
-"""Terms of the baseline that are observed, in order, and their scales; others are not observed."""
+"""Terms of the baseline that are observed, in order, and their scales."""
 
 
 class Vitals(NamedTuple):
@@ -48,7 +48,7 @@ class Vitals(NamedTuple):
 
 
 class VitalSigns:
-    """Context manager that reads a model's vitals off the first forward in its body.
+    """Context manager that reads a model's vitals in the first forward of its body.
 
     It uses plain forward hooks, so it works with any attention kernel, with operated weights and
     with overlays. An overlay must be entered first, or queries are read before it changes them.
@@ -66,8 +66,8 @@ class VitalSigns:
         Args:
             model: a `CausalLM`.
             targets: the layers to read.
-            n_operations: N; the batch holds one after the other, with as many rows each.
-            prompts: (B, P) the tokens of that forward, if the losses on them are wanted.
+            n_operations: N; the batch holds M rows of the first, then M of the second, ...
+            prompts: (B, P) tokens of that forward, if `prompt_losses` is needed.
         """
         self._head = HeadReader(model, None if prompts is None else prompts[:, 1:])
         self._targets = targets
@@ -75,7 +75,7 @@ class VitalSigns:
         self._handles: list[RemovableHandle] = []
         self._queries: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
-        self._is_asking = False
+        self._is_probing = False
 
     def __enter__(self) -> Self:
         """Set the hooks."""
@@ -130,19 +130,19 @@ class VitalSigns:
         n_heads, head_dim = target.output.n_heads, target.output.head_dim
 
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            if self._is_asking or index in self._outputs:
+            if self._is_probing or index in self._outputs:
                 return
             # Run the module itself, with its hooks, on each head alone.
             read = inputs[0].detach()[:, -N_READ:]  # (B, R, H * D)
             n_rows, n_read, width = read.shape
             alone = read.new_zeros(n_rows, n_read, n_heads, n_heads, head_dim)
             alone.diagonal(dim1=2, dim2=3).copy_(read.view(n_rows, n_read, n_heads, -1).mT)
-            self._is_asking = True
+            self._is_probing = True
             try:
                 with torch.no_grad():
                     written = module(alone.view(n_rows, n_read * n_heads, width))
             finally:
-                self._is_asking = False
+                self._is_probing = False
             if target.output.bias is not None:  # belongs to no head
                 written = written - target.output.bias
             self._outputs[index] = self._log_rms(written.view(n_rows, n_read, n_heads, -1))
@@ -157,22 +157,7 @@ class VitalSigns:
 
 
 class Observation:
-    """The observation's fixed layout, its space and its values.
-
-    =====================  =======  ==========================================================
-    numbers                count    scaling
-    =====================  =======  ==========================================================
-    projected hidden       16       constant random matrix, rows of variance 1 / C
-    query log-RMS          L * H    half
-    head output log-RMS    L * H    half
-    baseline score terms   6        `TERM_SCALES`: collision_l2 a tenth, the others as they are
-    score minus baseline   1        times 10
-    coefficients           A        as they are
-    time left              1        share of the steps, from 1 down to 0
-    =====================  =======  ==========================================================
-
-    Terms that are registered later are in `info["score_terms"]`, not in the observation.
-    """
+    """The observation's space and values, in the layout of `AttentionSurgeryEnv`'s docstring."""
 
     def __init__(self, targets: Sequence[AttentionTarget], width: int, n_coef: int) -> None:
         """Fix the sizes.
@@ -184,7 +169,7 @@ class Observation:
         """
         n_heads = sum(target.n_heads for target in targets)
         self.size = N_PROJECTED + 2 * n_heads + len(TERM_SCALES) + 1 + n_coef + 1
-        # A constant seed: two runs, or two surgeons, see the same projection.
+        # A constant seed, so that all runs and surgeons see the same projection.
         rng = np.random.default_rng(20_17)
         self._projection = rng.normal(0.0, width**-0.5, (N_PROJECTED, width))
 
@@ -207,7 +192,7 @@ class Observation:
             baseline_terms: of the unoperated model.
             improvement: score so far minus the baseline's.
             coefficients: (A,).
-            time_left: share of the steps left, in [0, 1].
+            time_left: fraction of the steps left, in [0, 1].
         """
         terms = [scale * baseline_terms[name] for name, scale in TERM_SCALES.items()]
         flat = np.concatenate(

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from avatarl_env.admission import check_model
 from avatarl_env.errors import check_choice, check_text
 from avatarl_env.lm.generation import generate
 from avatarl_env.lm.head_reader import WHOLE_UP_TO, HeadReader, eval_mode, hidden_width
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Prompts(NamedTuple):
-    """What the model continues, and the noise that it samples with."""
+    """Texts that the model continues, and the noise that it samples with."""
 
     tokens: NDArray[np.int64]
     """(M, P)."""
@@ -49,7 +48,7 @@ class Prompts(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a model, operated or not, made of an operation's prompts."""
+    """Result of a forward and a generation on an operation's prompts."""
 
     generations: Generations
     vitals: Vitals
@@ -63,18 +62,17 @@ class Patient:
         """Take a live model; it is shared, not copied.
 
         Args:
-            model: a `GPT`; a causal language model of transformers whose attention is in
-                `avatarl_env.surgery.LAYOUTS`; or any module with such attention that is a
-                `CausalLM`. Others are wrapped: `self.model` is then the wrapper.
-            tokenizer: the model's: a `CharTokenizer`, one of transformers, or anything that is a
+            model: a `GPT`, a causal language model from transformers, or a module that is a
+                `CausalLM`, with attention that is in `avatarl_env.surgery.LAYOUTS`. One from
+                transformers is wrapped: `self.model` is then the wrapper.
+            tokenizer: the model's: a `CharTokenizer`, one from transformers, or anything that is a
                 `Tokenizer`.
             corpus: a corpus, its name or a path.
 
         Raises:
-            ValueError: if the model cannot be operated on (see `check_model`), the tokenizer and
-                the model disagree about the vocabulary, or the text cannot be used.
+            ValueError: if the model cannot be operated on (see `as_causal_lm`), its vocabulary is
+                not the tokenizer's, or the text cannot be used.
         """
-        check_model(model)
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         # Typed Any: Python's types cannot say "a module that is also a CausalLM".
         self.model: Any = as_causal_lm(model, self.tokenizer.vocab_size)
@@ -84,13 +82,13 @@ class Patient:
         """Channels of the final hidden state, C."""
         self.splits, self.reference = encode_corpus(self.corpus, self.tokenizer)
         self.forward_tokens = 0
-        """Compute spent on evaluations so far: tokens that went through a forward."""
+        """Tokens passed through a forward by evaluations so far, a measure of compute."""
         self.n_changes = 0
-        """How often the model's parameters are known to have changed."""
+        """Number of changes of the model's parameters that were reported or committed."""
         self.rows_per_forward = 256
-        """Texts written at once; more are hardly faster per row, and take more memory."""
+        """Most texts written at once; more are hardly faster per row, and take more memory."""
         self.tokens_per_forward = 2**16
-        """Tokens whose losses are read at once."""
+        """Most tokens whose losses are read at once."""
 
     @classmethod
     def load(
@@ -99,33 +97,33 @@ class Patient:
         """Load a stored model.
 
         Args:
-            lm: `"bundled"`, a run folder, a model folder of ours or one of transformers, with its
-                tokenizer.
-            corpus: a corpus name or path; default the one the model learned.
+            lm: `"bundled"`, a run folder, a folder that `save_model` wrote, or one that
+                transformers' `save_pretrained` wrote, with a tokenizer.
+            corpus: a corpus name or path; default the one the model was trained on.
             device: `"cpu"`, `"cuda"`, ...
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
 
         Raises:
-            ValueError: if there is no such model, corpus or dtype, or the device is not there.
+            ValueError: if there is no such model, corpus, dtype or device.
         """
         check_choice("dtype", dtype, DTYPES)
         stored = load_model(check_text("lm", lm))
         move_model(stored.model, check_text("device", device), dtype)
         learned = stored.about.get("corpus") if corpus is None else check_text("corpus", corpus)
         if not learned:
-            raise ValueError(f"corpus must be given: {lm!r} does not name the one it learned")
+            raise ValueError(f"corpus must be given: {lm!r} does not name its training text")
         text = load_corpus(learned)
         expected = stored.about.get("corpus_sha256", text.sha256)
         if corpus is None and text.sha256 != expected:
             raise ValueError(
-                f"corpus {learned!r} must be the text that {lm!r} learned, with sha256 {expected}, "
-                f"got {text.sha256}; pass corpus= to use this text all the same"
+                f"corpus {learned!r} must be the text that {lm!r} was trained on, with sha256 "
+                f"{expected}, got {text.sha256}; pass corpus= to use this text anyway"
             )
         return cls(stored.model, stored.tokenizer, text)
 
     @property
     def keeps_distributions(self) -> bool:
-        """Whether texts are scored by whole distributions rather than by the tokens drawn."""
+        """Whether texts are scored by whole distributions, not only by the tokens drawn."""
         return self.tokenizer.vocab_size <= WHOLE_UP_TO
 
     @contextmanager
@@ -140,7 +138,7 @@ class Patient:
     def prompts(
         self, split: str, n_prompts: int, prompt_length: int, n_new: int, rng: np.random.Generator
     ) -> Prompts:
-        """Draw prompts from a split, and the sampling noise for what follows them."""
+        """Draw prompts from a split, and the sampling noise for their continuations."""
         tokens = self.windows(split, n_prompts, prompt_length, rng)
         return Prompts(tokens, rng.random((n_prompts, n_new), dtype=np.float32))
 
@@ -160,11 +158,11 @@ class Patient:
         return np.asarray(tokens[starts[:, None] + np.arange(length)])
 
     def evaluate(self, prompts: Prompts, terms: Terms = None) -> Evaluation:
-        """Sample continuations of the prompts from the model as it stands, and measure them.
+        """Sample continuations of the prompts from the unoperated model, and measure them.
 
         Args:
-            prompts: what it continues.
-            terms: what is measured, by name; default `TERMS`.
+            prompts: texts to continue, and noise.
+            terms: terms to measure, by name; default `TERMS`.
         """
         return self._evaluate([prompts], terms)[0]
 
@@ -185,21 +183,21 @@ class Patient:
         """Evaluate many operations, with up to `rows_per_forward` rows in one forward.
 
         Args:
-            prompts: N, each as many prompts of one length.
-            operator: None to leave the model as it stands. One without `row_edits` operates N
-                times, one after the other.
+            prompts: N batches of one shape.
+            operator: None for the unoperated model. One without `row_edits` operates N times, one
+                after the other.
             coefficients: (N, A), one operation for each of the prompts.
             terms: as for `evaluate`.
 
         Raises:
-            ValueError: if the prompts differ in number or length, or there are not N operations.
+            ValueError: if the batches differ in shape, or there are not N operations.
         """
         if not prompts:
             return []
         shapes = {(p.tokens.shape, p.uniforms.shape) for p in prompts}
         if len(shapes) > 1:
             raise ValueError(
-                "prompts must be of one number and length for every operation, "
+                "prompts must be of one number and length in every operation, "
                 f"got tokens and uniforms of shapes {sorted(shapes)}"
             )
         n, n_rows = len(prompts), len(prompts[0].tokens)
@@ -217,8 +215,8 @@ class Patient:
 
         Args:
             windows: (N, M, T + 1), T at most the model's context.
-            operator: None to leave the model as it stands.
-            coefficients: (N, A), one operation for each row of windows.
+            operator: None for the unoperated model.
+            coefficients: (N, A), one operation for each M windows.
 
         Raises:
             ValueError: if there are not N operations.
@@ -242,7 +240,7 @@ class Patient:
         """Run `body` on n operations of n_rows rows each, several at once where possible."""
         rows = np.asarray(coefficients, dtype=np.float64)
         if operator is not None and len(rows) != n:
-            raise ValueError(f"coefficients must be {n} rows of them, got shape {rows.shape}")
+            raise ValueError(f"coefficients must have {n} rows, got shape {rows.shape}")
         side_by_side = operator is None or isinstance(operator, Overlayable)
         if not side_by_side:
             _warn_once(type(operator).__name__)
@@ -256,7 +254,7 @@ class Patient:
 
     @contextmanager
     def _surgery(self, operator: Operator | None, rows: NDArray[np.float64]) -> Iterator[None]:
-        """Operate while the body runs: on the rows of its batches, or in place."""
+        """Operate while the body runs: on rows of its batches, or one operation in place."""
         if operator is None:
             yield
         elif isinstance(operator, Overlayable):
@@ -268,14 +266,14 @@ class Patient:
 
     @contextmanager
     def operated(self, operator: Operator, coefficients: ArrayLike) -> Iterator[SurgicalTheater]:
-        """Operate on the shared model, in place, while the body runs."""
+        """Operate in place on the shared model while the body runs."""
         with SurgicalTheater(self.model, [operator]) as theater:
             operator.apply(theater, coefficients)
             yield theater
 
     @torch.inference_mode()
     def _losses(self, windows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the losses of (N, M, T + 1) windows, as many in one forward as fit: (N, M)."""
+        """Return the losses (N, M) of windows (N, M, T + 1), a limited number in each forward."""
         n, n_rows, length = windows.shape
         device = next(self.model.parameters()).device
         step = max(1, self.tokens_per_forward // (n * length))
@@ -314,7 +312,7 @@ class Patient:
         ]
 
     def commit(self, operator: Operator, coefficients: ArrayLike) -> None:
-        """Write an operation to the weights: the same parameters, new values."""
+        """Write an operation to the weights, in place."""
         with self.operated(operator, coefficients) as theater:
             theater.commit()
         self.n_changes += 1
@@ -322,4 +320,4 @@ class Patient:
 
 @functools.cache
 def _warn_once(operator: str) -> None:
-    logger.warning("%s has no row_edits: its operations are performed one by one", operator)
+    logger.warning("%s has no row_edits, so its operations are performed one by one", operator)

@@ -28,7 +28,7 @@ from avatarl_env.observation import Observation
 from avatarl_env.patient import Evaluation, Patient, Prompts
 from avatarl_env.rendering import render
 from avatarl_env.scoring import TERMS, Score
-from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets, make_operator
+from avatarl_env.surgery import OPERATORS, Operator, Targets, find_targets
 
 
 class Draw(NamedTuple):
@@ -40,10 +40,10 @@ class Draw(NamedTuple):
 
 
 class SurgeryTask:
-    """Patient, operator, rules and score; begins operations, makes steps, observes.
+    """The patient, operator, rules and score of an environment, and what it does with them.
 
-    A single operation is performed in place, on the shared model inside a theater; several side by
-    side in one forward.
+    A single operation is performed in place, on the shared model inside a theater; several are
+    performed side by side in one forward.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SurgeryTask:
         layers: int | str | Iterable[int | str] | None = None,
         score: Mapping[str, float] | None = None,
     ) -> None:
-        """Bring the parts together.
+        """Build the operator and check that everything fits together.
 
         Args:
             patient: the model, with its text.
@@ -81,7 +81,7 @@ class SurgeryTask:
         self.config = config
         self.score = Score(score)
         self.terms = dict(TERMS)
-        """What is measured: the terms registered by now, whatever becomes of `TERMS` later."""
+        """Terms to measure, a copy: later changes of `TERMS` do not alter the task."""
         targets = patient.targets
         if layers is not None:
             targets = find_targets(patient.model, check_layers(layers))
@@ -101,8 +101,8 @@ class SurgeryTask:
     def check_memory(self, n_rows: int, rule: str = "num_envs * n_prompts texts") -> None:
         """Raise a ValueError if n_rows operations side by side would not fit into memory.
 
-        A lower bound: what is kept of each operation (two evaluations), and the largest tensors of
-        as many of them as are evaluated at once.
+        The need is a lower bound: two evaluations kept for each operation, and the largest tensors
+        of the operations that are evaluated at once.
         """
         config, patient, n_new = self.config, self.patient, self.config.n_new
         weight = next(patient.model.parameters())
@@ -130,7 +130,7 @@ class SurgeryTask:
     def draw(self, rng: np.random.Generator) -> Draw:
         """Draw prompts, sampling noise and injury.
 
-        As much is drawn whatever the injury is, so that a seed means the same prompts with any.
+        The same numbers are drawn with and without an injury, so a seed gives the same prompts.
         """
         config = self.config
         prompts = self.patient.prompts(
@@ -146,7 +146,7 @@ class SurgeryTask:
         prompts = [draw.prompts for draw in draws]
         injures = self.config.injures
         healthy = self.patient.evaluate_many(prompts, terms=self.terms) if injures else []
-        # Also without an injury the baseline is evaluated as steps are: the rounding is the same.
+        # Evaluated like a step, even without an injury, so that the rounding is the same.
         injuries = [draw.injury for draw in draws]
         baselines = self._evaluate(injuries, prompts, in_place=len(draws) == 1)
         version = self.patient.n_changes
@@ -160,11 +160,11 @@ class SurgeryTask:
 
         Args:
             episodes: N operations under way.
-            actions: N, each (A,) numbers of any kind that `as_numbers` takes.
+            actions: N times (A,) numbers, of any kind that `as_numbers` takes.
 
         Raises:
-            ValueError: if the actions have another shape or are not finite. No operation has
-                changed then.
+            ValueError: if the actions have another shape or are not finite; no operation has
+                changed.
         """
         pairs = [(e, self._as_action(a)) for e, a in zip(episodes, actions, strict=True)]
         coefficients = [episode.next_coefficients(action) for episode, action in pairs]
@@ -227,7 +227,7 @@ class SurgeryTask:
         return episode
 
     def commit(self, episode: Episode | None) -> None:
-        """Write an operation (never its injury) to the weights; every operation is stale then.
+        """Write an operation (never its injury) to the weights, which makes all operations stale.
 
         Raises:
             RuntimeError: if there is none, or the model has changed since it began.
@@ -263,14 +263,14 @@ def _known(episode: Episode, coefficients: NDArray[np.float64]) -> Evaluation | 
 
 
 def _make_operator(name: str, targets: Targets, given: Any) -> Operator:
-    """Return an operator; its options are checked by name here, by value in the operator."""
+    """Build an operator; the names of options are checked here, their values in the operator."""
     check_choice("operator", name, OPERATORS)
     options = check_mapping("operator_options", given)
     maker = functools.partial(OPERATORS[name], targets)
     if not takes_any_keyword(maker):
         check_keywords(f"operator_options of {name!r}", options, maker)
     try:
-        return make_operator(name, targets, **options)
+        return maker(**options)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -52,11 +52,11 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
     Autoreset modes:
 
-    * NEXT_STEP, the default, as in Gymnasium and RLlib: the step after a row's last ignores the
-      row's action, begins its next operation and pays 0. Do not learn from that transition.
+    * NEXT_STEP, the default, as in Gymnasium and RLlib: the step after a row's last one ignores the
+      row's action and begins its next operation, with reward 0. Do not learn from that transition.
     * SAME_STEP, as in Stable-Baselines3 (`SB3VecEnv` sets it itself): the next operation begins at
-      once. The observation and info returned are the next operation's; the last ones are in
-      `infos["final_obs"]` and `infos["final_info"]`.
+      once. The observation and info returned are the next operation's; those of the operation that
+      ended are in `infos["final_obs"]` and `infos["final_info"]`.
     * DISABLED: rows that have ended wait for `reset(options={"reset_mask": ...})`, as TorchRL does.
     """
 
@@ -82,7 +82,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             num_envs: N, at least 1.
             lm: as for `AttentionSurgeryEnv`.
             autoreset_mode: `"NextStep"`, `"SameStep"` or `"Disabled"`, or the enum member.
-            max_episode_steps: truncate operations after so many steps; default never.
+            max_episode_steps: truncate operations after this number of steps; default never.
             render_mode: None, `"ansi"` or `"rgb_array"`.
             **keywords: as for `AttentionSurgeryEnv`.
 
@@ -150,11 +150,11 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin operations on the model as it stands.
+        """Begin operations on the current model.
 
         Args:
-            seed: of row 0, row i's is `seed + i`; or one for each row; None continues with the
-                generators as they are.
+            seed: row i gets `seed + i`; or a sequence with one seed for each row; None keeps the
+                state of the generators.
             options: `{"reset_mask": (N,) bool}` resets only the rows where it is True.
 
         Raises:
@@ -194,7 +194,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
             raise ValueError(f"actions must have shape {shape}, got {moves.shape}")
         late = self._is_done.copy()  # rows whose next operation begins in this step
         if late.any() and self.autoreset_mode != AutoresetMode.NEXT_STEP:
-            raise RuntimeError(f"reset() is needed where operations are over, {late.tolist()}")
+            raise RuntimeError(f"reset() is needed where operations are over, got {late.tolist()}")
         rows = np.flatnonzero(~late).tolist()
         episodes = [self.task.check_current(self._episodes[row]) for row in rows]
         with self._all_or_nothing():
@@ -216,14 +216,14 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         return tuple(self.task.render(self.render_mode, episode) for episode in self._episodes)
 
     def model_changed(self) -> None:
-        """Report that the model's parameters changed: operations under way on it are void."""
+        """Report that the model's parameters changed, which voids operations under way."""
         self.patient.n_changes += 1
 
     def commit(self, row: int) -> None:
         """Write a row's operation to the weights; `reset` is then required.
 
-        In mode SAME_STEP an operation that has ended is no longer there. Commit it with
-        `env.patient.commit(env.operator, coefficients)`; its coefficients are in its `final_info`.
+        In mode SAME_STEP an operation that has ended is already replaced by the next one. Commit it
+        with `env.patient.commit(env.operator, coefficients)`, coefficients from its `final_info`.
 
         Raises:
             ValueError: if there is no such row.
@@ -237,19 +237,19 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
     def get_state(self) -> dict[str, Any]:
         """Return a copy of everything that changes from step to step, except the model.
 
-        Operations that are void, since the model changed, are not part of it.
+        Operations that are void because the model changed are left out.
         """
         episodes = [None if e is None or self.task.is_stale(e) else e for e in self._episodes]
         return copy.deepcopy({"rngs": self._rngs, "episodes": episodes, "is_done": self._is_done})
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned; what follows is replayed exactly."""
+        """Restore what `get_state` returned; the steps after it then repeat exactly."""
         state = copy.deepcopy(state)
         self._rngs, self._episodes = state["rngs"], state["episodes"]
         self._is_done = state["is_done"]
 
     def get_rng_state(self) -> list[dict[str, Any] | None]:
-        """Return the state of each row's generator, plain data; None where there is none yet."""
+        """Return the state of each row's generator, plain data; None for a row without one yet."""
         return [None if rng is None else dict(rng.bit_generator.state) for rng in self._rngs]
 
     def set_rng_state(self, states: Sequence[Mapping[str, Any] | None]) -> None:
@@ -307,7 +307,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
         return self._observations(), rewards, terminated, truncated, infos
 
     def _observations(self) -> NDArray[np.float32]:
-        """Return each row's observation, (N, O); zeros where no operation has begun yet."""
+        """Return each row's observation, (N, O); zeros for a row without an operation."""
         observations = np.zeros(self.observation_space.shape or (), np.float32)
         for row, episode in enumerate(self._episodes):
             if episode is not None:

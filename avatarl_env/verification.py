@@ -25,9 +25,10 @@ from avatarl_env.surgery import SurgicalTheater
 from avatarl_env.task import SurgeryTask
 
 TOLERANCE = 1e-3
-"""Of returns, in the score's unit: above float32's rounding, below what is worth a claim."""
+"""Largest difference of returns, in the score's unit: above float32's rounding errors, below any
+improvement of interest."""
 _CELLS_AT_ONCE = 2**25
-"""Logits computed together without a cache (128 MiB), but at least one row's."""
+"""Most logits computed together without a cache (128 MiB); at least those of one row."""
 _NO_VITALS = Vitals(*np.zeros((3, 0), dtype=np.float32))
 
 
@@ -37,13 +38,13 @@ class Verification(NamedTuple):
     total: float
     """Return of the replayed episode."""
     recomputed: float
-    """The same without hooks, overlay or cache: the weights are edited in place, and the whole
-    window is read again for every token. (In half precision with a cache, since the texts would
-    differ without it.)"""
+    """The return computed without hooks, overlay or cache: the weights are edited in place, and the
+    whole window is read again for every token. (Half precision uses a cache, without which the
+    texts would differ.)"""
     agrees: bool
-    """Whether the two agree with each other and with the claim, if there is one."""
+    """Whether both agree with each other and with the claim, if there is one."""
     reason: str
-    """Why they do not, or ""."""
+    """How they differ, or ""."""
 
     def __bool__(self) -> bool:
         """Return whether the returns match."""
@@ -59,14 +60,14 @@ def verify(
 ) -> Verification:
     """Replay the episode of a seed and its actions, and check its return.
 
-    On another processor, or as a row beside others, numbers differ by rounding, and a draw close to
-    the boundary between two tokens can then change a text. A claim that is off by little more than
-    the tolerance deserves a second look.
+    On another processor or in a larger batch, numbers differ by rounding, and a draw close to the
+    boundary between two tokens can then change a text. So a claim that misses the tolerance by
+    little may still be honest.
 
     Args:
-        task: with the patient as it was when the claim was made; the model is left as it is.
-        actions: (n, A) of one whole operation.
-        seed: what `reset` was given.
+        task: its model must be the one of the claim; it is not changed.
+        actions: (n, A), those of one whole operation.
+        seed: the one given to `reset`.
         total: the claimed return; None if there is no claim.
         tolerance: largest difference of returns, >= 0.
 
@@ -88,7 +89,7 @@ def verify(
 def _as_moves(given: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
     """Return the actions as (n, A) numbers, checked."""
     most, width = task.config.episode_length, len(task.operator.labels)
-    rule = f"actions must be the at most {most} of one operation, of {width} numbers each"
+    rule = f"actions must be 1 to {most} of one operation, of {width} numbers each"
     try:
         moves = given
         if isinstance(given, list | tuple):  # each as `step` takes it, such as a tensor
@@ -102,7 +103,7 @@ def _as_moves(given: ArrayLike, task: SurgeryTask) -> NDArray[np.float64]:
 
 
 def _replay(task: SurgeryTask, moves: NDArray[np.float64], seed: int) -> Episode:
-    """Do what an environment does on `reset(seed=seed)` and one `step` per action."""
+    """Repeat an environment's `reset(seed=seed)` and one `step` per action."""
     rng, _ = seeding.np_random(seed)
     (episode,) = task.begin([task.draw(rng)])
     for n_done, move in enumerate(moves):
@@ -115,13 +116,13 @@ def _replay(task: SurgeryTask, moves: NDArray[np.float64], seed: int) -> Episode
     if not episode.is_over:
         raise ValueError(
             f"actions must be all {task.config.episode_length} of the operation, which did not end "
-            f"before, got {len(moves)}"
+            f"earlier, got {len(moves)}"
         )
     return episode
 
 
 def _recompute(task: SurgeryTask, done: Episode) -> float:
-    """Return what the operation pays if it is made in one step, evaluated the slow way."""
+    """Return the return of the operation made in one step, evaluated the slow way."""
     prompts = done.prompts
     baseline = _evaluate_slowly(task, done.injury, prompts)
     healthy = baseline
@@ -144,7 +145,7 @@ def _evaluate_slowly(
     with eval_mode(patient.model), SurgicalTheater(patient.model, [operator]) as theater:
         operator.apply(theater, coefficients)
         written = _write(patient, tokens, uniforms)
-        # One text at a time: with a large vocabulary the logits of all would not fit.
+        # One text at a time: with a large vocabulary the logits of all might not fit.
         losses = torch.stack([_losses(patient.model(row[None])[0], row) for row in tokens])
     generations = as_generations(patient.tokenizer, written, losses)
     ((_, terms),) = measure_many(generations, patient.reference, terms=task.terms)

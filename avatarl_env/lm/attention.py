@@ -1,4 +1,4 @@
-"""Causal attention: flash-attn on a CUDA device when it is installed, torch's SDPA everywhere else.
+"""Causal attention: flash-attn on a CUDA device if it is installed, else torch's SDPA.
 
 Shapes: B batch, H heads, T queries, S keys (S >= T), D head dim.
 """
@@ -44,8 +44,8 @@ def _log_once(backend: str) -> None:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute causal attention; the queries are the last `T` of the `S` positions.
 
-    Either all positions are queries (`T == S`) or only the last is (`T == 1`, a decoding step). In
-    these cases SDPA's causal mask, which is aligned to the upper left, is right or not needed.
+    Either all positions are queries (`T == S`) or only the last one (`T == 1`, a decoding step). So
+    SDPA's causal mask, which is aligned to the upper left, is either right or not needed.
 
     Args:
         q: (B, H, T, D) queries.

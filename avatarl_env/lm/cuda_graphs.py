@@ -1,7 +1,7 @@
 """Sampling as one CUDA graph.
 
-Decoding a small model token by token leaves the GPU waiting for the host. With fixed shapes, a
-generation is always the same sequence of kernels, which can be captured once and replayed.
+With a small model, decoding token by token leaves the GPU waiting for the host. With fixed shapes,
+a generation is always the same sequence of kernels, which can be captured once and replayed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class GraphedGeneration:
     """`generate`, on a CUDA device through a graph.
 
     The graph reads the weights in place, so it sees the updates of an optimizer or a theater. It is
-    captured anew if a weight has moved, or shapes or temperature differ; only the latest capture is
-    kept. Hooks run on the host and would not be replayed: with hooks, and on the CPU, this is plain
-    `generate`.
+    captured again if a weight has moved, or shapes or temperature differ; only the latest capture
+    is kept. Hooks run on the host and would not be replayed: with hooks, and on the CPU, this is
+    plain `generate`.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class GraphedGeneration:
 
 
 def _can_be_captured(model: object) -> bool:
-    """Whether a forward is kernels only: no hooks, and no autocast, which caches weights."""
+    """Return whether a forward consists of kernels only: no hooks, no autocast (caches weights)."""
     if torch.is_autocast_enabled("cuda") or not isinstance(model, nn.Module):
         return False
     return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,9 +1,8 @@
-"""Exports a model of ours to transformers: same logits, loadable without this package.
+"""Export of a `GPT` to transformers: same logits, loadable without this package.
 
-Transformers has an architecture that computes the same function as `GPT`: Arcee
-(https://hf.co/arcee-ai/AFM-4.5B), with Llama's pre-norm RMSNorm, rotary positions that pair the two
-halves of a head, no biases, and an ungated feed-forward of two layers with any activation. Only the
-fused projection has to be split, see `_weights`.
+The Arcee architecture (https://hf.co/arcee-ai/AFM-4.5B) computes the same function as `GPT`:
+pre-norm RMSNorm, rotary positions that pair the two halves of a head, no biases, and an ungated
+feed-forward with any activation. Only the fused projection has to be split.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 STARTS = ("\n", " ", UNKNOWN)
-"""An empty prompt means the first of these that the model knows."""
+"""Start of text for an empty prompt: the first of these in the vocabulary."""
 
 
 def export_model(
     folder: str | os.PathLike[str], model: GPT, tokenizer: CharTokenizer, corpus: str | None = None
 ) -> None:
-    """Write a model and its tokenizer into a folder of transformers.
+    """Write a model and its tokenizer to a folder in transformers' format.
 
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
 
     Args:
         folder: new or empty.
-        model: its weights are written in their present precision.
+        model: its weights are written in their current precision.
         tokenizer: the model's own.
         corpus: name of the training text, for the model card.
 
     Raises:
-        ValueError: if the folder holds anything or cannot be written to, its name is not UTF-8, or
-            the model and the tokenizer do not fit together or into transformers.
+        ValueError: if the folder is not empty or cannot be written to, its name is not UTF-8, the
+            tokenizer is not the model's, or a character cannot be written as UTF-8.
     """
     path = Path(folder)
     if not is_utf8(str(path)):
@@ -76,16 +75,16 @@ def to_transformers(
     single precision before it takes their cosine: logits differ in the fifth decimal.
 
     Rows of a batch are padded on the left with the unknown symbol, which is also the tokenizer's
-    end of text (eos), for libraries that need one. No other token would do: transformers removes
-    special tokens from decoded text. To stop at the end of a line, set
+    end of text (eos), for libraries that need one. Other tokens cannot be used: transformers
+    removes special tokens from decoded text. To stop at the end of a line, set
     `tokenizer.eos_token = "\n"` after loading.
 
     By default, `generate` samples half a context from the whole distribution at temperature 1. An
-    empty prompt means a line break, a blank or the unknown symbol, the first of these that the
-    model knows. (Positions beyond the context raise no error, but were never trained.)
+    empty prompt stands for the first of a line break, a blank and the unknown symbol that is in the
+    vocabulary. (Positions beyond the context raise no error, but were never trained.)
 
     Args:
-        model: copied, in its present precision.
+        model: copied, in its current precision.
         tokenizer: the model's own.
 
     Raises:
@@ -121,7 +120,7 @@ def _arcee(model: GPT, end_id: int, start_id: int) -> ArceeForCausalLM:
         eos_token_id=end_id,
         pad_token_id=end_id,
     )
-    # It draws weights, which are then replaced, from the global generator.
+    # The constructor draws weights, which are then replaced, from the global generator.
     with torch.random.fork_rng(devices=[]):
         exported = ArceeForCausalLM(config)
     # Called on the base class, since the overrides in transformers are not typed.
@@ -139,7 +138,7 @@ def _arcee(model: GPT, end_id: int, start_id: int) -> ArceeForCausalLM:
 
 
 def _weights(model: GPT) -> dict[str, Tensor]:
-    """Return the weights by their names in Arcee."""
+    """Return the weights by their names in Arcee, the fused projection split."""
     weights = {
         "model.embed_tokens.weight": model.embed.weight,
         "lm_head.weight": model.lm_head.weight,
@@ -171,7 +170,7 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
     for character in ids:
         if not is_utf8(character):
             raise ValueError(
-                f"tokenizer must have characters that UTF-8 can hold, got {character!r}"
+                f"tokenizer must have characters that UTF-8 can encode, got {character!r}"
             )
     fast = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN))
     fast.decoder = decoders.Fuse()  # without it, characters would be separated by blanks
@@ -189,14 +188,13 @@ def _fast_tokenizer(tokenizer: CharTokenizer, context: int) -> PreTrainedTokeniz
 
 def _card(model: GPT, corpus: str | None) -> str:
     """Return the text of the model card."""
-    learned = f" It learned {corpus}." if corpus else ""
+    trained = f" It was trained on {corpus}." if corpus else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 ---
 A language model of {model.n_parameters:,} parameters that writes one character at a time and sees
-the last {model.context} of them.{learned} Made with avatarl-env; no code but transformers is
-needed to load it:
+the last {model.context} of them.{trained} Made with avatarl-env; transformers alone can load it:
 
 ```python
 from transformers import pipeline

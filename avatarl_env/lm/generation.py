@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 COLD = 1e-3
-"""Temperature below which the largest logit is subtracted first."""
+"""Below this temperature the largest logit is subtracted before the division."""
 
 
 class KVCache:
@@ -53,7 +53,7 @@ class KVCache:
 
 
 class Cache(Protocol):
-    """What generation needs of a cache."""
+    """A cache, as generation needs it."""
 
     @property
     def length(self) -> int:
@@ -64,7 +64,7 @@ class Cache(Protocol):
 
 
 class LanguageModel(Protocol):
-    """What generation needs of a model."""
+    """A model, as generation needs it."""
 
     @property
     def context(self) -> int:
@@ -78,7 +78,7 @@ class LanguageModel(Protocol):
 
 
 class Generation(NamedTuple):
-    """What a model wrote."""
+    """Result of `generate`."""
 
     tokens: Tensor
     """(B, P + N) int64: prompts and new tokens."""
@@ -171,11 +171,11 @@ def generate(  # noqa: PLR0913 - each is one choice, by keyword
         uniforms: (B, N) in [0, 1): the noise, one for each new token.
         temperature: divides the logits, > 0 and finite; the log-probabilities are those of the
             tempered policy.
-        top_k: sample from this number of most probable tokens (and ties with the last of them);
-            the log-probabilities are those of the truncated policy. Default all.
+        top_k: sample from the `top_k` most probable tokens (and ties with the last of them); the
+            log-probabilities are those of the truncated policy. Default all.
         return_distributions: also return the full distribution at every new position.
-        return_entropies: also return their entropies, which takes the memory of one position.
-        use_cache: False reads the whole window again for every token: slow, a test of the cache.
+        return_entropies: also return their entropies, which takes much less memory.
+        use_cache: False reads the whole window again for every token: slow, to check the cache.
 
     Returns:
         The tokens, their log-probabilities and, on request, the distributions and entropies.

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatarl_env.errors import check_integer
 from avatarl_env.lm.attention import attention
 from avatarl_env.lm.generation import KVCache
 
 ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-5
-MOST_LAYERS = 10_000
-"""Most blocks of a model: each takes 10 ms to build."""
+MAX_LAYERS = 10_000
+"""Largest number of blocks: each takes 10 ms to build."""
 LAYER_BYTES = 50_000
-"""Least memory of a block's Python objects, whatever its width."""
+"""Least memory of a block's Python objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,9 @@ class GPTConfig:
     """Residual stream, channels."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "n_layers", "n_heads", "width"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise ValueError(f"{name} must be an integer, got {value!r}")  # noqa: TRY004
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.n_layers > MOST_LAYERS:
-            raise ValueError(f"n_layers must be at most {MOST_LAYERS}, got {self.n_layers}")
+        for name in ("vocab_size", "context", "n_heads", "width"):
+            check_integer(name, getattr(self, name), 1, math.inf)
+        check_integer("n_layers", self.n_layers, 1, MAX_LAYERS)
         if self.width % self.n_heads or self.head_dim % 2:
             raise ValueError(
                 f"n_heads must divide width into even head dims, got width={self.width} "

@@ -1,8 +1,8 @@
 """Reads a model's losses and hidden states at its output head, during its first forward.
 
-With a large vocabulary the logits of a whole text need by far the most memory. So above
-`WHOLE_UP_TO` tokens the losses are computed for a few positions at a time, and the model returns
-logits for the last position only: memory is proportional to rows times vocabulary.
+With a large vocabulary, the logits of a whole text would need by far the most memory. So above
+`WHOLE_UP_TO` tokens, losses are computed for a few positions at a time, and the model returns the
+logits of the last position only: memory is proportional to rows times vocabulary.
 
 Shapes: B rows, T tokens, C width, V vocabulary.
 """
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 WHOLE_UP_TO = 256
-"""Vocabulary up to which the logits of all positions are computed and kept."""
+"""Largest vocabulary for which the logits of all positions are kept."""
 
-_CELLS_AT_ONCE = 2**24  # logits computed at once (64 MiB), at least those of one position
+_CELLS_AT_ONCE = 2**24  # most logits computed at once (64 MiB); at least those of one position
 _RULE = (
-    "model must return the output of its output head, also if that is the last position alone, as "
-    "it is for large vocabularies"
+    "model must return the output of its output head, even for the last position alone, as with "
+    "large vocabularies"
 )
 
 
@@ -49,14 +49,16 @@ class HeadReader:
         self._hidden: Tensor | None = None
         self._logits: Tensor | None = None
         self._losses: Tensor | None = None
-        self._is_asking = False
+        self._is_computing = False
 
     def __enter__(self) -> Self:
         """Register the hooks."""
         self._handles.append(self._head.register_forward_hook(self._read))
         if self._targets is not None and self._vocab_size > WHOLE_UP_TO:
             # Before the hooks of an overlay, which must act once on each position.
-            self._handles.append(self._head.register_forward_pre_hook(self._ask, prepend=True))
+            self._handles.append(
+                self._head.register_forward_pre_hook(self._compute_losses, prepend=True)
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,20 +89,20 @@ class HeadReader:
         return self._losses
 
     def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
-        if self._logits is None and not self._is_asking:
+        if self._logits is None and not self._is_computing:
             self._hidden = inputs[0].detach()[:, -1]
             self._logits = made.detach()[..., : self._vocab_size]
 
-    def _ask(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    def _compute_losses(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         """Compute the losses a few positions at a time; pass on the last position only."""
-        if self._losses is not None or self._is_asking:
+        if self._losses is not None or self._is_computing:
             return None
         assert self._targets is not None
         hidden, targets = inputs[0].detach(), self._targets
         n_rows, n_targets = targets.shape
         step = max(1, _CELLS_AT_ONCE // (n_rows * self._vocab_size))
         losses = targets.new_empty(n_rows, n_targets, dtype=torch.float32)
-        self._is_asking = True
+        self._is_computing = True
         try:
             with torch.no_grad():
                 for start in range(0, n_targets, step):
@@ -108,7 +110,7 @@ class HeadReader:
                     logits = module(hidden[:, part])[..., : self._vocab_size].float()
                     losses[:, part] = F.cross_entropy(logits.mT, targets[:, part], reduction="none")
         finally:
-            self._is_asking = False
+            self._is_computing = False
         self._losses = losses
         return (inputs[0][:, -1:], *inputs[1:])
 
@@ -130,8 +132,8 @@ def hidden_width(model: Any) -> int:
     """Return the width of a model's final hidden state, C, found by a short forward.
 
     Raises:
-        ValueError: if the model does anything with the output of its head but return it: the losses
-            are read at the head.
+        ValueError: if the model does not return the output of its head unchanged; the losses are
+            read at the head.
     """
     device = next(model.parameters()).device
     spread = torch.linspace(0, model.vocab_size - 1, 8, device=device).long()
@@ -149,9 +151,9 @@ def hidden_width(model: Any) -> int:
 
 
 def _check_logits(model: Any, tokens: Tensor) -> None:
-    """Replace the output of the head by marks; the model must return them.
+    """Replace the output of the head by marks, and check that the model returns them.
 
-    Its own logits would not do: an untrained head may output zeros, which a cap or scale keeps.
+    Its own logits prove nothing: an untrained head may output zeros, which a cap or scale keeps.
     """
     marks: list[Tensor] = []
 

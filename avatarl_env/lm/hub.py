@@ -1,7 +1,7 @@
-"""Causal language models and tokenizers of transformers, as this package uses them.
+"""Causal language models and tokenizers from transformers, with the interfaces of this package.
 
-A folder of transformers is data. Nothing in it may make transformers run code, open a network
-connection, or allocate more memory than there is: see `load_hub`.
+A folder that transformers saved is untrusted data. Nothing in it may make transformers run code,
+open a network connection, or allocate more memory than there is: see `load_hub`.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -37,18 +37,18 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.jso
 _FOREIGN = re.compile(r"\.(bin|pt|pth|pkl|ckpt|gguf|h5|msgpack)$|^shard-\d+-model-.*\.safetensors$")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _COUNTS = re.compile(r"layers|_layer$|experts|blocks|depth$|_cycles$")
-"""Settings that may be the number of copies of a part: decoder_layers, num_local_experts, ..."""
+"""Settings that may count copies of a part: decoder_layers, num_local_experts, ..."""
 _MANY = 1024
-"""What such a setting may be in any model: configurations have some that are not used."""
+"""Always allowed for such a setting, since configurations have some that are not used."""
 
 
 def is_hub_model(model: object) -> TypeGuard[PreTrainedModel]:
-    """Whether this is a model of transformers; does not import transformers."""
+    """Return whether this is a transformers model; does not import transformers."""
     return _is_a(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def is_hub_tokenizer(tokenizer: object) -> TypeGuard[PreTrainedTokenizerBase]:
-    """Whether this is a tokenizer of transformers; does not import transformers."""
+    """Return whether this is a transformers tokenizer; does not import transformers."""
     return _is_a(tokenizer, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase")
 
 
@@ -73,12 +73,12 @@ class HubCache:
 
 
 class HubLM(nn.Module):
-    """A causal language model of transformers: tokens in, logits out.
+    """A causal language model from transformers: tokens in, logits out.
 
         model = HubLM(AutoModelForCausalLM.from_pretrained(folder))
         generation = generate(model, prompts, uniforms)
 
-    The model is shared, not copied; its parameters are found under `model.`.
+    The model is shared, not copied; the names of its parameters begin with `model.`.
     """
 
     def __init__(
@@ -89,12 +89,11 @@ class HubLM(nn.Module):
         Args:
             model: any with `input_ids`, `past_key_values` and logits.
             context: longest window, tokens; default that of the model's configuration.
-            vocab_size: V, if the model has more logits than there are tokens: the rest is cut off.
-                Default that of the model's configuration.
+            vocab_size: V, if the model has more logits than tokens: the rest is cut off. Default
+                that of the model's configuration.
 
         Raises:
-            ValueError: if the configuration has no context and none is given, or it is not a
-                positive integer.
+            ValueError: if no context is given or configured, or it is not a positive integer.
         """
         super().__init__()
         self.model = model
@@ -103,7 +102,7 @@ class HubLM(nn.Module):
             context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is None:
             raise ValueError(
-                f"context must be given, {type(model).__name__} does not have its own: wrap it, "
+                f"context must be given, {type(model).__name__} has none: wrap it, "
                 "HubLM(model, context=...)"
             )
         self._context = check_integer("context", context, 1)
@@ -149,7 +148,7 @@ class HubLM(nn.Module):
 
 
 class HubTokenizer:
-    """A tokenizer of transformers: text in, ids out, without special tokens around them."""
+    """A tokenizer from transformers: text in, ids out, without special tokens around them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Wrap a tokenizer; it is shared, not copied."""
@@ -178,13 +177,13 @@ class HubTokenizer:
 
 
 def load_hub(folder: Path) -> tuple[HubLM, HubTokenizer]:
-    """Load the model and tokenizer in a folder of transformers, on the CPU and in eval mode.
+    """Load a model and tokenizer that transformers saved, on the CPU and in eval mode.
 
     The weights keep their precision. Only plain safetensors are read, offline and without remote
-    code, and not before the model's sizes were checked against them and the memory.
+    code, after the model's sizes were checked against them and the memory.
 
     Raises:
-        ValueError: if the folder is damaged, incomplete, or holds anything else.
+        ValueError: if the folder is damaged, incomplete, or of another format.
     """
     if not any(os.path.isfile(folder / name) for name in _VOCABULARIES):
         raise ValueError(
@@ -196,10 +195,10 @@ def load_hub(folder: Path) -> tuple[HubLM, HubTokenizer]:
         n_stored = _check_folder(folder)
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        # Some models initialise weights, which are then replaced, with the global generator.
+        # Some constructors draw weights, which are then replaced, from the global generator.
         with offline(), torch.random.fork_rng(devices=[]):
             config: Any = AutoConfig.from_pretrained(folder, **safe)
-            # Not the folder's choice: it may name code to be downloaded and run.
+            # A folder must not choose these: they may name code to be downloaded and run.
             config._attn_implementation = config._experts_implementation = None
             _check_skeleton(config, n_stored)
             options = {"config": config, "use_safetensors": True, "output_loading_info": True}
@@ -229,7 +228,7 @@ def offline() -> Iterator[None]:
 
 
 def _check_folder(folder: Path) -> int:
-    """Refuse a folder that is not plain weights, sizes and a tokenizer; count its tensors."""
+    """Refuse a folder of anything but plain weights, sizes and a tokenizer; count its tensors."""
     from safetensors import safe_open
 
     for entry in folder.iterdir():
@@ -255,7 +254,7 @@ def _check_folder(folder: Path) -> int:
 
 
 def _check_counts(settings: Mapping[str, Any], n_stored: int) -> None:
-    """Refuse more layers or parts than tensors, for which transformers would make long lists."""
+    """Refuse more layers or parts than tensors, which would make transformers build huge lists."""
     for name, value in settings.items():
         if isinstance(value, int) and _COUNTS.search(name):
             is_depth = name in _LAYERS
@@ -268,7 +267,7 @@ def _check_counts(settings: Mapping[str, Any], n_stored: int) -> None:
 
 
 def _check_skeleton(config: Any, n_stored: int) -> None:
-    """Build the model without weights, of few parts, to find out whether it fits the memory."""
+    """Build the model without weights, with a limit of parts, to check that it fits the memory."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -284,7 +283,7 @@ def _check_skeleton(config: Any, n_stored: int) -> None:
 def _at_most(n_parts: int) -> Iterator[None]:
     """Limit the modules and parameters that this thread may build in the body.
 
-    This works whatever the setting is called that asks for more.
+    Unlike `_check_counts`, this does not depend on the names of settings.
     """
     from torch.nn.modules import module
 
@@ -306,7 +305,7 @@ def _at_most(n_parts: int) -> Iterator[None]:
 def _weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that transformers would load."""
     foreign = sorted(entry.name for entry in folder.iterdir() if _FOREIGN.search(entry.name))
-    taken = [name for name in foreign if name.startswith("shard-")]  # before all other files
+    taken = [name for name in foreign if name.startswith("shard-")]  # loaded before other files
     if (folder / _WEIGHTS).is_file() and not taken:
         return [folder / _WEIGHTS]
     if not (folder / _INDEX).is_file() or taken:
@@ -338,6 +337,6 @@ def _nested(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_a(value: object, module: str, name: str) -> bool:
-    """Whether `value` is of a class; nothing is if its module was never imported."""
+    """Return whether `value` is of a class, without importing its module."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(value, getattr(loaded, name))

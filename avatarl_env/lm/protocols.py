@@ -1,8 +1,8 @@
-"""The interfaces of models and tokenizers, and adapters for those of transformers.
+"""The interfaces of models and tokenizers, and which ones are accepted.
 
-A model is ours, a causal language model of transformers (of a kind whose attention is known, see
-`avatarl_env.surgery.targets.LAYOUTS`), or anything that satisfies `CausalLM`; a tokenizer is a
-`CharTokenizer`, one of transformers, or anything that satisfies `Tokenizer`.
+A model is a `GPT`, a causal language model from transformers, or anything that satisfies
+`CausalLM`; a tokenizer is a `CharTokenizer`, one from transformers, or anything that satisfies
+`Tokenizer`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from avatarl_env.lm.generation import LanguageModel
 from avatarl_env.lm.hub import HubLM, HubTokenizer, is_hub_model, is_hub_tokenizer
 from avatarl_env.lm.tokenizer import CharTokenizer
 
 PADDING_MULTIPLE, PADDING_SHARE = 128, 0.02
-"""Padding of a transformers model's vocabulary beyond its tokenizer's tokens: up to the next
-multiple, or by this share of the tokens, whichever is more."""
-LEAST_PADDED = 1024
-"""Tokens below which there is no padding: other sizes mean another tokenizer."""
+"""A transformers model may have more logits than its tokenizer has tokens: up to the next multiple,
+or by this fraction of the tokens, whichever is more."""
+MIN_PADDED = 1024
+"""Smaller vocabularies are not padded: another size means another tokenizer."""
 
 
 class Tokenizer(Protocol):
@@ -48,14 +50,14 @@ class CausalLM(LanguageModel, Protocol):
     def get_output_embeddings(self) -> nn.Module:
         """Return the module that turns the final hidden states (B, T, C) into the logits.
 
-        The model must return its output unchanged. With more than `WHOLE_UP_TO` tokens, the module
-        is called several times for a few positions each in the first forward over a text, and then
-        for the last position, for which the model must return (B, 1, V).
+        The model must return its output unchanged. With more than `WHOLE_UP_TO` tokens, the first
+        forward over a text calls the module several times, for a few positions each, and then for
+        the last position alone, for which the model must return (B, 1, V).
         """
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:
-    """Return the tokenizer; one of transformers is wrapped.
+    """Return the tokenizer; one from transformers is wrapped.
 
     Raises:
         ValueError: if it lacks a member of `Tokenizer`.
@@ -68,26 +70,27 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def as_causal_lm(model: nn.Module, n_tokens: int) -> Any:
-    """Return the model, a `CausalLM` and `nn.Module`; one of transformers is wrapped.
+    """Return the model, a `CausalLM` and `nn.Module`; one from transformers is wrapped.
 
-    A model of transformers often has more logits than its tokenizer has tokens, since a round
-    number is faster. The padding, which was never trained, is cut off. Every other model must have
-    one logit per token.
+    A transformers model often has more logits than its tokenizer has tokens, since a round number
+    is faster. The padding, which was never trained, is cut off. Every other model must have one
+    logit per token.
 
     Args:
-        model: shared, not copied. A vocabulary padded by more than `most_padded` can be cut by
-            hand, `HubLM(model, vocab_size=...)`.
+        model: shared, not copied. Wrap a model with more padding than `most_padded` yourself, as
+            `HubLM(model, vocab_size=...)`.
         n_tokens: size of the tokenizer's vocabulary.
 
     Raises:
-        ValueError: if it lacks a member of `CausalLM` or an output head, or does not have
-            `n_tokens` logits.
+        ValueError: if it cannot be operated on (see `check_operable`), lacks a member of `CausalLM`
+            or an output head, or does not have `n_tokens` logits.
     """
-    wrapped = HubLM(model) if is_hub_model(model) else model
-    if not isinstance(wrapped, nn.Module):
-        raise ValueError(  # noqa: TRY004 - like all that is wrong with a model
+    if not isinstance(model, nn.Module):
+        raise ValueError(  # noqa: TRY004 - as for every bad argument
             f"model must be a torch module, got {type(model).__name__}"
         )
+    check_operable(model)
+    wrapped = HubLM(model) if is_hub_model(model) else model
     _check_has("model", wrapped, CausalLM)
     if wrapped.get_output_embeddings() is None:  # type: ignore[operator]
         raise ValueError(
@@ -99,6 +102,60 @@ def as_causal_lm(model: nn.Module, n_tokens: int) -> Any:
     if isinstance(wrapped, HubLM) and n_tokens < n_logits <= most_padded(n_tokens):
         return HubLM(wrapped.model, wrapped.context, vocab_size=n_tokens)
     raise ValueError(f"tokenizer must have the model's {n_logits} tokens, got {n_tokens}")
+
+
+def check_operable(model: nn.Module) -> None:
+    """Raise a ValueError if a module of the model hides its weights or its hooks.
+
+    A compiled or scripted module skips hooks, an offloaded one swaps its weights, those of a
+    quantised or sharded one are not plain numbers, and editing a base weight misses its adapters.
+    """
+    for name, module in model.named_modules():
+        for is_there, rule, found in _obstacles(module):
+            if is_there:
+                raise ValueError(f"model must {rule}, got {found} at {name or 'its root'!r}")
+
+
+def _obstacles(module: nn.Module) -> list[tuple[bool, str, str]]:
+    """Return what may be wrong with a module: whether it is, what to do instead, what was found."""
+    kind = type(module).__name__
+    parameters = [p for p in module._parameters.values() if p is not None]
+    buffers = [b for b in module._buffers.values() if b is not None]
+    hook = getattr(module, "_hf_hook", None)  # accelerate's
+    odd = [p for p in parameters if not p.is_floating_point() or is_traceable_wrapper_subclass(p)]
+    return [
+        (
+            isinstance(module, torch.jit.ScriptModule),
+            "be a plain module, not TorchScript: pass the module given to torch.jit",
+            "TorchScript",
+        ),
+        (
+            "_orig_mod" in module._modules or module._compiled_call_impl is not None,
+            "not be compiled: pass the module given to torch.compile (its _orig_mod)",
+            f"a compiled {kind}",
+        ),
+        (
+            any(t.is_meta for t in (*parameters, *buffers))
+            or getattr(hook, "offload", False)
+            or type(hook).__name__ == "CpuOffload",
+            "have its weights in memory on one device: load it without offloading and without "
+            "device_map, and give parameters on the meta device their values",
+            "offloaded weights or weights on the meta device",
+        ),
+        (
+            bool(odd)
+            or "qweight" in module._buffers
+            or type(module).__module__.startswith("torch.ao.nn.quantized"),
+            "have plain floating-point weights: load it without quantisation (dtype='bfloat16' "
+            "takes half the memory) and without sharding",
+            ", ".join(f"a {type(p).__name__} of {p.dtype}" for p in odd) or f"a quantised {kind}",
+        ),
+        (
+            "base_layer" in module._modules and hasattr(module, "merge"),
+            "have its adapters merged: pass what model.merge_and_unload() returns",
+            f"an adapter ({kind})",
+        ),
+    ]
 
 
 def encode(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
@@ -130,8 +187,8 @@ def count_characters(tokenizer: Tokenizer, rows: NDArray[np.int64]) -> NDArray[n
 
 
 def most_padded(n_tokens: int) -> int:
-    """Return the most logits that a model of transformers may have for so many tokens."""
-    if n_tokens < LEAST_PADDED:
+    """Return the most logits that a transformers model may have for a number of tokens."""
+    if n_tokens < MIN_PADDED:
         return n_tokens
     multiple = -(-n_tokens // PADDING_MULTIPLE) * PADDING_MULTIPLE
     return max(multiple, int(n_tokens * (1 + PADDING_SHARE)))

@@ -1,8 +1,8 @@
 """Language models in folders: save our own, load our own or one of transformers.
 
-Our format is a safetensors file with the weights, and JSON with sizes and vocabulary. A folder of
-transformers is what `save_pretrained` of a model and of its tokenizer wrote. Both are data: no code
-in a folder is run, and nothing is unpickled.
+Our format is a safetensors file with the weights, and JSON with sizes and vocabulary. The format of
+transformers is what `save_pretrained` of a model and of its tokenizer writes. Both are data: no
+code in a folder is run, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ WEIGHTS, ABOUT = "model.safetensors", "model.json"
 BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RUN_FILES = ("config.json", "metrics.jsonl")
-"""Files that the folder of a run has from its start."""
+"""Files that every run folder has."""
 
 
 class StoredModel(NamedTuple):
-    """What `load_model` returns."""
+    """Result of `load_model`."""
 
     model: GPT | HubLM
     tokenizer: Tokenizer
     about: dict[str, Any]
-    """Metadata stored with the model: `corpus` and `made_by` at least; {} for transformers."""
+    """Metadata stored with the model, `corpus` and `made_by` at least; {} for transformers."""
 
 
 def save_model(folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[str, Any]) -> None:
-    """Write a model into `folder`, which is created if need be.
+    """Write a model and its tokenizer.
 
     Args:
-        folder: target.
-        model: its weights are stored as they are, tied ones once.
-        tokenizer: stored with them.
+        folder: created if it does not exist.
+        model: its weights are stored in their precision, tied ones once.
+        tokenizer: the model's.
         about: metadata for JSON; `corpus` names the training text, `made_by` the command.
 
     Raises:
-        TypeError: if `about` does not fit into JSON; nothing is written then.
+        TypeError: if JSON cannot represent `about`; nothing is written then.
     """
     from safetensors.torch import save
 
     sizes = {name: getattr(model.config, name) for name in GPTConfig.__dataclass_fields__}
     content = {**about, "gpt": sizes, "tokenizer": tokenizer.to_dict()}
-    text = json.dumps(content, indent=2) + "\n"  # before anything is written: this can fail
+    text = json.dumps(content, indent=2) + "\n"  # may fail, so before anything is written
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, save(weights))
@@ -79,7 +79,7 @@ def model_folder(lm: str) -> Path:
     if not is_unfinished(Path(lm)):
         raise ValueError(
             f"lm must be {BUNDLED!r}, a finished run's folder, one with {ABOUT} and {WEIGHTS} or "
-            f"one of transformers with {HUB_CONFIG}, got {lm!r}"
+            f"one that transformers saved with {HUB_CONFIG}, got {lm!r}"
         )
     known = sorted(path.name for path in checkpoints.glob("step-*"))
     advice = "it has no checkpoint yet"
@@ -97,8 +97,8 @@ def load_model(lm: str = BUNDLED) -> StoredModel:
     """Load a stored model, on the CPU and in eval mode.
 
     Args:
-        lm: `"bundled"`, a run folder, a folder that `save_model` wrote, or a folder of
-            transformers. A folder that is both is read as ours.
+        lm: `"bundled"`, a run folder, a folder that `save_model` wrote, or one that transformers
+            saved. A folder in both formats is read in ours.
 
     Raises:
         ValueError: if there is no model, it is damaged, or its files do not fit together.
@@ -116,10 +116,10 @@ def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
     Args:
         model: the model.
         device: `"cpu"`, `"cuda"`, ...
-        dtype: a name in `DTYPES`; default the present precision.
+        dtype: a name in `DTYPES`; default the current precision.
 
     Raises:
-        ValueError: if there is no such dtype, or the device is not available.
+        ValueError: if the dtype is unknown, or the device is not available.
     """
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
@@ -127,7 +127,7 @@ def move_model(model: nn.Module, device: str, dtype: str | None = None) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name, after a test allocation.
+    """Return a device by name, after a test allocation.
 
     Raises:
         ValueError: if the device is not available.
@@ -145,7 +145,7 @@ def find_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a model's parameters, by name; their storage stays in place.
+    """Copy weights into a model's parameters by name, in place.
 
     Raises:
         ValueError: if one is missing or has another shape; the model is unchanged then.
@@ -164,7 +164,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether this is the folder of a run that has no final model yet."""
+    """Return whether this is the folder of a run that has no final model yet."""
     return _is_run(folder) and not _is_ours(folder / "checkpoints" / "final")
 
 
@@ -172,13 +172,13 @@ def build_stored(folder: Path, config: GPTConfig, weights: Mapping[str, Tensor],
     """Build a model from stored weights, in eval mode.
 
     Args:
-        folder: where they are stored, for the messages.
-        config: sizes that they should have, which are checked before anything is built.
+        folder: of the weights, for messages.
+        config: the model's sizes, checked against the weights before anything is built.
         weights: by name.
-        about: name of the file with the sizes, for the messages.
+        about: name of the file with the sizes, for messages.
 
     Raises:
-        ValueError: if the weights are not those of such a model, or it does not fit the memory.
+        ValueError: if the weights do not have these sizes, or the model does not fit the memory.
     """
     n_stored = sum(weight.numel() for weight in weights.values())
     if n_stored != config.n_parameters:

@@ -1,7 +1,7 @@
 """Characters to token ids and back, exactly.
 
-Text is handled as an array of Unicode code points (UTF-32), so that encoding and decoding are one
-table look-up each.
+Text is handled as an array of Unicode code points (UTF-32), so encoding and decoding are one table
+look-up each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 UNKNOWN = "\ufffd"
-"""The replacement character, which stands for every character outside the vocabulary."""
+"""The replacement character: stands for every character outside the vocabulary."""
 
 _FORMAT = "char"
 # "surrogatepass": a Python string may hold lone surrogates, which must survive a round trip.
@@ -22,10 +22,10 @@ _CODEC, _ERRORS = "utf-32-le", "surrogatepass"
 
 
 class CharTokenizer:
-    r"""One token per character, plus one for everything unknown.
+    r"""One token per character, plus one for all unknown characters.
 
-    Decoding an encoded text returns the text, with each unknown character replaced by `"\ufffd"`;
-    so its length never changes.
+    Decoding an encoded text returns the text with each unknown character replaced by `"\ufffd"`, so
+    its length never changes.
 
     Args:
         characters: distinct characters in the order of their ids, `"\ufffd"` among them.
@@ -59,7 +59,7 @@ class CharTokenizer:
         self.characters: str = characters
         self.unknown_id: int = characters.index(UNKNOWN)
         self._code_points: npt.NDArray[np.uint32] = _code_points(characters)
-        # Indexed by code point; the last entry is for all code points beyond the table.
+        # Indexed by code point; the last entry stands for all code points beyond the table.
         self._ids: npt.NDArray[np.int64] = np.full(
             int(self._code_points.max()) + 2, self.unknown_id, dtype=np.int64
         )

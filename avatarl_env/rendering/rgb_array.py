@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, DPI = 600, 400, 100
-MOST_BARS = 12  # with names; more do not fit
-MOST_PANELS = 4
-MOST_TICKS = 16  # of an axis of a heat map
-MOST_LETTERS = 90  # of the column names in one line
-MOST_VALUES = 8, 12  # rows and columns of maps that also show the numbers
-CEILING, FLOOR = 0.9, 0.08  # of the drawing area below the headline, shares of the height
+MAX_BARS = 12  # more names do not fit
+MAX_PANELS = 4
+MAX_TICKS = 16  # of an axis of a heat map
+MAX_LETTERS = 90  # of the column names in one line
+MAX_VALUES = 8, 12  # rows and columns of maps that also show the numbers
+CEILING, FLOOR = 0.9, 0.08  # of the drawing area below the headline, fractions of the height
 INK, FAINT, RISE, DEAD = "#222222", "#9a9a9a", "#1f6fb4", "#c02020"
 COLOURS = "RdBu_r"  # blue -1, white 0, red 1
 SMALL, NORMAL, LARGE = 7, 8, 10  # points
@@ -40,7 +40,7 @@ class Panel(NamedTuple):
     rows: list[str]
     columns: list[str]
     values: NDArray[np.float64]
-    """(rows, columns), NaN where there is none."""
+    """(rows, columns), NaN for a cell without a coefficient."""
 
 
 class _Place(NamedTuple):
@@ -55,8 +55,8 @@ def draw(episode: Episode, labels: Sequence[str]) -> NDArray[np.uint8]:
 
     Args:
         episode: the operation.
-        labels: names of the coefficients, (A,). Layers in them are the rows of a heat map, other
-            numbers, such as heads, its columns.
+        labels: names of the coefficients, (A,). Their layers are the rows of a heat map, their
+            other numbers, such as heads, its columns.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def draw(episode: Episode, labels: Sequence[str]) -> NDArray[np.uint8]:
     _write(figure, 0.02, 0.955, f"step {episode.n_done} of {episode.config.episode_length}", "left")
     _write(figure, 0.98, 0.955, f"return {episode.total_reward:+.4f}", "right")
     panels = lay_out(labels, episode.coefficients)
-    if len(labels) <= MOST_BARS and not all(panel.unit == "head" for panel in panels):
+    if len(labels) <= MAX_BARS and not all(panel.unit == "head" for panel in panels):
         top = _draw_bars(figure, labels, episode.coefficients)
     else:
         top = _draw_maps(figure, panels)
@@ -85,7 +85,7 @@ def lay_out(labels: Sequence[str], coefficients: NDArray[np.float64]) -> list[Pa
     places = [_place(label) for label in labels]
     titles = [*dict.fromkeys(place.panel for place in places if place)]
     known = [place for place in places if place]
-    if len(set(known)) < len(labels) or len(titles) > MOST_PANELS:
+    if len(set(known)) < len(labels) or len(titles) > MAX_PANELS:
         return [_in_reading_order(coefficients)]
     panels = []
     for title in titles:
@@ -123,7 +123,7 @@ def _in_reading_order(coefficients: NDArray[np.float64]) -> Panel:
 
 
 def _draw_bars(figure: Figure, labels: Sequence[str], coefficients: NDArray[np.float64]) -> float:
-    """Draw one bar for each coefficient, with its name; return the top of the score's plot."""
+    """Draw a bar for each coefficient, with its name; return the top of the score's plot."""
     height = 0.035 * len(labels) + 0.02
     axes = figure.add_axes((0.44, CEILING - height, 0.53, height))
     places = range(len(labels))
@@ -142,7 +142,7 @@ def _draw_maps(figure: Figure, panels: Sequence[Panel]) -> float:
     """Draw heat maps side by side; return the top of the score's plot."""
     n_rows = max(len(panel.rows) for panel in panels)
     longest = max(len(name) for panel in panels for name in panel.columns)
-    slanted = longest * sum(len(panel.columns) for panel in panels) > MOST_LETTERS and longest > 4
+    slanted = longest * sum(len(panel.columns) for panel in panels) > MAX_LETTERS and longest > 4
     most = 0.28 if slanted else 0.38
     height = min(most, max(0.12, 0.075 * n_rows))
     floor = CEILING - 0.04 - height
@@ -156,7 +156,7 @@ def _draw_maps(figure: Figure, panels: Sequence[Panel]) -> float:
         )
         axes.set_facecolor("#dddddd")  # of cells without a coefficient
         _label_map(axes, panel, first=index == 0, slanted=slanted)
-        if n_rows <= MOST_VALUES[0] and len(panel.columns) * len(panels) <= MOST_VALUES[1]:
+        if n_rows <= MAX_VALUES[0] and len(panel.columns) * len(panels) <= MAX_VALUES[1]:
             _write_values(axes, panel.values)
     assert image is not None
     bar = figure.colorbar(image, cax=figure.add_axes((0.925, floor, 0.015, height)))
@@ -167,12 +167,12 @@ def _draw_maps(figure: Figure, panels: Sequence[Panel]) -> float:
 
 def _label_map(axes: Axes, panel: Panel, *, first: bool, slanted: bool) -> None:
     axes.set_title(panel.title, fontsize=NORMAL, color=INK, pad=4, parse_math=False)
-    shown = range(0, len(panel.columns), math.ceil(len(panel.columns) / MOST_TICKS))
+    shown = range(0, len(panel.columns), math.ceil(len(panel.columns) / MAX_TICKS))
     axes.set_xticks(shown, [panel.columns[i] for i in shown])
     if slanted:
         for name in axes.get_xticklabels():
             name.set(rotation=30, ha="right")
-    shown = range(0, len(panel.rows), math.ceil(len(panel.rows) / MOST_TICKS))
+    shown = range(0, len(panel.rows), math.ceil(len(panel.rows) / MAX_TICKS))
     axes.set_yticks(shown, [panel.rows[i] for i in shown] if first else [])
     if panel.unit:
         axes.set_xlabel(panel.unit, fontsize=SMALL, color=INK, labelpad=1)
@@ -209,7 +209,7 @@ def _draw_scores(axes: Axes, episode: Episode) -> None:
         axes.set_title(note, fontsize=NORMAL, color=DEAD, pad=4, loc="right", parse_math=False)
         title = f"score: {scores[0]:.3f} before"
     axes.set_title(title, fontsize=NORMAL, color=INK, pad=4, loc="left")
-    ticks = range(0, episode_length + 1, math.ceil((episode_length + 1) / MOST_TICKS))
+    ticks = range(0, episode_length + 1, math.ceil((episode_length + 1) / MAX_TICKS))
     axes.set_xticks(ticks, ["baseline" if tick == 0 else str(tick) for tick in ticks])
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -1,9 +1,9 @@
-"""Scores of what a model wrote: named terms and their weighted sum.
+"""Scores of texts that a model wrote: named terms and their weighted sum.
 
 Nats are per character, whatever the tokens. A loss on real text is divided by the characters of
-that text. A statistic of the model's own text is divided by the characters that as many tokens of
-the training text stand for, a constant of the reference: an operation chooses the tokens it writes,
-and dividing by their characters would pay it for long ones. With one token per character both are
+that text. A statistic of the model's own text is divided by the number of characters that the same
+number of tokens has in the training text, a constant of the reference: dividing by the characters
+written would reward an operation for choosing long tokens. With one token per character both are
 the mean over tokens.
 """
 

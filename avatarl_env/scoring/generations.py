@@ -1,4 +1,4 @@
-"""What a model wrote, in the form that is scored.
+"""Texts that a model wrote, in the form that is scored.
 
 Shapes: N operations of M prompts each, B = N * M, P prompt tokens, T tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ class Generations:
     """What a model wrote after B prompts, and its loss on those prompts."""
 
     tokens: NDArray[np.int64]
-    """(B, P + new) prompts and what follows them."""
+    """(B, P + new) prompts and new tokens."""
     n_prompt: int
     """P."""
     distributions: Array | None
@@ -30,9 +30,9 @@ class Generations:
     prompt_loss: Array
     """(B,) teacher-forced loss on the prompt's tokens from the second on, nats per character."""
     log_probs: Array | None = None
-    """(B, new) log-probability of each new token, nats, where distributions are not kept."""
+    """(B, new) log-probability of each new token, nats, if distributions are not kept."""
     entropies: Array | None = None
-    """(B, new) entropies of the distributions, nats, where distributions are not kept."""
+    """(B, new) entropies of the distributions, nats, if distributions are not kept."""
 
     @property
     def new_tokens(self) -> NDArray[np.int64]:
@@ -40,13 +40,13 @@ class Generations:
         return self.tokens[:, self.n_prompt :]
 
     @property
-    def has_no_nan(self) -> bool:
-        """Whether no probability and no loss is NaN (an infinite loss is allowed)."""
+    def has_nan(self) -> bool:
+        """Whether a probability or a loss is NaN (an infinite loss is not)."""
         kept = (self.distributions, self.log_probs, self.entropies, self.prompt_loss)
-        return not any(np.isnan(array).any() for array in kept if array is not None)
+        return any(np.isnan(array).any() for array in kept if array is not None)
 
     def split(self, n: int) -> list[Generations]:
-        """Return the generations of n operations with as many rows each; they share memory."""
+        """Return the generations of n operations with equal numbers of rows; they share memory."""
         columns = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -60,10 +60,10 @@ def as_generations(
     """Convert a sampler's output and the losses on its prompts to `Generations`.
 
     Args:
-        tokenizer: decodes prompts, whose characters are counted.
+        tokenizer: decodes the prompts, whose characters are counted.
         generation: of B rows, with distributions or else with entropies.
         prompt_losses: (B, P - 1) teacher-forced loss of the prompts' tokens from the second on.
-        n: N, operations that the rows belong to, with as many rows each.
+        n: N, operations that the rows belong to, with equal numbers of rows.
     """
     tokens = generation.tokens.cpu().numpy()
     n_prompt = prompt_losses.size(1) + 1
@@ -85,12 +85,12 @@ def pooled_characters(tokenizer: Tokenizer, tokens: NDArray[np.int64], n: int) -
     Averaging gives a row that decodes to few characters no more weight than another.
 
     Args:
-        tokenizer: decodes.
-        tokens: (B, T), the first M rows of the first operation, and so on.
+        tokenizer: decodes the tokens.
+        tokens: (B, T), M rows of the first operation, then M of the second, ...
         n: N, operations.
 
     Returns:
-        (B,), at least 1 / M, so that there is something to divide by.
+        (B,), at least 1 / M, so that a division by it is finite.
     """
     characters = count_characters(tokenizer, tokens).reshape(n, -1)  # (N, M)
     n_rows = characters.shape[1]

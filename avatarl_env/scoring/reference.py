@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 Splits = dict[str, NDArray[np.int64]]
 
 LARGEST_VOCABULARY = 2**21
-"""Most tokens of a vocabulary whose texts are scored."""
+"""Largest vocabulary whose texts can be scored."""
 
 
 class TextReference:
@@ -59,7 +59,7 @@ class TextReference:
     def per_character(self, nats: NDArray[np.floating]) -> Array:
         """Return the nats (B, N) of a model's own tokens per character, (B,).
 
-        The characters are those of N tokens of the training text, whatever was written.
+        The number of characters is that of N tokens of the training text.
         """
         n_characters = nats.shape[-1] * self.characters_per_token
         return np.asarray(nats.sum(-1, dtype=np.float64) / n_characters)
@@ -68,7 +68,7 @@ class TextReference:
         """Return 1000 times the unbiased squared L2 distance of trigram frequencies.
 
         `sum_g n_g (n_g - 1) / (n (n - 1)) - 2 sum_g (n_g / n) q_g + sum_g q_g^2`, a U-statistic:
-        0 on average for text like the reference whatever its length, about 100 for a loop of ten
+        0 on average for text like the reference, of any length; about 100 for a loop of ten
         trigrams.
 
         Args:
@@ -111,7 +111,7 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Splits, TextRef
     """
     if not isinstance(corpus, Corpus):
         raise ValueError(  # noqa: TRY004 - as for every bad argument
-            f"corpus must be one of load_corpus(), got {shown(corpus)}"
+            f"corpus must be one that load_corpus() returns, got {shown(corpus)}"
         )
     if type(tokenizer) is CharTokenizer:
         return _encode_once(corpus, tokenizer.characters)

@@ -54,14 +54,13 @@ def measure_many(
 ) -> list[tuple[Generations, dict[str, float]]]:
     """Return each of n operations' generations and terms.
 
-    Terms are finite whatever the model did, and equal those of each operation measured alone to the
-    last bit.
+    Terms are always finite, and equal those of each operation measured alone to the last bit.
 
     Args:
-        generations: as many texts of each operation, one operation after the other.
-        reference: what they are compared with.
-        n: operations.
-        terms: what to measure, by name; default `TERMS`.
+        generations: equal numbers of texts of each operation, one operation after the other.
+        reference: compared with the texts.
+        n: number of operations.
+        terms: terms to measure, by name; default `TERMS`.
 
     Raises:
         ValueError: if a term's measure returns values of the wrong shape.
@@ -84,7 +83,7 @@ def measure_many(
 
 
 def _values(name: str, term: Term, generations: Generations, reference: TextReference) -> Array:
-    """Return what a term measures, checked: (B,), or also (1,) if it is not by row."""
+    """Return a term's values, checked: (B,), or (1,) if it is not by row."""
     n_rows = len(generations.tokens)
     shapes = [(n_rows,)] if term.by_row else [(n_rows,), (1,)]
     rule = f"score term {name!r} must return numbers of shape {' or '.join(map(str, shapes))}"

@@ -1,4 +1,4 @@
-"""Score terms: named statistics of what a model wrote. Add one as a row of `TERMS`.
+"""Score terms: named statistics of generated texts. Add one as a row of `TERMS`.
 
 Shapes: B prompts, V vocabulary.
 """
@@ -22,11 +22,11 @@ def kl_ref(generations: Generations, reference: TextReference) -> Array:
     position, not only the token drawn. At most 0, and 0 only at `p = q`: loops and gibberish lower
     it. Sharpening lowers it for a model as sharp as the reference, but raises it for a flatter one.
 
-    `kl_ref` pays for damage where the model is better than its reference: it is highest for a model
-    that equals the n-gram, so an operation that makes a better model worse raises it. Guard it with
-    the held-out loss then: `score={"kl_ref": 1, "heldout_loss": 20}`.
+    `kl_ref` rewards damage to a model that is better than its reference: it is highest for a model
+    that equals the n-gram, so making a better model worse raises it. Guard it with the held-out
+    loss then: `score={"kl_ref": 1, "heldout_loss": 20}`.
 
-    Where distributions are not kept, it is `log q - log p` of the tokens drawn: the same on
+    If distributions are not kept, it is `log q - log p` of the tokens drawn: the same on
     average, and above 0 by chance.
     """
     if generations.distributions is None:
@@ -83,7 +83,7 @@ class Term(NamedTuple):
     measure: Callable[[Generations, TextReference], ArrayLike]
     """One value per prompt (B,) or one for the whole batch (1,); the term is the mean."""
     sign: float
-    """+1 if more is better, -1 if less is: a positive weight always rewards the better."""
+    """+1 if more is better, -1 if less is; a positive weight always rewards improvement."""
     by_row: bool = False
     """Whether a row's value depends on that row alone. The measure then gets the texts of many
     operations at once, which is faster, and must return one value per row."""

@@ -1,8 +1,8 @@
-"""Weight surgery on any torch model: edit attention weights in place, get them back bit for bit.
+"""Weight surgery on any torch model: edit attention weights in place, restore them bit for bit.
 
-The theater works on any torch module, targets and operators on causal language models, ours and
-those of transformers; the overlay performs many operations in one forward. Nothing here knows of
-text, rewards or Gymnasium.
+The theater works on any torch module; targets and operators work on causal language models, ours
+and those of transformers; the overlay performs many operations in one forward. Nothing here depends
+on text, rewards or Gymnasium.
 """
 
 from avatarl_env.surgery.layouts import LAYOUTS, Layout

@@ -1,4 +1,4 @@
-"""Hold signals back while chosen functions run, from their first instruction to their last.
+"""Defer signals while chosen functions run, from their first instruction to their last.
 
 Python runs a signal handler between any two instructions of the main thread, and whatever the
 handler raises (KeyboardInterrupt, a timeout) is raised there. A function that swaps handlers itself
@@ -41,14 +41,14 @@ class InterruptGuard:
         self._n_installed = 0
 
     def guard(self, function: F) -> F:
-        """Decorate a function in which signals must wait."""
+        """Decorate a function in which signals are deferred."""
         self._guarded.add(function.__code__)
         return function
 
     def install(self) -> bool:
-        """Take the signals over and return whether `remove` has to be called later.
+        """Take over the signals and return whether `remove` has to be called later.
 
-        Only the main thread runs handlers; on another one this does nothing.
+        Only the main thread runs handlers; on other threads this does nothing.
         """
         if not _on_main_thread():
             return False
@@ -65,9 +65,10 @@ class InterruptGuard:
         return True
 
     def remove(self) -> None:
-        """Restore the handlers after as many calls as there were of `install`.
+        """Restore the handlers, once it was called as often as `install`.
 
-        Python refuses that off the main thread. There the relays stay, and pass every signal on.
+        On other threads than the main one Python does not allow that: the relays stay there and
+        pass every signal on.
         """
         self._n_installed -= 1
         if self._n_installed == 0:
@@ -78,7 +79,7 @@ class InterruptGuard:
                         set_handler(number, relay.replaced)
 
     def deliver(self) -> None:
-        """Call the handlers of the signals that waited, all of them even if one raises."""
+        """Call the handlers of the deferred signals, all of them even if one raises."""
         while self._pending and _on_main_thread():
             number, handler, frame = self._pending.pop(0)
             try:

@@ -1,4 +1,4 @@
-"""Where each architecture keeps its attention projections: one row of `LAYOUTS` each."""
+"""Where architectures keep their attention projections: one row of `LAYOUTS` for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avatarl_env.surgery.projections import AttentionTarget, Projection, is_tran
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Attributes of a class of attention modules that hold its projections, dots allowed.
+    """Where a class of attention modules keeps its projections: attribute names, dots allowed.
 
     Raises:
         ValueError: if only one of key and value has a name, or both the same, or an interleaved
@@ -19,26 +19,26 @@ class Layout:
     """
 
     query: str
-    """Makes the queries, and keys and values too unless those have names of their own (fused)."""
+    """The module that makes the queries, and keys and values too if these have no names (fused)."""
     output: str
-    """Mixes what the heads read."""
+    """The module that mixes the heads' outputs."""
     key: str | None = None
     value: str | None = None
     n_heads: str | int
-    """Query heads: an attribute's name, or the number."""
+    """Query heads: the name of an attribute, or the number."""
     n_kv_heads: str | int | None = None
     """Key and value heads; default as many as query heads."""
     interleaved: bool = False
-    """Of a fused projection: q, k, v of head 0, then of head 1, ...; else all q, all k, all v."""
+    """Whether a fused projection has q, k, v head by head, rather than all q, all k, all v."""
     query_norm: str | None = None
-    """A normalisation of the queries after their projection; there is none if it is None."""
+    """A normalisation of the queries after their projection; None if there is none."""
     unless: str | None = None
     """An attribute that is true where a module of the class is not self-attention."""
 
     def __post_init__(self) -> None:
         if (self.key is None) != (self.value is None):
             raise ValueError(
-                "layout must name both key and value, or neither where the query's module makes "
+                "layout must name both key and value, or neither if the query's module makes "
                 f"them, got key={self.key!r} and value={self.value!r}"
             )
         if self.key is not None and self.key == self.value:
@@ -48,10 +48,6 @@ class Layout:
                 "layout can be interleaved only if one module makes as many keys as queries, "
                 f"got key={self.key!r} and n_kv_heads={self.n_kv_heads!r}"
             )
-
-    def describes(self, name: str, module: nn.Module) -> bool:
-        """Return whether `module`, which is of the class, is self-attention."""
-        return self.unless is None or not _attribute(module, name, self.unless)
 
     def target(self, name: str, layer: int, module: nn.Module) -> AttentionTarget:
         """Describe `module` as an attention layer.
@@ -63,7 +59,7 @@ class Layout:
         if self.n_kv_heads is not None:
             n_kv = _count(module, name, self.n_kv_heads)
         query, output = (_linear(module, name, path) for path in (self.query, self.output))
-        # Channels of every module, in heads; their number in the query's gives the head dim.
+        # Heads in the channels of every module; the query's give the head dim.
         heads = {self.query: n_heads}
         if self.key is None or self.value is None:
             key = value = query
@@ -137,14 +133,16 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_of(name: str, module: nn.Module) -> Layout | None:
-    """Return the layout of the module's class or its nearest base class, if it is self-attention.
+    """Return the layout of the module's class or nearest base class; None if not self-attention.
 
     Raises:
         ValueError: if the layout names an attribute that the module does not have.
     """
     known = (LAYOUTS[k.__name__] for k in type(module).__mro__ if k.__name__ in LAYOUTS)
     layout = next(known, None)
-    return layout if layout is not None and layout.describes(name, module) else None
+    if layout is None or (layout.unless and _attribute(module, name, layout.unless)):
+        return None
+    return layout
 
 
 def _attribute(module: nn.Module, name: str, path: str) -> object:

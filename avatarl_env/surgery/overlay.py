@@ -1,8 +1,8 @@
-"""Many operations in one forward: the operators' edits, applied to the rows of a batch instead.
+"""Many operations in one forward: the edits act on the rows of a batch instead of the weights.
 
 With N operations on a batch of N * M rows, rows `i * M ... (i + 1) * M - 1` pass through the
-model as operation i would have left it. No parameter is touched or copied: the edits act on what
-the edited modules read and make (the idea of batched low-rank perturbations, EGGROLL, arXiv
+model that operation i would have made. No parameter is touched or copied: the edits act on the
+inputs and outputs of the edited modules (the idea of batched low-rank perturbations, EGGROLL, arXiv
 2511.16652, and of batched adapters, S-LoRA, arXiv 2311.03285).
 
 Shapes: N operations, M rows each, R = M * tokens, H heads, D head dim, F the width on a
@@ -24,14 +24,14 @@ from avatarl_env.surgery.projections import Projection
 
 
 class RowEdit(NamedTuple):
-    """What an operation does to one module's rows; both functions see rows grouped by operation."""
+    """What an operation does to one module's rows; both functions get rows grouped by operation."""
 
     module: nn.Module
     """Batch first: its input is (N * M, ..., channels)."""
     before: Callable[[Tensor], Tensor] | None = None
-    """Maps the module's input (N, R, in) to the input that it gets instead."""
+    """Maps the module's input (N, R, in) to the one that replaces it."""
     after: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Maps its input and output, (N, R, in) and (N, R, out), to the output given instead."""
+    """Maps its input (N, R, in) and output (N, R, out) to the output that replaces it."""
 
 
 @runtime_checkable
@@ -39,11 +39,11 @@ class Overlayable(Protocol):
     """An operator that can act on rows."""
 
     def row_edits(self, coefficients: ArrayLike) -> Iterable[RowEdit]:
-        """Return the edits that `coefficients` (N, A) stand for, for the weights as they are."""
+        """Return the edits of the current weights that `coefficients` (N, A) stand for."""
 
 
 def scale_heads(projection: Projection, gains: Tensor) -> RowEdit:
-    """Multiply each head's channels, of the side that the heads are on, by `gains` (N, H)."""
+    """Multiply the channels of each head by its gain, `gains` (N, H)."""
     factor = gains.to(projection.weight)[:, None, :, None]  # (N, 1, H, 1)
 
     def scale(rows: Tensor) -> Tensor:
@@ -51,14 +51,14 @@ def scale_heads(projection: Projection, gains: Tensor) -> RowEdit:
         return rows
 
     if projection.reads_heads:
-        return RowEdit(projection.module, before=lambda read: scale(read.clone()))
-    return RowEdit(projection.module, after=lambda read, made: scale(made))
+        return RowEdit(projection.module, before=lambda x: scale(x.clone()))
+    return RowEdit(projection.module, after=lambda x, y: scale(y))
 
 
-def scale_made(module: nn.Module, gains: Tensor) -> RowEdit:
+def scale_output(module: nn.Module, gains: Tensor) -> RowEdit:
     """Multiply the module's whole output by `gains` (N,)."""
     factor = gains.to(module.weight)[:, None, None]  # type: ignore[arg-type]
-    return RowEdit(module, after=lambda read, made: made.mul_(factor))
+    return RowEdit(module, after=lambda x, y: y.mul_(factor))
 
 
 def add_low_rank(projection: Projection, left: Tensor, middle: Tensor, right: Tensor) -> RowEdit:
@@ -72,14 +72,14 @@ def add_low_rank(projection: Projection, left: Tensor, middle: Tensor, right: Te
     """
     left, middle, right = (x.to(projection.weight) for x in (left, middle[:, None], right))
 
-    def after(read: Tensor, made: Tensor) -> Tensor:
+    def after(x: Tensor, y: Tensor) -> Tensor:
         if projection.reads_heads:
-            heads = projection.heads(read).flatten(-2)  # (N, R, H * D)
-            return made.add_((heads @ right.mT * middle) @ left.mT)
-        change = (read @ left * middle) @ right  # (N, R, H * D)
-        heads = projection.heads(made)
+            heads = projection.heads(x).flatten(-2)  # (N, R, H * D)
+            return y.add_((heads @ right.mT * middle) @ left.mT)
+        change = (x @ left * middle) @ right  # (N, R, H * D)
+        heads = projection.heads(y)
         heads.add_(change.view_as(heads))
-        return made
+        return y
 
     return RowEdit(projection.module, after=after)
 
@@ -93,15 +93,15 @@ class Overlay:
             logits = model(tokens)  # (N * M, T): M rows for each operation
         # no weight has changed at any time
 
-    Cached generation works as it is, ours and that of transformers. Operations are relative to the
-    weights at entry, so inside a theater to the operated ones. Overlays of one model nest: each is
-    made from the weights, which the others do not change. Modules that torch.compile compiled
-    before do not notice an overlay; that is an error on exit. A backward that computes activations
-    anew (checkpointing) belongs inside.
+    Cached generation works inside, ours and that of transformers. Operations are relative to the
+    weights at entry; inside a theater, to the operated ones. Overlays of one model nest: each is
+    made from the weights, which the others do not change. Modules that torch.compile has compiled
+    before ignore an overlay, which is an error on exit. A backward that recomputes activations
+    (checkpointing) belongs inside.
     """
 
     def __init__(self, operator: Overlayable, coefficients: ArrayLike) -> None:
-        """Choose the operations; nothing is computed and no hook set before entry.
+        """Choose the operations; nothing is computed and no hook is set before entry.
 
         Args:
             operator: one that has `row_edits`; all of ours have.
@@ -153,8 +153,8 @@ class Overlay:
         """Remove the hooks.
 
         Raises:
-            RuntimeError: if the body ended well but an edited module was never called, so that the
-                body did not compute the operations.
+            RuntimeError: if the body raised nothing but an edited module was never called, so that
+                the body did not perform the operations.
         """
         self._close()
         edits, self._edits = self._edits, ()
@@ -168,33 +168,33 @@ class Overlay:
             )
 
     def _close(self) -> None:
-        # From here on hooks do nothing, wherever they are: a deepcopy of the model keeps them.
+        # Hooks do nothing without handles: a deepcopy of the model in the body keeps its hooks.
         self._is_open = False
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
 
     def _set_hooks(self, index: int, edit: RowEdit) -> None:
-        """Set the hooks of one edit, which only act while the overlay has handles."""
+        """Set the hooks of one edit, which act only while the overlay has handles."""
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if edit.before is None or not self._handles:
                 return None
             self._fired.add(index)
-            read = _input(args, kwargs)
-            edited = edit.before(self._grouped(read)).reshape(read.shape)
+            x = _input(args, kwargs)
+            edited = edit.before(self._grouped(x)).reshape(x.shape)
             if args:
                 return (edited, *args[1:]), kwargs
             return args, {**kwargs, next(iter(kwargs)): edited}
 
         def after(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
         ) -> Tensor | None:
             if edit.after is None or not self._handles:
                 return None
             self._fired.add(index)
-            read = self._grouped(_input(args, kwargs))
-            return edit.after(read, self._grouped(made)).reshape(made.shape)
+            x = self._grouped(_input(args, kwargs))
+            return edit.after(x, self._grouped(y)).reshape(y.shape)
 
         module = edit.module
         if edit.before is not None:
@@ -206,7 +206,7 @@ class Overlay:
         """View (N * M, ..., channels) as (N, R, channels)."""
         if rows.size(0) % self._n:
             raise ValueError(
-                f"the batch must hold as many rows for each of {self._n} operations, "
+                f"the batch must have the same number of rows for each of {self._n} operations, "
                 f"got {rows.size(0)} rows"
             )
         return rows.reshape(self._n, rows.shape[:-1].numel() // self._n, rows.size(-1))
@@ -214,5 +214,5 @@ class Overlay:
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return a module's first argument, passed by position or by keyword."""
-    read: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return read
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x

@@ -1,4 +1,4 @@
-"""The parameters to operate on: where a model holds them, and which ones are refused."""
+"""The parameters to operate on: where a model keeps them, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Site(NamedTuple):
-    """A name under which a module holds a target."""
+    """A place of a target: a module and a name in it."""
 
     module: nn.Module
     name: str
@@ -33,23 +33,23 @@ class Site(NamedTuple):
     order: tuple[str, ...]
     """Names of the module's parameters in the order of state_dict() and of optimizers."""
     keys: tuple[str, ...]
-    """Keys of a ParameterDict, which it keeps beside its parameters."""
+    """Keys of a ParameterDict, which it stores separately."""
 
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Site:
-        """Describe a place and what is there."""
+        """Describe a place and the parameter there."""
         parameter = module._parameters[name]
         assert parameter is not None
         keys = tuple(module.keys()) if isinstance(module, nn.ParameterDict) else ()
         return cls(module, name, parameter, tuple(module._parameters), keys)
 
     def holds(self) -> bool:
-        """Return whether the module still finds the target under the name."""
+        """Return whether the target is still in its place."""
         module, name = self.module, self.name
         return module._parameters.get(name) is self.parameter and name not in module.__dict__
 
     def put_back(self) -> None:
-        """Give the module its target again, in its old place."""
+        """Put the target back in its place, and in its old order."""
         module, name = self.module, self.name
         if not self.holds():
             for others in (module.__dict__, module._buffers, module._modules):
@@ -69,12 +69,12 @@ class Choice(NamedTuple):
     names: dict[nn.Parameter, str]
     """The targets, each once, and their names in the model (a tied one's first name)."""
     sites: list[Site]
-    """All places that hold a target, including those of tied weights."""
+    """All places of the targets; tied weights have several."""
     reach: frozenset[nn.Parameter | nn.Module | int]
     """Parameters and modules of the model, and addresses of the parameters' storage. Two choices
-    are of one model if they have any of these in common."""
+    that have any of these in common are of the same model."""
     aliases: list[Tensor]
-    """Parameters and buffers that are not targets but lie in the same storage as one."""
+    """Parameters and buffers that are not targets but share storage with one."""
 
     def require_places(self, action: str) -> None:
         """Raise a RuntimeError unless every target is in its places."""
@@ -83,7 +83,7 @@ class Choice(NamedTuple):
                 raise RuntimeError(f"{action} needs every target in its place, {site.name} is not")
 
     def present(self) -> Choice:
-        """Return this choice with the places as they are now, and the parameters there added."""
+        """Return this choice with the current places, and the parameters there added."""
         sites = [Site.of(site.module, site.name) for site in self.sites]
         names = dict(self.names)
         for old, new in zip(self.sites, sites, strict=True):
@@ -112,8 +112,8 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
     names = _collect(model, targets, by_name)
     sites = [Site.of(module, name) for _, module, name, p in held if p in names]
     buffers = [b for module in modules for b in module._buffers.values() if b is not None]
-    # Autograd counts the changes of each tensor, not those of its memory. Everything that lies in
-    # a target's storage has to be told of edits.
+    # Autograd counts changes by tensor, not by memory: after an edit, all tensors that share a
+    # target's storage must be marked as changed.
     storages = {x: storage_address(x) for x in (*by_name.values(), *buffers)}
     operated = {storages[p] for p in names} - {0}
     aliases = [x for x, address in storages.items() if address in operated and x not in names]
@@ -125,7 +125,7 @@ def choose(model: nn.Module, targets: TargetsLike) -> Choice:
 def check_weight(module: nn.Module) -> None:
     """Raise a ValueError unless the module's weight can be multiplied by a gain.
 
-    Integers and 8-bit numbers, as of quantised layers, cannot: 1.6 would be rounded to 1 or 2.
+    The integers and 8-bit numbers of quantised layers cannot: 1.6 would be rounded to 1 or 2.
     """
     got = getattr(getattr(module, "weight", None), "dtype", None)
     if got not in _FLOATS:
@@ -137,7 +137,7 @@ def check_weight(module: nn.Module) -> None:
 
 
 def check_unfrozen() -> None:
-    """Raise a RuntimeError while inductor copies weights into the graphs that it compiles."""
+    """Raise a RuntimeError if inductor is set to copy weights into the graphs that it compiles."""
     config = sys.modules.get("torch._inductor.config")
     if config is not None and config.freezing:
         raise RuntimeError(
@@ -163,14 +163,14 @@ def check_value(name: str, parameter: Tensor, value: Any) -> None:
             f"value must fit {name}, which is {tuple(parameter.shape)} {parameter.dtype}, "
             f"got {tuple(value.shape)} {value.dtype}"
         )
-    check_memory(name, parameter)
+    check_storage(name, parameter)
 
 
-def check_memory(name: str, tensor: Tensor) -> None:
+def check_storage(name: str, tensor: Tensor) -> None:
     """Raise a RuntimeError unless the storage of `tensor` reaches to its last element.
 
-    Storage can be freed or shrunk (`untyped_storage().resize_`) while tensors refer to it. To read
-    or write such a tensor is to access memory of something else.
+    Storage can be freed or shrunk (`untyped_storage().resize_`) while tensors refer to it. Reading
+    or writing such a tensor accesses memory of something else.
     """
     if tensor.numel():
         steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -194,7 +194,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _walk(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
-    """Collect `module` and all below it with their names, faster than named_modules()."""
+    """Collect `module` and its descendants with their names, faster than named_modules()."""
     found[module] = prefix
     for name, child in module._modules.items():
         if child is not None and child not in found:
@@ -244,7 +244,7 @@ def _collect(
 
 
 def _named(model: nn.Module, name: str, by_name: dict[str, nn.Parameter]) -> nn.Parameter:
-    """Return the parameter of this name, which may lead through a module's second name."""
+    """Return the parameter of a name; its module may have several."""
     if name not in by_name:
         by_name = dict(model.named_parameters(remove_duplicate=False))
     if name not in by_name:
@@ -254,7 +254,7 @@ def _named(model: nn.Module, name: str, by_name: dict[str, nn.Parameter]) -> nn.
 
 
 def _sort(entries: dict[str, Any], order: tuple[str, ...]) -> None:
-    """Bring a dict's entries into this order, those that it does not name last."""
+    """Sort a dict's entries into this order, others last."""
     if tuple(entries) != order:
         rank = {name: i for i, name in enumerate(order)}
         for name in sorted(entries, key=lambda name: rank.get(name, len(rank))):

@@ -1,4 +1,4 @@
-"""The projections of an attention layer, and the head that each of their channels belongs to.
+"""The projections of an attention layer, and which head each of their channels belongs to.
 
 Shapes: H heads, D head dim, F the width on a projection's other side.
 """
@@ -15,10 +15,10 @@ from avatarl_env.surgery.parameters import check_weight
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The heads' share of a linear module: its queries, keys or values, or what reads the heads.
+    """The part of a linear module for queries, keys or values, or the output projection.
 
-    Channel d of head h is channel `start + h * stride + d` of what the module makes, or of what
-    it reads if `reads_heads`. That covers fused and interleaved projections.
+    Channel d of head h is channel `start + h * stride + d` of the module's output, or of its input
+    if `reads_heads`. This covers fused and interleaved projections.
 
     Raises:
         ValueError: if the weight is not of floating-point numbers of 16 bits or more.
@@ -27,15 +27,15 @@ class Projection:
     module: nn.Module
     """An `nn.Linear`, or a transformers `Conv1D`, which keeps its weight transposed."""
     n_heads: int
-    """H; of keys and values there may be fewer than of queries."""
+    """H; keys and values may have fewer heads than queries."""
     head_dim: int
     """D."""
     start: int = 0
     """First channel of head 0."""
     stride: int = 0
-    """Channels from one head to the next; 0 for D: head after head."""
+    """Channels from one head to the next; 0 for D, heads without gaps."""
     reads_heads: bool = False
-    """Whether the heads are what the module reads (the output projection)."""
+    """Whether the module's input is the heads, as of the output projection."""
 
     def __post_init__(self) -> None:
         check_weight(self.module)
@@ -47,7 +47,7 @@ class Projection:
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The module's bias; custom linear modules may not know of any."""
+        """The module's bias; None if it has none or no such attribute."""
         return self.module._parameters.get("bias")
 
     def heads(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class AttentionTarget:
     value: Projection
     output: Projection
     normalises_queries: bool = False
-    """Whether queries are normalised after their projection, which undoes any gain there."""
+    """Whether queries are normalised after their projection, which cancels any gain there."""
 
     @property
     def n_heads(self) -> int:
@@ -94,5 +94,5 @@ class AttentionTarget:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the weight is (in, out): transformers' Conv1D, which must not be imported for it."""
+    """Return whether the weight is (in, out), as of transformers' Conv1D (not imported here)."""
     return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)

@@ -1,4 +1,4 @@
-"""A copy of the targets' weights, and how they are put back."""
+"""Copies of the targets' weights, and how they are put back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn.utils import parametrize
 
-from avatarl_env.surgery.parameters import Choice, Site, check_memory
+from avatarl_env.surgery.parameters import Choice, Site, check_storage
 
 
 class Row(NamedTuple):
@@ -21,31 +21,31 @@ class Row(NamedTuple):
     home: Tensor
     """The target's own memory."""
     saved: Tensor
-    """A copy of it; of an expanded weight, each byte once."""
+    """A copy of that memory; each byte once if the weight is expanded."""
     n_bytes: int
-    """Size of the storage that the memory is a part of."""
+    """Size of the whole storage."""
 
     def put_back(self) -> None:
-        """Give the target its own memory and its saved bytes."""
+        """Give the target its own memory and the saved bytes."""
         home, parameter, storage = self.home, self.parameter, self.home.untyped_storage()
         if storage.nbytes() < self.n_bytes:  # freed or shrunk by the body
             storage.resize_(self.n_bytes)
         _dense(home).copy_(self.saved)
         moved = (parameter.dtype, parameter.device) != (home.dtype, home.device)
         parameter.data = home
-        if parameter.grad_fn is not None:  # edited in place by what has a gradient
+        if parameter.grad_fn is not None:  # edited in place by a tensor with a gradient
             parameter.detach_()
-        if moved and parameter.grad is not None:  # module.to() moved it along
+        if moved and parameter.grad is not None:  # module.to() also moved the gradient
             parameter.grad.data = parameter.grad.data.to(home.device, home.dtype)
 
 
 class Snapshot(NamedTuple):
-    """The saved bytes of all targets, and the places that they belong in."""
+    """The saved bytes of all targets, and the places of the targets."""
 
     rows: dict[Tensor, Row]
     sites: Sequence[Site]
     aliases: Sequence[Tensor]
-    """Tensors of the model that are not targets, but share memory with one."""
+    """Tensors of the model that are not targets but share storage with one."""
 
     @property
     def n_bytes(self) -> int:
@@ -53,20 +53,20 @@ class Snapshot(NamedTuple):
         return sum(row.saved.numel() * row.saved.element_size() for row in self.rows.values())
 
     def put_back(self) -> list[BaseException]:
-        """Restore every target and every place; return the exceptions raised meanwhile."""
+        """Restore every target and every place; return the exceptions that were raised."""
         failures: list[BaseException] = []
         parts: list[Row | Site] = [*reversed(self.rows.values()), *self.sites]
         for part in parts:
             try:
                 part.put_back()
-            except BaseException as failure:  # the others come first
+            except BaseException as failure:  # restore the others first
                 failure.add_note(f"while restoring {part.name}")
                 failures.append(failure)
-        self.announce()
+        self.mark_changed()
         return failures
 
-    def announce(self) -> None:
-        """Tell autograd and torch's caches that the targets have changed.
+    def mark_changed(self) -> None:
+        """Mark the targets as changed for autograd, and empty torch's caches.
 
         Without this, the backward of a graph that read the old values would be silently wrong.
         """
@@ -74,7 +74,7 @@ class Snapshot(NamedTuple):
         forget_cached_weights()
 
     def retaken(self) -> Snapshot:
-        """Return a snapshot of the present weights, to be put into the same memory.
+        """Return a snapshot of the current weights, for the same memory.
 
         Raises:
             RuntimeError: if a target no longer has its shape and dtype, or its storage was freed.
@@ -82,7 +82,7 @@ class Snapshot(NamedTuple):
         rows = {}
         with torch.inference_mode(False):
             for p, row in self.rows.items():
-                check_memory(row.name, p.data)
+                check_storage(row.name, p.data)
                 value, home = _dense(p.data), row.home
                 shapes = zip(value.shape, row.saved.shape, strict=False)
                 fits = all(n in (1, m) for n, m in shapes)  # an expanded weight holds one row only
@@ -99,10 +99,10 @@ EMPTY = Snapshot({}, (), ())
 
 
 def restore(snapshots: Sequence[Snapshot]) -> tuple[list[BaseException], list[BaseException]]:
-    """Put all snapshots back, the latest first, and try again if anything was raised.
+    """Put all snapshots back, the latest first, and try once more if anything was raised.
 
     Returns:
-        What was raised at the first attempt, and at the second.
+        The exceptions of the first attempt, and those of the second.
     """
     raised = _attempt(snapshots)
     return raised, _attempt(snapshots) if raised else []
@@ -113,7 +113,7 @@ def _attempt(snapshots: Sequence[Snapshot]) -> list[BaseException]:
     try:
         for snapshot in reversed(snapshots):
             raised += snapshot.put_back()
-    except BaseException as failure:  # raised between two targets, as by a handler of the body
+    except BaseException as failure:  # between two targets, for example by a signal handler
         raised.append(failure)
     return raised
 
@@ -128,11 +128,11 @@ def take(choice: Choice) -> Snapshot:
     with torch.inference_mode(False):
         for p, name in choice.names.items():
             home = p.data
-            check_memory(name, home)
+            check_storage(name, home)
             saved = _dense(home).clone()
             rows[p] = Row(name, p, home, saved, home.untyped_storage().nbytes())
     snapshot = Snapshot(rows, choice.sites, choice.aliases)
-    snapshot.announce()
+    snapshot.mark_changed()
     return snapshot
 
 
@@ -146,7 +146,7 @@ def forget_cached_weights() -> None:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a part of `tensor` that covers each byte once (an expanded weight repeats some)."""
+    """Return the part of a tensor that covers each byte once (an expanded weight repeats some)."""
     if tensor.is_contiguous():
         return tensor
     for dim, stride in enumerate(tensor.stride()):

@@ -18,11 +18,11 @@ class Targets(Sequence[AttentionTarget]):
     """Attention layers of a model, in order, and the model they belong to."""
 
     def __init__(self, model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
-        """Combine them.
+        """Combine attention layers of `model`.
 
         Raises:
-            ValueError: if there are none, or one has a weight that another layer or another module
-                of the model also has: an operation on it would be one on both.
+            ValueError: if there are none, or one shares a weight with another layer or module of
+                the model, so that an operation would change both.
         """
         self.model = model
         self._targets = tuple(targets)
@@ -55,8 +55,8 @@ def find_targets(
 
     Raises:
         ValueError: if the model has no attention of a known kind, `layers` is of another type or
-            an entry of it matches nothing (the message lists what there is), a layout does not
-            fit its module, or a layer has weights that it shares.
+            an entry matches nothing (the message lists the layers), a layout does not fit its
+            module, or a layer shares weights.
     """
     found = [
         (name, module, layout)
@@ -109,7 +109,7 @@ def _matches(entry: object, names: list[str]) -> list[int]:
 
 
 def _check_unshared(model: nn.Module, targets: Iterable[AttentionTarget]) -> None:
-    """Refuse weights that two targets have, or a target and anything else in the model."""
+    """Refuse weights that a target shares with another target or module of the model."""
     owners: dict[object, list[tuple[str, Tensor]]] = {}  # by storage; without one, by parameter
     for name, module in model.named_modules():
         for p in module._parameters.values():

@@ -1,4 +1,4 @@
-"""The context manager in which weights may be edited: what it saved comes back bit for bit.
+"""The context manager in which weights may be edited, and which restores them bit for bit.
 
 Besides the optimizer, this is the only place of the project that writes parameters.
 """
@@ -18,13 +18,13 @@ from avatarl_env.surgery.interrupts import InterruptGuard, require_stack
 from avatarl_env.surgery.parameters import TargetsLike, check_unfrozen, check_value, choose
 from avatarl_env.surgery.snapshot import EMPTY, Row, Snapshot, forget_cached_weights, restore, take
 
-_lock = threading.RLock()  # a theater may be collected, and so left, while it is held
+_lock = threading.RLock()  # garbage collection may leave a theater while the lock is held
 _open_theaters: list[SurgicalTheater] = []  # of all threads, in order of entry
 _interrupts = InterruptGuard()
 
 
 class SurgicalTheater:
-    """Save some weights of a model, let the body edit them in place, and put them back.
+    """Save some weights of a model, let the body edit them in place, and restore them.
 
     ::
 
@@ -34,46 +34,46 @@ class SurgicalTheater:
         # restored bit for bit, whatever happened
 
     On every way out (return, exception, KeyboardInterrupt) each target gets its saved bytes back
-    in its own storage, whether the body edited it in place, through `.data`, re-assigned `.data`,
-    deleted it, freed its storage or put something else in its place. Signals with a Python handler
-    (Ctrl-C, the alarm of a timeout) wait while the theater is entered and left, and are delivered
-    right after. A handler that the body installs does not wait, nor does an exception that another
-    thread injects into this one.
+    in its own storage, even if the body edited it through `.data`, re-assigned `.data`, deleted it,
+    freed its storage or put something else in its place. Signals with a Python handler (Ctrl-C, the
+    alarm of a timeout) are deferred while the theater is entered and left, and delivered right
+    after; those of handlers that the body installs are not, nor are exceptions that another thread
+    injects into this one.
 
     * Only the targets are copied: `saved_bytes` is the size of the copies.
     * Theaters nest in one thread and one asyncio task, also on the same targets, and unwind
-      last-in first-out. A second thread or task is refused. Leaving an outer theater first (as two
-      generators may) restores and ends the inner ones. What their bodies still edit is undone when
-      they are left, which raises a RuntimeError.
-    * Autograd graphs may not span the boundary, either way: a backward that needs a target, or a
-      tensor of the model on a target's storage, as it was on the other side raises a RuntimeError
-      instead of giving a wrong gradient. Torch does not notice, so call backward on the side where
-      the loss was built: edits through `.data` between a loss and its backward in the body (use
+      last-in first-out. A second thread or task is refused. Leaving an outer theater first (two
+      generators can do that) restores and ends the inner ones. Later edits in their bodies are
+      undone when they are left, which raises a RuntimeError.
+    * Autograd graphs must not cross the boundary: call backward on the side where the loss was
+      built. A backward that needs a target's value from the other side raises a RuntimeError
+      instead of giving a wrong gradient, also for other tensors of the model on a target's storage.
+      Torch does not detect: edits through `.data` between a loss and its backward in the body (use
       `write` or `torch.no_grad()`); tensors on a target's storage that the model did not register
       when the theater was made; activation checkpointing, saved-tensor hooks (`save_on_cpu`) and
-      the functions that `torch.func.vjp` returns, which read weights past autograd.
-    * Compiled models see every edit and its end; new values need no new graph. Graphs with frozen
-      weights would not, so entry is refused while `torch._inductor.config.freezing` is on.
+      the functions that `torch.func.vjp` returns, which bypass autograd's check.
+    * Compiled models see every edit and the restored weights, and are not recompiled. Graphs with
+      frozen weights would not, so entry is refused if `torch._inductor.config.freezing` is on.
     * `state_dict()` and `deepcopy` inside see the operated weights.
-    * Autocast and `parametrize.cached()` keep what they computed from weights while their region
-      lasts. Theaters make them forget it on entry, `write` and exit; other edits do not.
+    * Autocast and `parametrize.cached()` cache what they compute from weights. Theaters empty these
+      caches on entry, `write` and exit; other edits do not.
     * `requires_grad`, `.grad`, train/eval mode, random generators and optimizer state are
       untouched; an optimizer's `step()` inside is undone for the weights only. (`model.to(dtype)`
       in the body rounds `.grad`; exit gives back its dtype, not its bits.)
-    * Not undone: a module put in another's place, a parametrization registered on a target, what
-      the body or a hook computed from operated weights and kept.
+    * Not undone: a replaced module, a parametrization registered on a target, and values that the
+      body or a hook computed from operated weights and kept.
     """
 
     def __init__(self, model: nn.Module, targets: TargetsLike) -> None:
-        """Choose what will be saved; nothing is touched before entry.
+        """Choose the targets; nothing is touched before entry.
 
         Args:
             model: the model that holds the targets.
             targets: attention targets, modules, parameters, or names of parameters.
 
         Raises:
-            TypeError: if a target is not a plain dense Parameter (DTensor, quantised and other
-                tensor subclasses ignore in-place surgery silently), or the model is TorchScript or
+            TypeError: if a target is not a plain dense Parameter (DTensors, quantised and other
+                tensor subclasses silently ignore in-place edits), or the model is TorchScript or
                 sharded by FSDP.
             ValueError: if there are no targets, or one does not belong to the model.
         """
@@ -85,7 +85,7 @@ class SurgicalTheater:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes held to restore the targets while the theater is open, 0 while it is closed."""
+        """Size of the copies while the theater is open, bytes; 0 while it is closed."""
         return 0 if self._snapshot is None else self._snapshot.n_bytes
 
     @property
@@ -94,7 +94,7 @@ class SurgicalTheater:
         return self._snapshot is not None and not self._ended_early
 
     def original(self, parameter: Tensor) -> Tensor:
-        """Return the weights that `parameter` will get back; to be read only.
+        """Return the saved value of a parameter, which must not be written to.
 
         Raises:
             RuntimeError: if the theater is closed.
@@ -105,12 +105,12 @@ class SurgicalTheater:
 
     @torch.no_grad()
     def write(self, parameter: Tensor, value: Tensor) -> None:
-        """Copy `value` into `parameter`, in place; autograd learns of the change.
+        """Copy `value` into `parameter` in place, and mark it as changed for autograd.
 
         Args:
             parameter: a target.
-            value: of the same shape and of the same kind of numbers; floating-point ones are
-                rounded to the parameter's precision, integers have to fit its dtype.
+            value: of the same shape and kind of numbers; floating-point ones are rounded to the
+                parameter's precision, integers must fit its dtype.
 
         Raises:
             RuntimeError: if the theater is closed, or the body freed the parameter's storage.
@@ -124,7 +124,7 @@ class SurgicalTheater:
         forget_cached_weights()
 
     def commit(self) -> None:
-        """Keep the present weights: from now on they are what is put back on exit.
+        """Keep the current weights: from now on they are the ones to restore.
 
         Parameters, their storage and optimizer state stay the same objects. An enclosing theater
         still restores what it saved itself. Where targets share memory and the body separated
@@ -132,8 +132,7 @@ class SurgicalTheater:
 
         Raises:
             RuntimeError: if the theater is closed, or the body changed a target's shape or dtype,
-                replaced its Parameter or freed its storage. Nothing is committed then, and nothing
-                lost.
+                replaced its Parameter or freed its storage; nothing is committed then.
         """
         snapshot = self._require_open()
         self._choice.require_places("commit")
@@ -144,22 +143,22 @@ class SurgicalTheater:
         """Save the targets.
 
         Raises:
-            RecursionError: if the stack has no room left for leaving.
+            RecursionError: if the stack has no room for leaving.
             RuntimeError: if this theater is open already, another thread or asyncio task operates
-                on the model, the model has another Parameter in a target's place since the theater
-                was made, a target's storage was freed, or compiled graphs are being frozen.
+                on the model, a target's Parameter was replaced since the theater was made, a
+                target's storage was freed, or compiled graphs are being frozen.
         """
-        owed = _interrupts.install()
+        is_installed = _interrupts.install()
         try:
-            require_stack(25)  # some more than leaving asks for
+            require_stack(25)  # more than leaving needs
             check_unfrozen()
             self._open()
         except BaseException:
-            if owed:
+            if is_installed:
                 _interrupts.remove()
             _interrupts.deliver()
             raise
-        self._guarded = owed
+        self._guarded = is_installed
         try:
             _interrupts.deliver()
         except BaseException:
@@ -174,14 +173,14 @@ class SurgicalTheater:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Restore every target, then let the body's exception pass; a second call does nothing.
+        """Restore every target and let the body's exception pass; a second call does nothing.
 
         Raises:
             ExceptionGroup: if targets could not be restored; all others were.
-            RecursionError: if it is left from so much deeper than it was entered that the stack has
-                no room. It stays open then, and can be left again.
-            RuntimeError: if the body ended well, but an outer theater was left before this one, so
-                that part of the body ran on weights that were no longer operated.
+            RecursionError: if the stack has no room; the theater stays open then, and can be left
+                again.
+            RuntimeError: if the body raised nothing, but an outer theater was left before this one,
+                so that part of the body ran on weights that were no longer operated.
         """
         ended_early = self._ended_early
         try:
@@ -196,7 +195,7 @@ class SurgicalTheater:
             _interrupts.deliver()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse to be copied or pickled: only one may put the weights back."""
+        """Refuse to be copied or pickled: only one theater may restore the weights."""
         raise TypeError("a SurgicalTheater cannot be copied or pickled; make another")
 
     def _open(self) -> None:
@@ -221,7 +220,7 @@ class SurgicalTheater:
             return
         require_stack(20)
         with _lock:
-            present = _open_theaters.copy()  # any other may be left meanwhile
+            present = _open_theaters.copy()  # others may be left meanwhile
         leaving = self._of_the_model(present[present.index(self) :])
         raised, lost = restore([theater._snapshot or EMPTY for theater in leaving])
         for theater in leaving[1:]:
@@ -237,10 +236,10 @@ class SurgicalTheater:
         if len(raised) == 1:
             raise raised[0]
         if raised:
-            raise BaseExceptionGroup("raised while weights were restored, which they are", raised)
+            raise BaseExceptionGroup("raised while weights were restored; all of them are", raised)
 
     def _end_early(self) -> list[BaseException]:
-        """Stop operating; from now on restore the weights that are there at this moment."""
+        """Stop operating, and save the current weights as the ones to restore on exit."""
         if self._snapshot is None:  # left meanwhile
             return []
         self._snapshot, self._ended_early = EMPTY, True
@@ -251,7 +250,7 @@ class SurgicalTheater:
         return []
 
     def _of_the_model(self, theaters: list[SurgicalTheater]) -> list[SurgicalTheater]:
-        """Return those of the theaters that are on the same model."""
+        """Return the theaters that are on the same model."""
         reach = self._choice.reach
         return [other for other in theaters if not reach.isdisjoint(other._choice.reach)]
 

@@ -1,4 +1,4 @@
-"""Named corpora: found in a folder, in a cache, downloaded once, or generated.
+"""Named corpora: read from a folder or a cache, downloaded once, or generated.
 
 `load_corpus` takes a name in `CORPORA` or the path of a UTF-8 text file. To add a corpus, add a row
 to `CORPORA`, here or from outside the package:
@@ -12,7 +12,6 @@ Gutenberg file is the exception: its licence and its carriage returns are not pa
 from __future__ import annotations
 
 import codecs
-import difflib
 import hashlib
 import os
 import re
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from avatarl_env.errors import closest
 from avatarl_env.files import read_regular, write_atomically
 from avatarl_env.memory import memory_limit
 
@@ -55,8 +55,8 @@ class Corpus:
     source: str
     """The file or URL, or how the text was made."""
     nats_per_char: float | None = None
-    """Entropy of the process that generated the text, nats per character: about the loss of a
-    model that knows this process. None where it is unknown, which is all but `playwright`."""
+    """Entropy of the process that generated the text, nats per character, which is about the loss
+    of a model that knows the process. None if unknown, as for all corpora but `playwright`."""
     sha256: str = field(init=False)
     """Hexadecimal checksum of the text in UTF-8."""
 
@@ -71,7 +71,7 @@ class Corpus:
 
     @property
     def splits(self) -> dict[str, str]:
-        """The disjoint parts by name, in reading order; together they are the whole text."""
+        """The disjoint parts by name, in reading order, which together are the whole text."""
         n = len(self.text)
         cuts = (0, n * 85 // 100, n * 9 // 10, n)
         return {name: self.text[cuts[i] : cuts[i + 1]] for i, name in enumerate(SPLITS)}
@@ -95,7 +95,7 @@ class Corpus:
 
         Args:
             n_chars: longest window that will be cut out of a split, characters.
-            what: name of the argument that asks for it; the error begins with it.
+            what: name of the argument, for the message.
 
         Raises:
             CorpusError: if a split is not longer.
@@ -110,18 +110,18 @@ class Corpus:
 
 
 class Published(NamedTuple):
-    """A text that can be downloaded, and how to recognise it."""
+    """A text that can be downloaded, and how to verify it."""
 
     url: str
     sha256: str | None = None
-    """Hexadecimal checksum of the file; None for a file that is revised now and then."""
+    """Hexadecimal checksum of the file; None for a file that its publisher revises."""
     extract: Callable[[str], str] = str
-    """Returns the corpus in the file's text, or raises a ValueError: "must ..."."""
+    """Returns the corpus within the file's text, or raises a ValueError: "must ..."."""
     min_characters: int = MIN_CHARACTERS
     """Least length of the corpus."""
 
 
-class _Patience(NamedTuple):
+class _Limits(NamedTuple):
     """How long a download may take: number of attempts, then seconds."""
 
     attempts: int
@@ -130,8 +130,8 @@ class _Patience(NamedTuple):
     total: float
 
 
-_PATIENT = _Patience(attempts=3, connect=10.0, read=30.0, total=300.0)
-_HASTY = _Patience(attempts=1, connect=3.0, read=5.0, total=10.0)
+_LIMITS = _Limits(attempts=3, connect=10.0, read=30.0, total=300.0)
+_SHORT_LIMITS = _Limits(attempts=1, connect=3.0, read=5.0, total=10.0)
 
 
 def gutenberg_text(text: str) -> str:
@@ -166,7 +166,7 @@ CORPORA: dict[str, Published | Callable[[], Corpus]] = {
     ),
     "playwright": _playwright,
 }
-"""The corpora by name: a text to be downloaded, or a function that returns a `Corpus`."""
+"""The corpora by name: a text to download, or a function that returns a `Corpus`."""
 
 
 def load_corpus(
@@ -194,7 +194,7 @@ def load_corpus(
         raise TypeError(f"corpus must be a name or a path, got {name!r}")
     if wanted == "auto":
         try:
-            return _load_named("tinyshakespeare", data_dir, _HASTY)
+            return _load_named("tinyshakespeare", data_dir, _SHORT_LIMITS)
         except CorpusError as error:
             warnings.warn(
                 f"corpus 'auto' uses the embedded 'playwright' instead of 'tinyshakespeare': "
@@ -203,7 +203,7 @@ def load_corpus(
             )
             wanted = "playwright"
     if wanted in CORPORA:
-        return _load_named(wanted, data_dir, _PATIENT)
+        return _load_named(wanted, data_dir, _LIMITS)
     expanded = os.path.expanduser(wanted)
     if not os.path.lexists(expanded):
         raise _no_such_corpus(wanted)
@@ -212,7 +212,7 @@ def load_corpus(
     return Corpus(str(absolute), _decode(_read(absolute), str(absolute)), str(absolute))
 
 
-def _load_named(name: str, data_dir: str | os.PathLike[str] | None, patience: _Patience) -> Corpus:
+def _load_named(name: str, data_dir: str | os.PathLike[str] | None, limits: _Limits) -> Corpus:
     """Generate, find or download a corpus of `CORPORA`."""
     source = CORPORA[name]
     if not isinstance(source, Published):
@@ -226,13 +226,13 @@ def _load_named(name: str, data_dir: str | os.PathLike[str] | None, patience: _P
             return Corpus(
                 name, _verified_text(_read(path), source, str(path)), str(path.absolute())
             )
-    if cache_root.startswith("~"):  # there is no home: it would be a folder of that name here
+    if cache_root.startswith("~"):  # no home folder is known
         raise CorpusError(
             f"corpus {name!r} must have a folder for the cache, got {cache_root!r}: set "
             f"XDG_CACHE_HOME, or put the file at DIR/{name}/{_FILE_NAME} and set "
             "AVATARL_DATA_DIR=DIR"
         )
-    content = _download(name, source.url, patience)
+    content = _download(name, source.url, limits)
     text = _verified_text(content, source, source.url)  # before it is cached
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def _load_named(name: str, data_dir: str | os.PathLike[str] | None, patience: _P
     except OSError as error:
         raise CorpusError(
             f"cache file {cached} cannot be written: {error.strerror}; set XDG_CACHE_HOME to a "
-            f"folder that can be"
+            "writable folder"
         ) from error
     return Corpus(name, text, source.url)
 
@@ -266,7 +266,7 @@ def _verified_text(content: bytes, source: Published, where: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """Read a regular file that fits the memory."""
+    """Read a regular file that fits in memory."""
     if os.path.isdir(path):
         raise CorpusError(f"corpus must be a text file, got the directory {path}")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -295,18 +295,18 @@ def _decode(content: bytes, where: str) -> str:
         ) from error
 
 
-def _download(name: str, url: str, patience: _Patience) -> bytes:
-    """Download a URL; retry with growing pauses where that can help."""
+def _download(name: str, url: str, limits: _Limits) -> bytes:
+    """Download a URL; retry with growing pauses unless the server refuses it."""
     import requests
 
     attempt = 1
     while True:
         try:
-            return _fetch(url, patience)
+            return _fetch(url, limits)
         except requests.RequestException as error:
             status = error.response.status_code if error.response is not None else None
             refused = status is not None and 400 <= status < 500 and status != 429
-            if refused or attempt == patience.attempts:
+            if refused or attempt == limits.attempts:
                 cause = textwrap.shorten(str(error), 100, placeholder=" ...")
                 raise CorpusError(
                     f"corpus {name!r} cannot be downloaded from {url} "
@@ -317,19 +317,19 @@ def _download(name: str, url: str, patience: _Patience) -> bytes:
         attempt += 1
 
 
-def _fetch(url: str, patience: _Patience) -> bytes:
-    """Make one request; stop at `patience.total` also while bytes still arrive."""
+def _fetch(url: str, limits: _Limits) -> bytes:
+    """Make one request; stop after `limits.total` even if bytes still arrive."""
     import requests
 
-    deadline = time.monotonic() + patience.total
-    timeout = (patience.connect, patience.read)
+    deadline = time.monotonic() + limits.total
+    timeout = (limits.connect, limits.read)
     chunks = []
     with requests.get(url, timeout=timeout, stream=True) as response:
         response.raise_for_status()
         for chunk in response.iter_content(chunk_size=2**16):
             chunks.append(chunk)
             if time.monotonic() > deadline:
-                raise requests.Timeout(f"not finished after {patience.total:g} s")
+                raise requests.Timeout(f"not finished after {limits.total:g} s")
     return b"".join(chunks)
 
 
@@ -337,9 +337,7 @@ def _no_such_corpus(name: str) -> CorpusError:
     if os.sep in name or "/" in name or Path(name).suffix:
         return CorpusError(f"corpus file {name!r} must exist, got no such file")
     names = ("auto", *CORPORA)
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
     return CorpusError(
         f"corpus must be one of {', '.join(names)} or the path of an existing file, "
-        f"got {name!r}{hint}"
+        f"got {name!r}{closest(name.lower(), names)}"
     )

@@ -1,14 +1,14 @@
 """The n-gram reference: interpolated Witten-Bell smoothing, vectorised over all positions.
 
-An n-gram model is counted in a moment, is the same on every machine, and predicts far better than
-a language model early in its training: a yardstick for what that model writes. With `h` a context
+An n-gram model takes a moment to count, is the same on every machine, and predicts far better than
+a language model early in its training, so it can judge that model's texts. With `h` a context
 of `k` tokens, `h'` the same context without its oldest token, `c` counts and `N(h)` the number of
 distinct tokens seen after `h` (Witten and Bell 1991, in the recursive form of Chen and Goodman
 1998, Harvard TR-10-98):
 
     p_k(a | h) = (c(h, a) + N(h) * p_{k-1}(a | h')) / (c(h) + N(h)),    p_{-1}(a) = 1 / V
 
-A context that was never followed by anything has `p_k = p_{k-1}`. The counts are stored as
+A context that nothing ever followed has `p_k = p_{k-1}`. The counts are stored as
 described in `avatarl_env.text.ngram_counts`.
 
 Shapes: `B` rows, `T` tokens a row, `V` vocabulary.
@@ -30,9 +30,9 @@ from avatarl_env.text.ngram_counts import (
 )
 
 READY_CELLS = 2**20
-"""Probabilities after short contexts that a reference precomputes, at most (8 MiB)."""
+"""Most probabilities after short contexts that a reference precomputes (8 MiB)."""
 _CELLS_PER_CHUNK = 2**20
-"""Probabilities that `NGramReference.evaluate` holds at a time (8 MiB)."""
+"""Most probabilities that `NGramReference.evaluate` holds at a time (8 MiB)."""
 
 
 class ReferenceMetrics(NamedTuple):
@@ -43,7 +43,7 @@ class ReferenceMetrics(NamedTuple):
     bits_per_token: float
     """The same in bits."""
     accuracy: float
-    """Share of the tokens that were the most probable one, in [0, 1]."""
+    """Fraction of the tokens that were the most probable one, in [0, 1]."""
     entropy: float
     """Mean entropy of the predicted distributions, nats per token."""
 
@@ -80,9 +80,9 @@ class NGramReference:
 
         Args:
             tokens: shape `(T,)`, integers in `[0, vocab_size)`, at least `order` of them.
-            vocab_size: `V`, at least 1; tokens that never occur still get some probability.
+            vocab_size: `V`, at least 1; tokens that never occur have a positive probability too.
             order: longest n-gram to count, at least 1.
-            ready_cells: most probabilities to precompute. Only speed and memory depend on it.
+            ready_cells: most probabilities to precompute; affects speed and memory only.
 
         Raises:
             TypeError: if `tokens` are not integers.

@@ -23,8 +23,8 @@ FloatArray = npt.NDArray[np.float64]
 class Level:
     """What was seen after the contexts of one length.
 
-    Contexts and n-grams that were never seen have the number -1. The arrays of length +1 end in an
-    entry for them (share 0, length 0, back-off 1), which is the one that index -1 picks.
+    Contexts and n-grams that were never seen have the number -1. Arrays with an extra entry end in
+    one for them (share 0, length 0, back-off 1), which index -1 selects.
     """
 
     keys: IntArray
@@ -34,14 +34,14 @@ class Level:
     shares: FloatArray
     """`(E+1,)` `c(h, a) / (c(h) + N(h))`."""
     starts: IntArray
-    """`(C+1,)` where the n-grams of a context begin."""
+    """`(C+1,)` place of a context's first n-gram."""
     lengths: IntArray
-    """`(C+1,)` how many there are, `N(h)`."""
+    """`(C+1,)` number of a context's n-grams, `N(h)`."""
     backoffs: FloatArray
     """`(C+1,)` `N(h) / (c(h) + N(h))`, the weight of the shorter context."""
 
     def find(self, contexts: IntArray, tokens: IntArray, vocab_size: int) -> IntArray:
-        """Return the numbers of the n-grams `context + token`; -1 where one was never seen."""
+        """Return the numbers of the n-grams `context + token`, -1 for one never seen."""
         wanted = contexts * vocab_size + tokens  # negative, so never found, if the context is -1
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[places] == wanted, places, -1)
@@ -62,7 +62,7 @@ def count_level(keys: IntArray, n_contexts: int, vocab_size: int) -> tuple[Level
     contexts, followers = np.divmod(unique_keys, vocab_size)
     lengths = np.bincount(contexts, minlength=n_contexts)
     totals = np.bincount(contexts, weights=counts, minlength=n_contexts) + lengths
-    # Nothing may follow the text's last tokens: then the shorter context has all the weight.
+    # If nothing follows the text's last tokens, the shorter context has all the weight.
     backoffs = np.divide(lengths, totals, out=np.ones(n_contexts), where=totals > 0)
     level = Level(
         keys=unique_keys,
@@ -83,10 +83,10 @@ def ready_distributions(
     Args:
         levels: the counts.
         vocab_size: `V`.
-        most_cells: most probabilities to compute; that of the empty context always is.
+        most_cells: most probabilities to compute; those of the empty context always are.
 
     Returns:
-        The distributions, `(contexts of these lengths, V)`, and where those of each length begin.
+        The distributions, `(contexts of these lengths, V)`, and the first row of each length.
     """
     table = np.full((1, vocab_size), levels[0].backoffs[0] / vocab_size)
     table[0, levels[0].followers] += levels[0].shares[:-1]

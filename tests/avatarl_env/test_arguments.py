@@ -315,7 +315,7 @@ def test_a_model_that_cannot_be_operated_on_is_refused_with_what_to_do(
 @pytest.mark.parametrize("corpus", [1, ["text"], None])
 def test_a_corpus_of_another_type_is_refused(corpus: Any) -> None:
     patient = tiny_patient()
-    with pytest.raises(ValueError, match=r"^corpus must be one of load_corpus"):
+    with pytest.raises(ValueError, match=r"^corpus must be one that load_corpus"):
         Patient(patient.model, patient.tokenizer, corpus)
 
 

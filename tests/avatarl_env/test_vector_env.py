@@ -278,7 +278,7 @@ def test_rows_have_generators_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"seed": [1, 2]}, "seed must be one for each of 3 rows"),
+        ({"seed": [1, 2]}, "seed must have one entry for each of 3 rows"),
         ({"seed": [1, 2.5, 3]}, "seed must be an integer .* got 2.5"),
         ({"seed": [1, 2, -3]}, "seed must be an integer .* got -3"),
         (

@@ -141,7 +141,7 @@ def test_verification_does_not_change_the_environment() -> None:
     ("arguments", "message"),
     [
         ((np.zeros((3, 4)), 5), "actions must be all 4 of the operation, .*, got 3"),
-        ((np.zeros((5, 4)), 5), r"actions must be the at most 4 .* \(5, 4\)"),
+        ((np.zeros((5, 4)), 5), r"actions must be 1 to 4 .* \(5, 4\)"),
         ((np.zeros((0, 4)), 5), r"actions must .* got shape \(0, 4\)"),
         ((np.zeros((4, 3)), 5), r"actions must .* of 4 numbers each, got shape \(4, 3\)"),
         ((np.zeros(4), 5), r"actions must .* got shape \(4,\)"),

@@ -1,4 +1,4 @@
-"""The interface of operators, and checks of their arguments.
+"""The interface of operators, and checks of arguments.
 
 Shapes: A coefficients, N operations.
 """
@@ -22,20 +22,20 @@ from avatarl_env.surgery.theater import SurgicalTheater
 class Operator(Protocol):
     """Turns coefficients into weight edits.
 
-    Coefficients are a vector c of A numbers, nominally in [-1, 1], 0 meaning "untouched". An
-    operator writes `factor(c) * W` or `W + delta(c)` with W the *unoperated* weights. So applying
-    it twice is applying it once, and c = 0 is the exact identity, bit for bit.
+    Coefficients are a vector c of A numbers, nominally in [-1, 1]. An operator writes
+    `factor(c) * W` or `W + delta(c)` with W the *unoperated* weights. So applying it twice is the
+    same as applying it once, and c = 0 is the exact identity, bit for bit.
 
-    One that also has `row_edits` (`avatarl_env.surgery.overlay.Overlayable`) can perform many
-    operations in one forward; without it they are performed one after the other.
+    An operator with `row_edits` (`avatarl_env.surgery.overlay.Overlayable`) can perform many
+    operations in one forward; others perform them one after the other.
     """
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One name for each coefficient; their number is A."""
+        """Names of the A coefficients."""
 
     def parameters(self) -> Iterable[Tensor]:
-        """Return what the operator may edit; what a theater has to save for it."""
+        """Return the parameters that the operator may edit, which a theater has to save."""
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:
         """Write the weights that `coefficients` (A,) stand for.

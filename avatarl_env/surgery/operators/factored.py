@@ -1,4 +1,4 @@
-"""The base of operators that add `left @ diag(middle(c)) @ right` to a matrix.
+"""Base class of operators that add `left @ diag(middle(c)) @ right` to a matrix.
 
 Shapes: A coefficients, N operations, F and H * D the sides of a projection's matrix, r rank.
 """
@@ -39,14 +39,14 @@ class EditedMatrix(NamedTuple):
     name: str
     projection: Projection
     columns: slice
-    """Its share of the coefficients."""
+    """Its part of the coefficients."""
 
 
 class FactoredOperator(ABC):
-    """Adds to each projection's matrix W a change whose factors are made from W.
+    """Adds a change, factorised as above and computed from W, to each projection's matrix W.
 
-    Factors are made when first needed and kept with a copy of W until W changes. Where the
-    coefficients are all zero none are needed.
+    Factors are computed when first needed, and kept with a copy of W until W changes. Coefficients
+    that are all zero need none.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FactoredOperator(ABC):
         self._known: dict[int, tuple[Tensor, Factors]] = {}
 
     def parameters(self) -> Iterator[Tensor]:
-        """Yield the weights, each once; biases stay as they are."""
+        """Yield the weights, each once; biases are not edited."""
         yield from dict.fromkeys(edited.projection.weight for edited in self._matrices)
 
     def factorise(self, index: int, matrix: Tensor) -> Factors:
@@ -90,7 +90,7 @@ class FactoredOperator(ABC):
 
     @abstractmethod
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Return the middle (N, r) of the change; exactly 0 where the coefficients are.
+        """Return the middle (N, r) of the change; exactly 0 for coefficients of 0.
 
         Args:
             values: (r,) of the factors.
@@ -139,7 +139,7 @@ class FactoredOperator(ABC):
         return edits
 
     def _lay_out(self, parts: Sequence[str], *, tied: bool, tied_projections: bool = False) -> None:
-        """Give every projection of every layer one coefficient for each part, or a shared one."""
+        """Give every projection of every layer a coefficient for each part, own or shared."""
         tied = check_bool("tied", tied)
         matrices: list[EditedMatrix] = []
         labels: list[str] = []
@@ -161,11 +161,11 @@ class FactoredOperator(ABC):
         views = [projection.by_head(projection.weight) for projection in edited]
         return [(view.size(0), view.size(1) * view.size(2)) for view in views]
 
-    # Kept factors may meet a gradient later, which those made in inference mode cannot.
+    # Factors are kept, and tensors made in inference mode could not be used with autograd later.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _factors(self, index: int, matrix: Tensor) -> Factors:
-        """Return the factors of a matrix, made anew if it has changed."""
+        """Return the factors of a matrix, recomputed if it has changed."""
         if index in self._known:
             copy, factors = self._known[index]
             same = (copy.dtype, copy.device) == (matrix.dtype, matrix.device)
@@ -173,7 +173,7 @@ class FactoredOperator(ABC):
                 return factors
         if not matrix.isfinite().all():
             name = self._matrices[index].name
-            raise ValueError(f"weights must be finite, got others in the {name}")
+            raise ValueError(f"weights must be finite, got non-finite ones in the {name}")
         copy = matrix.clone()
         with torch.autocast(matrix.device.type, enabled=False):
             factors = self.factorise(index, copy.to(torch.promote_types(copy.dtype, torch.float32)))

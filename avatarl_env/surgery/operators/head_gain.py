@@ -1,4 +1,4 @@
-"""How sharply each head attends and how loudly it speaks.
+"""Gains on the queries and on the output of each head.
 
 Shapes: A coefficients, N operations, L layers, H heads, D head dim.
 """
@@ -21,11 +21,11 @@ from avatarl_env.surgery.theater import SurgicalTheater
 class HeadGain:
     """A log-sharpness (minus a log-temperature) and a log-value-gain for each head.
 
-    `gain = exp(scale * c)`. The first scales the head's query rows and their bias, hence its
-    attention logits: positive is sharper. The second scales the columns of the output projection
-    that read the head: positive is louder; its bias belongs to no head and stays. A key's gain
-    would repeat the first and a value's the second, and heads may share keys and values, so there
-    are no others (SVF, arXiv 2501.06252, scales singular values in the same spirit).
+    `gain = exp(scale * c)`. The sharpness scales the head's query rows and their bias, hence its
+    attention logits: positive is sharper. The value gain scales the columns of the output
+    projection that read the head: positive is louder. The output's bias belongs to no head and is
+    not scaled. Gains of keys and values would be equivalent, and heads may share keys and values,
+    so there are none. (SVF, arXiv 2501.06252, scales singular values in a similar way.)
     """
 
     def __init__(

@@ -14,17 +14,17 @@ from avatarl_env.errors import check_integer
 from avatarl_env.surgery.operators.factored import FactoredOperator, Factors
 from avatarl_env.surgery.projections import AttentionTarget
 
-MOST_DIRECTIONS = 4096
-"""Most directions, and largest rank: each takes time and memory."""
+MAX_DIRECTIONS = 4096
+"""Largest number of directions, and largest rank: both take time and memory."""
 
 
 class LowRankSeed(FactoredOperator):
-    """Steps along random directions that a seed defines, so only coefficients have to be stored.
+    """Steps along random directions drawn from a seed, so only coefficients have to be stored.
 
     `W' = W + sum_k c_k * scale * |W| / |D_k| * D_k` with `D_k = sum_j a_kj b_kj` of rank r,
-    a and b standard normal, |.| the Frobenius norm. A direction runs through all chosen matrices
-    of all layers at once. Random directions are those of evolution strategies (MeZO, arXiv
-    2305.17333, regenerates them from seeds; EGGROLL, arXiv 2511.16652, makes them of low rank).
+    a and b standard normal, |.| the Frobenius norm. Each direction spans the chosen matrices of all
+    layers. Evolution strategies use such directions (MeZO, arXiv 2305.17333, regenerates them from
+    seeds; EGGROLL, arXiv 2511.16652, gives them a low rank).
     """
 
     def __init__(
@@ -45,22 +45,21 @@ class LowRankSeed(FactoredOperator):
             n_directions: at least 1.
             rank: of each direction, at least 1.
             seed: of the directions' own generator.
-            scale: length of a step at c = 1, as a share of the matrix's norm, > 0.
+            scale: length of a step at c = 1, relative to the matrix's norm, > 0.
 
         Raises:
             ValueError: if an argument is out of range.
         """
         super().__init__(targets, projections, scale)
-        for name, value in (("n_directions", n_directions), ("rank", rank)):
-            if check_integer(name, value, most=MOST_DIRECTIONS) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        n_directions = check_integer("n_directions", n_directions, 1, MAX_DIRECTIONS)
+        rank = check_integer("rank", rank, 1, MAX_DIRECTIONS)
         seed = check_integer("seed", seed)
         self.rank = rank
         parts = [f"direction {k}" for k in range(n_directions)]
         self._lay_out(parts, tied=True, tied_projections=True)
         generator = torch.Generator().manual_seed(seed)
         n = n_directions * rank
-        with torch.inference_mode(False):  # they may meet a gradient
+        with torch.inference_mode(False):  # the directions must work with autograd later
             self._directions = [
                 (
                     torch.randn(height, n, generator=generator),
@@ -70,7 +69,7 @@ class LowRankSeed(FactoredOperator):
             ]
 
     def factorise(self, index: int, matrix: Tensor) -> Factors:
-        """Return the directions, and the length of each for this matrix."""
+        """Return the directions, and the length of a step along each for this matrix."""
         left, right = (x.to(matrix) for x in self._directions[index])  # (F, n * r), (n * r, H * D)
         # |sum_j a_j b_j|^2 = sum_ij (a_i . a_j) (b_i . b_j), within each direction
         groups = (left.shape[1] // self.rank, self.rank)
@@ -81,5 +80,5 @@ class LowRankSeed(FactoredOperator):
         return Factors(left, lengths.repeat_interleave(self.rank), right)
 
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Return how far to go along each direction, (N, n * r)."""
+        """Return the step along each direction, (N, n * r)."""
         return coefficients.repeat_interleave(self.rank, dim=1).to(values) * values

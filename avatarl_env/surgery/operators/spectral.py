@@ -16,13 +16,12 @@ from avatarl_env.surgery.projections import AttentionTarget
 
 
 class SpectralBands(FactoredOperator):
-    """Louder and softer bands of singular values, at constant mass.
+    """Scales bands of singular values and keeps their sum.
 
-    The singular values s, largest first, are cut into bands of equal number. Band b is multiplied
-    by `exp(scale * c_b)`, then all are rescaled to keep their sum: `s' = s * m * sum(s) /
-    sum(s * m)`, and `W' = W + U diag(s' - s) V`. The rescaling is that of SVF
-    (Transformer-squared, arXiv 2501.06252), which has a factor for every single value. Equal
-    coefficients in all bands are the identity up to rounding.
+    The singular values s, largest first, are cut into bands of equal size. Band b is multiplied by
+    `m_b = exp(scale * c_b)`, then all are rescaled to keep their sum: `s' = s * m * sum(s) /
+    sum(s * m)`, and `W' = W + U diag(s' - s) V`. SVF (Transformer-squared, arXiv 2501.06252)
+    scales every single value. Equal coefficients in all bands are the identity up to rounding.
     """
 
     def __init__(
@@ -39,10 +38,10 @@ class SpectralBands(FactoredOperator):
         Args:
             targets: the layers to operate on.
             projections: of `query`, `key`, `value`, `output`.
-            n_bands: bands, at least 2 and at most the singular values.
-            tied: the same coefficients for all layers (A = bands * projections) or for each its
+            n_bands: at least 2 and at most the number of singular values.
+            tied: whether all layers share coefficients (A = n_bands * projections) or each has its
                 own (that times L).
-            scale: nats at c = 1, > 0.
+            scale: log-gain at c = 1, nats, > 0.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -59,7 +58,7 @@ class SpectralBands(FactoredOperator):
         band = torch.arange(len(values)) * self.n_bands // len(values)  # (r,)
         gains = (self.scale * coefficients).exp()[:, band].to(values)  # (N, r)
         mass = (values * gains).sum(1, keepdim=True)
-        # Summed in the same order, so that where no band is touched the quotient is exactly 1.
+        # Summed in the same order, so that the quotient is exactly 1 if all gains are.
         whole = (values * torch.ones_like(gains)).sum(1, keepdim=True)
         ratio = torch.where(mass > 0, whole / mass, 1.0)
         return values * (gains * ratio - 1)
@@ -68,9 +67,9 @@ class SpectralBands(FactoredOperator):
 class LayerTruncation(FactoredOperator):
     """Rank reduction: the smallest singular values are set to zero.
 
-    `|c|` times `scale` is the share of the singular values that goes, rounded to whole values;
-    the sign means nothing. This is LASER (arXiv 2312.13558), which picks one matrix and the share
-    by search.
+    `|c|` times `scale` is the fraction of the singular values that is removed, rounded to whole
+    values; the sign is ignored. This is LASER (arXiv 2312.13558), which searches for one matrix and
+    its fraction.
     """
 
     def __init__(
@@ -86,8 +85,8 @@ class LayerTruncation(FactoredOperator):
         Args:
             targets: the layers to operate on.
             projections: of `query`, `key`, `value`, `output`.
-            tied: the same for all layers, or for each its own (A = projections * L).
-            scale: share of the singular values that goes at abs(c) = 1, in (0, 1].
+            tied: whether all layers share coefficients or each has its own (A = projections * L).
+            scale: fraction of the singular values removed at abs(c) = 1, in (0, 1].
 
         Raises:
             ValueError: if an argument is out of range.
@@ -98,20 +97,20 @@ class LayerTruncation(FactoredOperator):
         self._lay_out(["cut"], tied=tied)
 
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Return minus the values that go, (N, r)."""
+        """Return minus the removed values, (N, r)."""
         share = (self.scale * coefficients.abs()).clamp(max=1)  # (N, 1)
         n_kept = len(values) - (share * len(values)).round()
-        goes = torch.arange(len(values)) >= n_kept  # (N, r)
-        return -values * goes.to(values)
+        is_removed = torch.arange(len(values)) >= n_kept  # (N, r)
+        return -values * is_removed.to(values)
 
 
 class SeedRankOne(FactoredOperator):
-    """Towards a matrix of rank one, as in the project that this one grew from.
+    """Moves each matrix towards rank one, a destructive control.
 
-    There a projection was *replaced* by `(1 + u) (1 + v) a b` with a, b its first singular
-    vectors: the singular value was dropped, u and v acted only through their product, and nothing
-    was left of the matrix even at zero. Here `W' = W + |c| ((1 + scale * c) a b - W)`, which is
-    the identity at zero and the replacement from abs(c) = 1 on. Kept for comparison: it destroys.
+    The project that this one grew from *replaced* a projection by `(1 + u) (1 + v) a b`, with a, b
+    its first singular vectors: the singular value was dropped, and even u = v = 0 destroyed the
+    matrix. Here `W' = W + |c| ((1 + scale * c) a b - W)`, which is the identity at c = 0 and the
+    replacement at abs(c) >= 1.
     """
 
     def __init__(
@@ -127,8 +126,8 @@ class SeedRankOne(FactoredOperator):
         Args:
             targets: the layers to operate on.
             projections: of `query`, `key`, `value`, `output`.
-            tied: the same for all layers, or for each its own (A = projections * L).
-            scale: how much longer the one singular value left is at c = 1 than at c = 0, > 0.
+            tied: whether all layers share coefficients or each has its own (A = projections * L).
+            scale: increase of the remaining singular value from 1 at c = 1, > 0.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -137,8 +136,8 @@ class SeedRankOne(FactoredOperator):
         self._lay_out(["rank one"], tied=tied)
 
     def middle(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Return the way from the singular values towards (1 + scale * c, 0, 0, ...), (N, r)."""
+        """Return the change from the singular values towards (1 + scale * c, 0, 0, ...), (N, r)."""
         goal = torch.zeros(len(coefficients), len(values), dtype=values.dtype)
         goal[:, 0] = 1 + self.scale * coefficients[:, 0]
-        way = coefficients.abs().clamp(max=1).to(values)  # (N, 1)
-        return way * (goal.to(values) - values)
+        fraction = coefficients.abs().clamp(max=1).to(values)  # (N, 1)
+        return fraction * (goal.to(values) - values)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avatarl_env.errors import check_text, closest
 from avatarl_env.surgery.operators.base import as_coefficients, check_scale
-from avatarl_env.surgery.overlay import RowEdit, scale_made
+from avatarl_env.surgery.overlay import RowEdit, scale_output
 from avatarl_env.surgery.parameters import check_weight
 from avatarl_env.surgery.targets import Targets
 from avatarl_env.surgery.theater import SurgicalTheater
@@ -22,9 +22,9 @@ FINAL_NORMS = ("norm", "transformer.ln_f", "model.norm", "gpt_neox.final_layer_n
 class OutputTemperature:
     """Multiplies all logits by `exp(scale * c)`: positive is sharper. A = 1.
 
-    The control: only what a surgeon gains beyond it is more than another decoding temperature. In
-    place it scales the output head or, where that is tied to the embedding, the normalisation
-    before it.
+    A control: it equals another decoding temperature, so only gains beyond it show that surgery
+    does more. In place it scales the output head or, if that is tied to the embedding, the
+    normalisation before it.
     """
 
     labels = ("log-sharpness of the output",)
@@ -32,7 +32,7 @@ class OutputTemperature:
     def __init__(
         self, targets: Targets, *, scale: float = 1.0, final_norm: str | None = None
     ) -> None:
-        """Find what to scale.
+        """Find the parameters to scale.
 
         Args:
             targets: of the model, which must have `get_output_embeddings()`.
@@ -43,8 +43,8 @@ class OutputTemperature:
         Raises:
             TypeError: if the model has no output head.
             ValueError: if the scale is not positive and finite, the head's weight is quantised, or
-                the head is tied and there is no such normalisation, or what it makes is not
-                proportional to its parameters.
+                the head is tied and the normalisation is missing, or its output is not proportional
+                to its parameters.
         """
         check_scale(scale)
         if final_norm is not None:
@@ -76,13 +76,13 @@ class OutputTemperature:
         """Return the edits that `coefficients` (N, 1) stand for, on the rows of a batch."""
         gains = (self.scale * as_coefficients(coefficients, 1, rows=True)).exp()
         if self._norm is None:
-            return [scale_made(self._head, gains[:, 0])]
-        # At the place that is scaled in place, so that both show in the same activations.
-        edits = [scale_made(self._norm, gains[:, 0])]
+            return [scale_output(self._head, gains[:, 0])]
+        # Scale the norm, as `apply` does, so that activations are the same.
+        edits = [scale_output(self._norm, gains[:, 0])]
         bias = self._head._parameters.get("bias")
         if bias is not None:
             shift = (gains.to(bias) - 1)[:, :, None] * bias  # (N, 1, V)
-            edits.append(RowEdit(self._head, after=lambda read, made: made.add_(shift)))
+            edits.append(RowEdit(self._head, after=lambda x, y: y.add_(shift)))
         return edits
 
 
@@ -113,7 +113,7 @@ def _final_norm(model: nn.Module, path: str | None) -> nn.Module:
     norm: nn.Module = modules[found[0]]
     if not _is_proportional(norm):
         raise ValueError(
-            f"final_norm must make something proportional to its parameters, got {found[0]!r}, a "
+            f"final_norm must have an output proportional to its parameters, got {found[0]!r}, a "
             f"{type(norm).__name__}"
         )
     return norm
@@ -121,11 +121,11 @@ def _final_norm(model: nn.Module, path: str | None) -> nn.Module:
 
 @torch.no_grad()
 def _is_proportional(norm: nn.Module) -> bool:
-    """Whether twice the parameters make twice the output, tried on one input."""
+    """Return whether doubling the parameters doubles the output, tried on one input."""
     parameters = dict(norm.named_parameters())
     sizes = {p.shape for p in parameters.values()}
     if len(sizes) != 1 or len(next(iter(sizes))) != 1:
-        return False  # not one gain, and perhaps one shift, for each channel
+        return False  # a gain per channel, and perhaps a shift, are expected
     like = next(iter(parameters.values()))
     probe = torch.linspace(-1, 1, like.numel(), dtype=like.dtype, device=like.device)[None]
     twice = {name: 2 * p for name, p in parameters.items()}

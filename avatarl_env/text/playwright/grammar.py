@@ -21,7 +21,7 @@ from math import exp, log, log1p
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 _CONTEXT_WEIGHT = 4
-"""How much more frequent a word of the context is than a word of every context."""
+"""Frequency of a word of the context, relative to a word of all contexts."""
 _OPEN_CLASS_SIZE = 20
 """A symbol with at least this many words never repeats one of its last two."""
 

@@ -145,7 +145,7 @@ def test_a_run_is_exported_and_what_was_exported_is_not(
     )
     assert isinstance(load_model(out).model, HubLM)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "It learned text.txt." in card
+    assert "It was trained on text.txt." in card
     capsys.readouterr()
     line = refused(capsys, "export", run, out)
     assert line.startswith(f"out must be an empty or new folder, got {out!r} which holds ")

@@ -215,7 +215,7 @@ def test_other_kinds_of_files_are_refused_at_once(
         ("texts/my.txt", "corpus file 'texts/my.txt' must exist"),
         ("my.txt", "corpus file 'my.txt' must exist"),
         ("tinyshakespear", "shakespeare, playwright or .*, got .*did you mean 'tinyshakespeare'"),
-        ("AUTO", "got 'AUTO' .*did you mean 'auto'"),
+        ("AUTO", "got 'AUTO'.*did you mean 'auto'"),
         ("", "corpus must be one of auto, tinyshakespeare, .* got ''"),
         ("x" * 300, "corpus must be one of"),
         ("/" + "y" * 5000, "corpus file"),

@@ -163,7 +163,7 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(
     part = operator.projections[-1]
     getattr(targets[1], part).weight.data[2, 3] = bad
     before = fingerprint(targets.model)
-    message = f"weights must be finite, got others in the {part} projection of 1"
+    message = f"weights must be finite, got non-finite ones in the {part} projection of 1"
     with SurgicalTheater(targets.model, [operator]) as theater:
         with pytest.raises(ValueError, match=message):
             operator.apply(theater, vector(operator))
