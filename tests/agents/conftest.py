@@ -1,4 +1,4 @@
-"""Fixtures of runs, surgeons and operators."""
+"""Fixtures of runs and operators."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from agents.surgeons.sb3 import ALGORITHMS
 from agents.training.loop import train
 from agents.training.summary import RunSummary
 from avatarl_env.surgery import OPERATORS
-from tests.agents.training.broken_runs import config
+from tests.agents.training.broken_runs import break_off, config
 from tests.patients import InPlaceGain
-from tests.training_runs import QUICK_SAC, SmallRun, small_config, write_text
+from tests.training_runs import SmallRun, small_config, write_text
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +25,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """A small run with everything on, uninterrupted, with a checkpoint after each step."""
     return train(config(text, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def broken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, broken off after its seventh step; do not change it."""
+    folder = tmp_path_factory.mktemp("broken") / "run"
+    break_off(config(text, folder), 7)
+    return folder
 
 
 @pytest.fixture
@@ -44,20 +51,3 @@ def in_place_gain(monkeypatch: pytest.MonkeyPatch) -> str:
     """Register an operator without row edits for the time of a test; return its name."""
     monkeypatch.setitem(OPERATORS, "in_place_gain", InPlaceGain)
     return "in_place_gain"
-
-
-@pytest.fixture
-def quick_surgeons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the algorithms of the table learn early and cheaply, as `QUICK_SAC` does."""
-    for name, algorithm in ALGORITHMS.items():
-        quick = {key: value for key, value in QUICK_SAC.items() if key in algorithm.options}
-        monkeypatch.setitem(
-            ALGORITHMS, name, algorithm._replace(options={**algorithm.options, **quick})
-        )
-
-
-@pytest.fixture
-def immortal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no operation flatline."""
-    monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (0.0, 100.0))
-    monkeypatch.setattr("avatarl_env.episode.COLLISION_MARGIN", 1e9)

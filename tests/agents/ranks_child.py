@@ -20,7 +20,7 @@ from agents.errors import DivergedError
 from agents.evaluation.paired import PairedResult
 from agents.grpo import learner as learner_module
 from agents.grpo.learner import GRPOLearner, GRPOStats, RegularizerConfig
-from agents.training import curriculum, start
+from agents.training import curriculum
 from avatarl_env.surgery import HeadGain, SurgicalTheater, find_targets
 from tests.patients import tiny_patient
 from tests.training_runs import CE, everything, make_learner
@@ -49,7 +49,7 @@ def learn(recipe: str, ranks: Ranks) -> tuple[GRPOLearner, list[GRPOStats]]:
 def curves(out: Path) -> None:
     """Learn together, one loss no number; then let the first process operate, and tell."""
     with joined() as ranks:
-        found: dict[str, Any] = {"threads inside": gloo_threads()}
+        found: dict[str, Any] = {}
         for recipe in RECIPES:
             learner, stats = learn(recipe, ranks)
             counts = learner.forward_tokens, learner.kl_coefficient
@@ -63,14 +63,7 @@ def curves(out: Path) -> None:
             assert again == ranks
     with joined() as ranks:  # a second group, once the first is gone
         found["sum"] = sum(ranks.gather(ranks.rank + 1))
-    found["threads"] = gloo_threads()
     torch.save(found, out / f"{ranks.rank}.pt")
-
-
-def gloo_threads() -> list[str]:
-    """Return the names of this process's threads that are gloo's."""
-    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
-    return sorted(name for name in names if "gloo" in name)
 
 
 def skip(learner: GRPOLearner, ranks: Ranks) -> tuple[GRPOStats, int]:
@@ -138,10 +131,9 @@ def command_line(out: Path, plan: str, words: list[str]) -> int:
     """Do what `train.py` does, with what a plan says happening on the way; note how it ended.
 
     A plan is words like `term@3`: at update 3, SIGTERM for whoever started the processes;
-    `self`: for the first one alone; `die`: the second ends; `boom`: the first has an error;
-    `once`, `nan`: from then on the second's loss is no number, ten times or for ever.
-    `keep@1` commits every operation, `slow@1` lets the first take its time with the report,
-    `helps@1` lets every operation be one to sample under, `surgeon@1` lets the surgeon diverge.
+    `die`: the second ends; `once`: from then on the second's loss is NaN, ten times.
+    `keep@1` commits every operation, `helps@1` lets every operation be one to sample under,
+    `surgeon@1` lets the surgeon diverge.
     """
     learners: list[GRPOLearner] = []
     events = dict(word.split("@") for word in plan.split(",") if word)
@@ -169,19 +161,14 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], n_operated:
         if self.n_done == int(plan.get("term", -1)) and rank == 0:
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(1)  # until it has sent it on
-        if self.n_done == int(plan.get("self", -1)) and rank == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
         if self.n_done == int(plan.get("die", -1)) and rank == 1:
             os._exit(9)
-        if self.n_done == int(plan.get("boom", -1)) and rank == 0:
-            raise RuntimeError("boom")
         n_operated.extend([1] if operated is not None else [])
         return update(self, operated)
 
     def factor(learner: GRPOLearner) -> float:
-        start = int(plan.get("once", plan.get("nan", 10**6)))
-        bad = learner.n_done >= start and rank == 1
-        return float("nan") if bad and ("nan" in plan or next(poisoned) < 10) else 1.0
+        bad = learner.n_done >= int(plan.get("once", 10**6)) and rank == 1
+        return float("nan") if bad and next(poisoned) < 10 else 1.0
 
     GRPOLearner.__init__ = noted  # type: ignore[method-assign]
     GRPOLearner.update = planned  # type: ignore[method-assign]
@@ -189,14 +176,10 @@ def patch_learner(learners: list[GRPOLearner], plan: dict[str, str], n_operated:
 
 
 def patch_run(plan: dict[str, str]) -> None:
-    """Commit every operation, if planned; let the first be the last to be done."""
+    """Let the operations and the surgeon do what is planned."""
     PairedResult.is_improvement = property(lambda _: "keep" in plan)  # type: ignore[assignment, method-assign]
     patch = pytest.MonkeyPatch()
-    report, final = start.write_report, curriculum.final_operations
-
-    def slowly(folder: Path) -> None:
-        time.sleep(3)
-        report(folder)
+    final = curriculum.final_operations
 
     def diverges(*_: object) -> None:
         raise DivergedError("the surgeon has diverged")
@@ -208,8 +191,6 @@ def patch_run(plan: dict[str, str]) -> None:
         patch.setattr("agents.surgeons.sb3.SB3Surgeon.operate", diverges)
     if "helps" in plan:
         patch.setattr(curriculum, "final_operations", helping)
-    if "slow" in plan:
-        patch.setattr(start, "write_report", slowly)
 
 
 if __name__ == "__main__":

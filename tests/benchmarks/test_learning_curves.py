@@ -51,9 +51,3 @@ def test_it_trains_and_reports(tmp_path: Path, run: Run) -> None:
         assert row["curve"][0]["loss"] != row["curve"][-1]["loss"]
     starts = {(row["seed"], row["curve"][0]["loss"]) for row in rows}
     assert len(starts) == 2  # the same initial model for all runs of a seed
-
-
-def test_an_unknown_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        learning_curves.main(["--runs", "breir"])
-    assert "got 'breir'" in capsys.readouterr().err

@@ -22,10 +22,7 @@ from agents.errors import BadInput, DivergedError, Stopped, printable
 from agents.training.config import TrainConfig, preset
 from agents.training.summary import RunSummary
 from tests.agents.cli.commands import refused, shown
-from tests.agents.fake_runs import make_run
-from tests.patients import store_tiny_patient
 
-DEEP = "[" * 100_000 + "]" * 100_000
 ROOT = Path(__file__).parents[3]
 LONG = "x" * 300  # as the name of no file can be
 
@@ -245,25 +242,3 @@ def test_control_characters_become_escapes_on_a_terminal_only(
 
 
 # --- files that nobody should trust --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["config.json", "summary.json", "references.json"])
-def test_json_that_is_nested_too_deep_is_no_run(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = make_run(tmp_path / "run").folder
-    (folder / name).write_text(DEEP, encoding="utf-8")
-    line = refused(capsys, "report", str(folder))
-    assert name in line
-    assert "nested" in line
-
-
-@pytest.mark.parametrize("name", ["model.json", "config.json", "operation.json"])
-def test_json_that_is_nested_too_deep_is_no_model_and_no_operation(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store_tiny_patient(tmp_path)
-    (tmp_path / name).write_text(DEEP, encoding="utf-8")
-    words = ["--operation", str(tmp_path / name)] if name == "operation.json" else []
-    words += ["--coefficients", "1"] if name == "config.json" else []
-    assert "nested at most 100 deep" in refused(capsys, "sample", str(tmp_path), *words)

@@ -181,15 +181,6 @@ def test_an_operation_is_performed_on_the_same_noise(
     assert shown(capsys, *words, *named) == expected
 
 
-def test_no_operation_changes_nothing(run: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [run, "--coefficients", "0", "0", "0", "0", "--n", "2", "--length", "40"]
-    for part in shown(capsys, *words).removeprefix("=== 1\n").split("\n\n=== 2\n"):
-        plain, operated = part.removeprefix("--- text\n").split(
-            "\n--- text of the operated model\n"
-        )
-        assert plain == operated
-
-
 def test_an_operation_in_a_file_has_operator_and_options(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

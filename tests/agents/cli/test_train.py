@@ -17,7 +17,6 @@ from agents.grpo.learner import GRPOLearner
 from agents.training.config import TrainConfig, preset
 from agents.training.curriculum import CurriculumConfig
 from agents.training.presets import PRESETS
-from avatarl_env.text import corpus as corpus_module
 from tests.agents.cli.commands import refused, shown
 from tests.training_runs import flags, small_config, write_text
 
@@ -35,7 +34,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise requests.ConnectionError("no route\nto host")
 
     monkeypatch.setattr(requests, "get", unreachable)
-    monkeypatch.setattr(corpus_module, "_BACK_OFF_SECONDS", 0.0)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts to download
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("AVATARL_DATA_DIR", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -188,7 +187,12 @@ def test_the_line_does_not_depend_on_what_the_terminal_can_show(
     ("words", "rule"),
     [
         (["--lm.context", "300"], "context must be less than 200, .*'surgeon' split.* got 300"),
+        (["--operator", "spectral_bands", "--lm.width", "2"], "n_bands must be .*got 4"),
+        (["--layers", "3"], "layers must match attention layers of the model, got 3"),
+        (["--layers", "*.mlp"], r"layers must match attention layers .*\*\.mlp"),
         (["--device", "abacus"], "device must be one that torch has, got 'abacus'"),
+        (["--device", "meta"], "device must be one that torch has, got 'meta'"),
+        (["--surgeon-options", "learning_rte", "1"], "sac option .*learning_rte"),
         (["--lm.width", "1000000000"], "must fit the memory"),
         (["--grpo.batch-size", str(10**12)], "must fit the memory"),
         (["--curriculum.n-rows", str(2**50)], "must fit the memory"),
@@ -207,15 +211,6 @@ def test_what_does_not_fit_the_text_or_the_machine_leaves_no_run(
     (workplace / "used" / "notes").touch()
     basis = ["--preset", "smoke", "--corpus", "text.txt", "--out", "run"]
     assert re.search(rule, complaint(capsys, *basis, *words))
-
-
-def test_an_unknown_mode_of_wandb_is_refused(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "ofline")
-    line = complaint(capsys, "--corpus", str(write_text(workplace)), "--out", "out")
-    assert line.startswith("WANDB_MODE must be one of ")
-    assert "'ofline', did you mean 'offline'" in line
 
 
 # --- runs that end early, and odd names ----------------------------------------------------------

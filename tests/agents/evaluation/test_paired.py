@@ -8,12 +8,11 @@ import torch
 
 from agents.evaluation.paired import Gains, PairedEvaluation, PairedResult, compare_pairs
 from agents.evaluation.statistics import Interval, interval
-from avatarl_env.patient import Patient
 from avatarl_env.scoring import kl_ref
 from avatarl_env.surgery import SurgicalTheater
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 from tests.fakes import fingerprint
-from tests.training_runs import small_env, taught_patient
+from tests.training_runs import small_env
 
 SOME = np.array([0.4, -0.8, 0.6, -0.2])
 OTHER = np.array([-1.0, 0.0, 0.3, 1.0])
@@ -95,33 +94,10 @@ def test_gains_are_operated_minus_unoperated_and_positive_where_it_got_better() 
         np.testing.assert_allclose(gains.heldout_loss_fall[i], loss - operated_loss, atol=1e-5)
 
 
-def test_harm_to_a_model_that_knows_its_text_is_seen() -> None:
-    env = small_env(taught_patient())
-    gains = measure(env, np.ones(4), n_each=24)
-    assert interval(gains.kl_ref_gain[0]).high < 0
-    assert interval(gains.heldout_loss_fall[0]).high < 0
-
-
 def test_an_operator_without_row_edits_gives_the_same_numbers(in_place_gain: str) -> None:
     found = measure(small_env(operator=in_place_gain), SOME, OTHER)
     for one, other in zip(found, measure(small_env(), SOME, OTHER), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
-
-
-def test_the_split_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = small_env()
-    asked: list[tuple[str, int, int]] = []
-    windows = Patient.windows
-
-    def spy(self: Patient, split: str, n: int, length: int, rng: np.random.Generator) -> Any:
-        asked.append((split, n, length))
-        return windows(self, split, n, length, rng)
-
-    monkeypatch.setattr(Patient, "windows", spy)
-    measure(env, SOME, OTHER, split="validation", n_each=5)
-    # Prompts for each operation, then windows of a context and its last target.
-    expected = [("validation", 5, 8)] * 2 + [("validation", 10, 65)]
-    assert asked == expected
 
 
 @pytest.mark.parametrize("training", [True, False])

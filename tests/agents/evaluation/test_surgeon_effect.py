@@ -29,7 +29,6 @@ def measure(surgeon: Any, env: Any, after: str = "joint", seed: int = 0, n: int 
 # Final operations.
 
 
-@pytest.mark.usefixtures("immortal")
 def test_a_surgeon_ends_where_its_actions_lead_on_the_prompts_of_the_seed() -> None:
     env = small_eval_env(n_rows=4, episode_length=3)
     twin = small_env(n_rows=4, episode_length=3, autoreset_mode=AutoresetMode.DISABLED)
@@ -46,12 +45,9 @@ def test_a_surgeon_ends_where_its_actions_lead_on_the_prompts_of_the_seed() -> N
     ]
 
 
-def test_an_operation_that_ends_early_is_not_followed_by_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    env = small_eval_env(episode_length=4)
+def test_an_operation_that_ends_early_is_not_followed_by_another() -> None:
+    env = small_eval_env(episode_length=4, operator_options={"scale": 50.0})  # moving is fatal
     actions = np.array([[0.5] * 4, [0.0] * 4])
-    monkeypatch.setattr("avatarl_env.episode.ENTROPY_RANGE", (2.0, 3.0))  # moving is fatal
     killed, alive = final_operations(ScriptedSurgeon(env, actions), env, seed=0)
     assert killed.coefficients.tolist() == [0.25] * 4
     assert (killed.total, killed.length) == (-1.0, 1)
@@ -60,7 +56,6 @@ def test_an_operation_that_ends_early_is_not_followed_by_another(
     assert alive.total == pytest.approx(0.0, abs=1e-5)  # another batch than its baseline's
 
 
-@pytest.mark.usefixtures("immortal")
 def test_random_coefficients_are_those_of_the_random_surgeon() -> None:
     env = small_eval_env(n_rows=24, episode_length=3)
     drawn = np.stack([random_coefficients(env, np.random.default_rng(i)) for i in range(400)])
@@ -91,7 +86,6 @@ def test_doing_nothing_is_worth_exactly_nothing() -> None:
     assert effect.kl_ref_over_random.n == 3
 
 
-@pytest.mark.usefixtures("immortal")
 def test_all_policies_are_compared_on_the_same_fresh_validation_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,7 +138,6 @@ def test_measuring_changes_nothing_and_is_repeatable() -> None:
     assert np.array_equal(env.step(np.full((2, 4), 0.2, np.float32))[0], found)
 
 
-@pytest.mark.usefixtures("immortal")
 @pytest.mark.parametrize(
     ("score", "name", "is_kl_ref"),
     [

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ from agents.grpo.estimators import (
     policy_loss,
 )
 from agents.grpo.losses import Batch, Loss
-from tests.training_runs import fresh_model, make_learner
 
 LossFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(log_probs (N, V), targets (N,), actions (N, K)) -> loss."""
@@ -118,18 +116,6 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 # By hand.
-
-
-def test_the_losses_of_a_group_of_two() -> None:
-    # Rewards 1, 0: mean 1/2, standard deviation sqrt(1/2).
-    log_probs = torch.tensor([[0.5, 0.25, 0.25]]).log().requires_grad_()
-    normalised = 0.5 / (math.sqrt(0.5) + 1e-4)
-    advantages = {"grpo": normalised, "seed_sampled": normalised, "dr_grpo": 0.5}
-    for name, advantage in {**advantages, "rloo": 1.0, "maxrl": 1.0}.items():
-        loss = loss_of(name)(log_probs, torch.tensor([0]), torch.tensor([[0, 1]]))
-        (gradient,) = torch.autograd.grad(loss, log_probs)
-        expected = torch.tensor([[-advantage / 2, advantage / 2, 0.0]])
-        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
 
 
 def credited(name: str, credit: list[float], actions: list[int], **extra: float) -> Loss:
@@ -287,29 +273,6 @@ def test_equal_rewards_give_exactly_no_gradient(name: str, actions: list[int]) -
 # The table.
 
 
-def test_only_cross_entropy_is_a_control() -> None:
-    assert [name for name, row in ESTIMATORS.items() if row.is_control] == ["ce"]
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_row_has_only_the_forms_that_it_names(name: str) -> None:
-    row = ESTIMATORS[name]
-    for form, function in ((SAMPLED, row.sampled), (ALL_ACTIONS, row.all_actions)):
-        if function is None:
-            with pytest.raises(ValueError, match=f"^exploration must be .* {name}, got '{form}'"):
-                GRPOConfig(estimator=name, exploration=form, horizon=row.horizons[0])
-
-
-@pytest.mark.parametrize("name", ONE_CHARACTER)
-def test_the_smallest_group_has_a_finite_loss(name: str) -> None:
-    row = ESTIMATORS[name].sampled
-    assert row is not None
-    actions = torch.arange(row.min_group_size)[None]
-    assert loss_of(name)(POLICY.log()[None], torch.tensor([0]), actions).isfinite()
-    with pytest.raises(ValueError, match=f"^group_size must be .* got {row.min_group_size - 1}$"):
-        loss_of(name)(POLICY.log()[None], torch.tensor([0]), actions[:, 1:])
-
-
 @pytest.mark.parametrize(
     "row",
     [
@@ -323,10 +286,3 @@ def test_a_users_own_estimator_is_checked(row: Sampling, monkeypatch: pytest.Mon
     message = r"^(rewards|advantages) .* shape \(2, 3\).* got \(2,(?: 1)?\)$"
     with pytest.raises(ValueError, match=message):
         lesson("mine", log_probs, torch.tensor([0, 1]), actions)
-
-
-def test_a_users_own_estimator_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Estimator(Sampling(losses.exact_match, losses.centred, losses.reinforce))
-    monkeypatch.setitem(ESTIMATORS, "mine", row)
-    stats = make_learner(fresh_model(), np.arange(200) % 7, estimator="mine").update()
-    assert stats.grad_norm > 0

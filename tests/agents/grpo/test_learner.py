@@ -6,7 +6,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from agents.grpo.losses import Batch, Loss, centred
 from agents.grpo.rollouts import bigram_log_probs
 from agents.grpo.stats import Reading, packed, spread, unpacked
 from avatarl_env.lm.gpt import GPT
-from tests.patients import global_random_states
 from tests.training_runs import CE, cycle, everything, fresh_model, make_learner, same, small_env
 
 NOISE = np.random.default_rng(7).integers(0, 16, 400)
@@ -166,27 +165,14 @@ def test_an_update_changes_everything_and_is_resumed_exactly(name: str) -> None:
     assert_same(learner, other)
 
 
-def test_the_state_has_all_counters() -> None:
-    learner = make_learner(fresh_model(), NOISE)
-    learner.n_skipped, learner.n_bad_in_a_row = 5, 3
-    state = learner.get_state()
-    counters = ["n_done", "n_skipped", "n_bad_in_a_row", "forward_tokens", "kl_coefficient"]
-    assert list(state) == [*counters, "rng", "optimizer", "old"]
-    other = resumed(learner, state)
-    assert (other.n_skipped, other.n_bad_in_a_row) == (5, 3)
-
-
 @BOTH
-def test_the_seed_decides_everything_and_global_generators_nothing(recipe: dict[str, Any]) -> None:
+def test_the_seed_decides_everything(recipe: dict[str, Any]) -> None:
     ends = []
     for seed in (1, 1, 2):
         learner = make_learner(fresh_model(), NOISE, seed=seed, sync_every=2, **recipe)
         torch.rand(3)
-        np.random.rand(3)  # noqa: NPY002
-        before = global_random_states()
         learner.update()
         learner.update()
-        assert global_random_states() == before
         ends.append(everything(learner))
     assert same(ends[0], ends[1])
     assert not same(ends[0], ends[2])
@@ -478,14 +464,6 @@ def test_an_operation_that_changes_nothing_changes_nothing() -> None:
     assert plain.learner.update() != operated.learner.update(operated.operated(0.7))
 
 
-def test_no_other_policy_samples_for_estimators_without_a_ratio() -> None:
-    for name in ("proper_maxrl", "brier", "maxrl"):
-        learner = make_learner(fresh_model(), NOISE, estimator=name)
-        with pytest.raises(ValueError, match=f"^operated must be None for {name}, .* a context$"):
-            learner.update(nullcontext())
-        assert learner.n_done == 0
-
-
 # Texts.
 
 
@@ -564,14 +542,12 @@ def test_texts_get_better(estimator: str, rates: dict[str, float]) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["adamw", "bfloat16", "grpo, texts"])
 def test_on_a_device_it_learns_as_on_the_cpu_and_resumes(name: str) -> None:
-    recipe = RECIPES[name]
-    learner = make_learner(fresh_model().cuda(), NOISE, **recipe)
-    expected = make_learner(fresh_model(), NOISE, **recipe).update()
+    learner = make_learner(fresh_model().cuda(), NOISE, **RECIPES[name])
+    expected = make_learner(fresh_model(), NOISE, **RECIPES[name]).update()
     np.testing.assert_allclose(learner.update(), expected, rtol=0.05, atol=0.01)
-    other = resumed(learner, stored(learner.get_state()), **recipe)
-    assert same(everything(other), everything(learner))
+    other = resumed(learner, stored(learner.get_state()), **RECIPES[name])
     for one in (learner, other):
         one.update()
     torch.testing.assert_close(everything(other), everything(learner), rtol=1e-3, atol=1e-4)

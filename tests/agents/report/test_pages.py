@@ -21,7 +21,6 @@ from tests.agents.report.pages import Page
 
 HOSTILE = "</script><script>alert(1)</script><b>bold</b> & \"quoted\" 'too' <!-- "
 NO_ICON = "data:,"  # keeps a browser from asking for one
-KINDS = ("evaluation", "grpo", "operation", "surgeon", "commit", "sample", "behavior")
 REFRESH = '<meta http-equiv="refresh"'
 
 
@@ -220,17 +219,6 @@ def test_a_figure_of_several_runs_holds_a_series_of_each(several: Page) -> None:
     ]
 
 
-def test_the_limit_of_a_text_is_a_level_and_a_bar(tmp_path: Path) -> None:
-    run = MadeUpRun(tmp_path)
-    run.train("bootstrap", 20)
-    run.finish(corpus_nats_per_char=1.21)
-    page = page_of(run)
-    assert page.figures["validation/loss"]["levels"]["limit"] == 1.21
-    assert "limit" not in page.figures["validation/accuracy"]["levels"]
-    assert "The limit is the entropy" in page.text
-    assert '<th scope="row">true entropy of the text</th>' in page.html
-
-
 def test_operations_commits_and_effects_are_listed_with_intervals(whole: Page) -> None:
     operations = whole.section("operations")
     assert "Operations tested on fresh prompts: 6; kept: 2." in operations
@@ -340,25 +328,6 @@ def test_an_unfinished_run_shows_its_progress_and_may_reload(tmp_path: Path) -> 
     assert "reloads every 30 seconds" in page.text
     assert "measured on a fixed slice of the held-out text" in page.text
     assert '<th scope="row">5-gram</th>' in page.html
-
-
-def test_a_run_of_an_older_version_has_a_page_of_what_it_recorded(tmp_path: Path) -> None:
-    run = MadeUpRun(tmp_path)
-    (tmp_path / "references.json").unlink()
-    run.finish(
-        phases=[{"name": "joint"}],
-        validation={"loss": 1.5},
-        references=[{"name": "bigram"}],
-        surgeon_effect={"verdict": "It helped.", "measurements": [{"after": "joint"}]},
-        commits={"tried": 1},
-        environment=None,
-    )
-    run.rows += [{"kind": kind, "phase": "joint", "forward_tokens": 9} for kind in KINDS]
-    run.save()
-    page = page_of(run)
-    assert '<p class="verdict">It helped.</p>' in page.html
-    assert '<span class="value">1.500</span>' in page.html
-    assert page.figures == {}
 
 
 def test_a_run_that_has_only_begun_has_a_page(folder: Path) -> None:

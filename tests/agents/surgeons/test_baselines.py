@@ -129,23 +129,6 @@ def test_where_a_patient_flatlined_its_row_begins_at_the_first_step() -> None:
     assert {rows(later).count(row) for row in seen} == {2, 3}  # dealt again, evenly
 
 
-def test_acting_before_operating_watches_once_and_leaves_no_trace() -> None:
-    env = small_env()
-    source = Counting(env)
-    source.act = lambda o, b: ScriptedSurgeon.act(source, o, b)  # type: ignore[method-assign]
-    surgeon, other = (ReplaySurgeon(env, 0, source=source) for env in (env, small_env()))
-    observations, _ = env.reset(seed=3)
-    env.step(np.full((2, 4), 0.2, np.float32))  # an operation in progress
-    before = env.get_rng_state()
-    first_actions(surgeon, observations)
-    assert env.get_rng_state() == before
-    *_, infos = env.step(np.zeros((2, 4), np.float32))
-    np.testing.assert_allclose(infos["final_info"]["coefficients"], 0.1, atol=1e-6)
-    # A round begins with the prompts that it would have begun with.
-    left, right = surgeon.operate(1), other.operate(1)
-    assert [r.baseline_terms for r in left] == [r.baseline_terms for r in right]
-
-
 def test_a_saved_replay_does_not_need_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

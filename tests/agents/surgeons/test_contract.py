@@ -92,7 +92,6 @@ def essence(records: list[EpisodeRecord]) -> list[Any]:
 
 
 @every_surgeon
-@pytest.mark.usefixtures("immortal")
 def test_a_round_is_whole_operations_on_every_row_and_starts_with_a_reset(name: str) -> None:
     env = new_env(3)
     surgeon = make(name, env)
@@ -109,10 +108,7 @@ def test_a_round_is_whole_operations_on_every_row_and_starts_with_a_reset(name: 
 
 
 @pytest.mark.parametrize("name", ["sac", "random", "es"])
-def test_a_row_whose_patient_flatlines_goes_on_with_another_operation(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("avatarl_env.episode.COLLISION_MARGIN", 0.0)
+def test_a_row_whose_patient_flatlines_continues_with_another_operation(name: str) -> None:
     surgeon = make(name, new_env(3, operator_options={"scale": 50.0}))
     records = surgeon.operate(4)
     assert {record.length for record in records} == {1, 2}

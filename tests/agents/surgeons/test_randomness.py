@@ -43,13 +43,13 @@ def test_inside_are_the_streams_of_the_seed_and_outside_nothing_changes() -> Non
 
 def test_an_exception_gives_the_generators_back_too() -> None:
     randomness = PrivateRandomness(5)
-    before = global_random_states()
 
     def draw_and_break_off() -> None:
         with randomness.use():
             draw()
             raise KeyboardInterrupt
 
+    before = global_random_states()
     with pytest.raises(KeyboardInterrupt):
         draw_and_break_off()
     assert global_random_states() == before

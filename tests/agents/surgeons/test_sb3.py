@@ -9,11 +9,9 @@ import pytest
 import torch
 from stable_baselines3 import SAC
 
-from agents.errors import DivergedError
 from agents.surgeons.algorithms import ALGORITHMS, GAMMA, settings_of
 from agents.surgeons.sb3 import SB3Surgeon
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
-from tests.patients import global_random_states, tiny_patient
 from tests.training_runs import (
     CE,
     QUICK_SAC,
@@ -126,15 +124,6 @@ def test_learning_starts_after_the_warm_up_and_changes_the_networks() -> None:
     assert not any(map(torch.equal, before, weights(surgeon)))
 
 
-@pytest.mark.parametrize("name", ["ppo", "a2c", "trpo", "recurrent_ppo"])
-def test_an_on_policy_algorithm_learns_from_one_operation_on_every_row(name: str) -> None:
-    surgeon = SB3Surgeon(name, toys(0.1, 0.2, 0.3, n_rows=4), 0)
-    before = weights(surgeon)
-    surgeon.operate(1)
-    assert surgeon.model.num_timesteps == 12
-    assert not same(before, weights(surgeon))
-
-
 def test_transitions_are_stored_as_they_were_and_unfinished_operations_end_with_the_round() -> None:
     env = toys(0.25, -3.0, n_rows=2)
     env.envs[1].rewards = (-1.0, 8.0, 16.0)
@@ -185,56 +174,6 @@ def test_the_models_own_progress_is_never_paid_to_the_surgeon(
         env.model_changed()
     assert baselines[0] > baselines[1] + 0.05  # the model did learn in between
     assert (abs(buffer_of(surgeon).rewards[:8]) <= tolerance).all()
-
-
-def test_continuing_from_the_last_observation_would_pay_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = small_env(n_rows=1)
-    surgeon = sac(env)
-    still(surgeon, monkeypatch, HAIR)
-    surgeon.operate(1)
-    improve(env)
-    surgeon.model.learn(2, reset_num_timesteps=False)  # as by itself
-    assert abs(buffer_of(surgeon).rewards[2:4].sum()) > 1e-3
-    env.model_changed()
-    with pytest.raises(RuntimeError, match="the model changed during the operation"):
-        surgeon.model.learn(1, reset_num_timesteps=False)
-
-
-def test_a_broken_off_round_gives_the_generators_back_and_can_be_followed_by_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    env = toys(0.1, 0.2)
-    surgeon = sac(env)
-    before = global_random_states()
-    with monkeypatch.context() as patch:
-        patch.setattr(env.envs[0], "rewards", ())
-        with pytest.raises(IndexError):
-            surgeon.operate(1)
-    assert global_random_states() == before
-    assert [record.total for record in surgeon.operate(2)] == pytest.approx([0.3, 0.3])
-
-
-def test_weights_that_diverged_are_refused() -> None:
-    surgeon = sac(toys(0.1, 0.2), learning_starts=100)
-    with torch.no_grad():
-        next(surgeon.model.policy.parameters())[0, 0] = torch.nan
-    with pytest.raises(DivergedError, match=r"surgeon's \S+ must be .*1e\+06"):
-        surgeon.operate(1)
-
-
-def test_acting_teaches_nothing_and_the_patient_stays_the_same() -> None:
-    patient = tiny_patient()
-    before = [p.detach().clone() for p in patient.model.parameters()]
-    env = small_env(patient)
-    surgeon = sac(env)
-    surgeon.operate(2)
-    learned = weights(surgeon)
-    observations, _ = env.reset(seed=1)
-    actions = first_actions(surgeon, observations)
-    first_actions(surgeon, 9 * observations)
-    assert first_actions(surgeon, observations).tolist() == actions.tolist()
-    assert same(weights(surgeon), learned)
-    assert same(list(patient.model.parameters()), before)
 
 
 def bandit(*, truncates: bool, **options: Any) -> float:
@@ -348,23 +287,3 @@ def test_a_loaded_surgeon_collects_before_it_learns_on(tmp_path: Path) -> None:
         assert loaded.stats()["surgeon/replay_buffer_size"] == 12.0
         loaded.save(tmp_path)
         surgeon = loaded
-
-
-def test_a_loaded_surgeon_scales_as_the_saved_one_and_draws_new_numbers(tmp_path: Path) -> None:
-    surgeon = saved("sac", 2, tmp_path, **QUICK_SAC)
-    before = (tmp_path / "surgeon_normalisation.json").read_bytes()
-    loaded, other = (sac(toys(0.1, 0.2, 0.3, n_rows=2), seed=3) for _ in range(2))
-    fresh = [loaded.model.action_space.sample().tolist(), loaded.get_state()["seeds"]]
-    for each in (loaded, other):
-        each.load(tmp_path)
-    loaded.save(tmp_path)
-    assert (tmp_path / "surgeon_normalisation.json").read_bytes() == before
-    drawn = [
-        [each.model.action_space.sample().tolist(), each.get_state()["seeds"]]
-        for each in (loaded, other)
-    ]
-    assert drawn[0] == drawn[1]
-    assert all(one != other for one, other in zip(drawn[0], fresh, strict=True))
-    states = [each.get_state()["generators"]["torch"] for each in (loaded, surgeon, sac(toys(0.1)))]
-    assert not torch.equal(states[0], states[1])
-    assert not torch.equal(states[0], states[2])

@@ -15,6 +15,7 @@ from agents.surgeons.registry import SURGEONS, make_surgeon
 from agents.tracking.schema import AXES, numbers
 from agents.tracking.writer import Clock
 from agents.training.loop import RunSummary, train
+from tests.agents.surgeons.test_contract import options_of
 from tests.training_runs import small_config, small_env
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -81,7 +82,8 @@ def test_runs_write_the_numbers_of_the_table_and_no_others(
 @pytest.mark.parametrize("name", sorted(set(SURGEONS) - {"replay"}))
 @pytest.mark.usefixtures("quick_surgeons", "immortal")
 def test_a_surgeon_writes_the_numbers_of_the_table(name: str) -> None:
-    surgeon = make_surgeon(name, small_env(n_rows=4), 0, WITH_OPTIONS.get(name))
+    options = {**options_of(name), **WITH_OPTIONS.get(name, {})}
+    surgeon = make_surgeon(name, small_env(n_rows=4), 0, options)
     surgeon.operate(2)
     assert set(surgeon.stats()) == of_kind("surgeon", name)
 

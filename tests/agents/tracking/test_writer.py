@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from agents.tracking.run_folder import read_rows
 from agents.tracking.writer import Clock, MetricWriter, RunFolder, to_json
 
 CLOCK = Clock(phase="joint", update=7, operation=3, forward_tokens=4096, seconds=1.5)
@@ -66,22 +64,6 @@ def test_a_run_can_be_reopened_and_a_folder_without_one_cannot(folder: RunFolder
     folder.samples.symlink_to(folder.path.parent / "elsewhere")
     with pytest.raises(ValueError, match=r"resume must be .*samples\.txt', a symbolic link"):
         RunFolder.reopen(folder.path)
-
-
-def test_lines_that_are_not_rows_are_told_from_rows(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    row = {"kind": "grpo", **FIELDS, "text": "a\u2028b\x85c"}
-    bad = [{**row, "kind": 3}, {**row, "seconds": None}, {**row, "forward_tokens": True}, [row]]
-    whole = [json.dumps(x, ensure_ascii=False) for x in (row, *bad, row)] + ["[" * 10**5, "torn"]
-    path.write_text("\n".join([*whole, json.dumps(row)]), encoding="utf-8", newline="\n")
-
-    def found(n_bytes: int | None = None) -> list[dict[str, object] | None]:
-        return [row for _, row in read_rows(path, n_bytes)]
-
-    assert found() == [row, None, None, None, None, row, None, None]  # the last line has no end
-    length = len(path.read_bytes().split(b"\n")[0]) + 1
-    assert found(length) == found(length + 1) == [row]
-    assert found(0) == found(length - 1) == []
 
 
 # --- what is written -----------------------------------------------------------------------------
@@ -166,38 +148,7 @@ def test_samples_are_also_written_to_be_read(folder: RunFolder) -> None:
     assert [row["operated_text"] for row in folder.rows()] == [None, " bee"]
 
 
-def test_the_summary_is_replaced_in_one_piece(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    with MetricWriter(folder, config={}) as writer:
-        writer.write_summary({"seconds": 1.0})
-        with monkeypatch.context() as patch:
-            patch.setattr("os.replace", fail)
-            with pytest.raises(OSError, match="disk"):
-                writer.write_summary({"seconds": 2.0})
-        assert json.loads(folder.summary.read_text()) == {"seconds": 1.0}
-        writer.write_summary({"seconds": np.float64("nan")})
-        writer.write_references({"corpus_nats_per_char": None})
-    assert json.loads(folder.summary.read_text()) == {"seconds": None}
-    assert json.loads(folder.references.read_text()) == {"corpus_nats_per_char": None}
-
-
 # --- a run that is resumed -----------------------------------------------------------------------
-
-
-def test_positions_are_synced_lengths(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr("os.fsync", lambda number: synced.append(os.fstat(number).st_ino))
-    with MetricWriter(folder, config={}) as writer:
-        assert writer.positions() == (0, 0)
-        writer.write("sample", CLOCK, sample("é\u2028"))  # characters of two and three bytes
-        synced.clear()
-        lengths = writer.positions()
-    assert lengths == (len(folder.metrics.read_bytes()), len(folder.samples.read_bytes()))
-    assert synced == [folder.metrics.stat().st_ino, folder.samples.stat().st_ino]
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path) -> None:
@@ -222,39 +173,3 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path) -> None
         assert writer.positions() == position
         write(writer, range(2, 4))
     assert contents(stopped) == contents(whole)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "samples", "message"),
-    [
-        (-1, 0, r"metrics\.jsonl must have a line that ends at byte -1, got none$"),
-        (5, 0, r"metrics\.jsonl must have a line that ends at byte 5, got none$"),
-        (9999, 0, r"metrics\.jsonl must have the 9999 bytes that were recorded, got \d+$"),
-        (0, 5, r"samples\.txt must have a line that ends at byte 5, got none$"),
-        (0, 9999, r"samples\.txt must have the 9999 bytes that were recorded, got \d+$"),
-    ],
-)
-def test_a_position_where_no_line_ends_is_refused_and_nothing_is_cut(
-    folder: RunFolder, metrics: int, samples: int, message: str
-) -> None:
-    with MetricWriter(folder, config={}) as writer:
-        writer.write("sample", CLOCK, sample(" be"))
-        writer.write_summary({})
-    before = contents(folder)
-    with pytest.raises(ValueError, match=message):
-        MetricWriter(folder, config={}, resume_from=(metrics, samples))
-    assert contents(folder) == before
-
-
-def test_kept_lines_must_be_rows(folder: RunFolder) -> None:
-    """After a power failure a file may have its length but not its content."""
-    with MetricWriter(folder, config={}) as writer:
-        writer.write("grpo", CLOCK, {})
-        writer.write("grpo", CLOCK, {})
-        position = writer.positions()
-    lines = folder.metrics.read_bytes().splitlines(keepends=True)
-    folder.metrics.write_bytes(lines[0] + bytes(len(lines[1]) - 1) + b"\n")
-    with pytest.raises(
-        ValueError, match=r"metrics\.jsonl must have a row of JSON in line 2, got .*x00"
-    ):
-        folder.check_holds(*position)

@@ -1,4 +1,4 @@
-"""Runs that are broken off or killed, and how to tell that nothing was lost.
+"""Runs that are broken off or killed, and how to check that nothing was lost.
 
 As a program it trains until it is killed:
 `python -m tests.agents.training.broken_runs FOLDER TEXT KILL`.
@@ -6,6 +6,7 @@ As a program it trains until it is killed:
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -34,11 +35,10 @@ QUICK = {key: value for key, value in QUICK_SAC.items() if key != "policy_kwargs
 HOME = Path(__file__).parents[3]
 
 KILLS: dict[str, tuple[str, ...]] = {
-    "any time": ("agents.training.loop._train",),
+    "any time": ("agents.training.start.build",),
     "while a checkpoint is written": ("agents.training.checkpoint.write",),
     "at a step of a checkpoint": tuple(
-        f"agents.training.checkpoint.{name}"
-        for name in ("dump_tensors", "_digest", "sync", "_remove")
+        f"agents.training.checkpoint.{name}" for name in ("dump_tensors", "sync", "remove_partial")
     ),
     "as a file is replaced": ("avatarl_env.files.os.replace",),
     "in the theater": tuple(
@@ -114,7 +114,8 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest.pop("sha256")
     change(manifest)
-    signed = {**manifest, "sha256": checkpoint._digest_of(manifest)}
+    content = json.dumps(manifest, sort_keys=True).encode()
+    signed = {**manifest, "sha256": hashlib.sha256(content).hexdigest()}
     path.write_text(json.dumps(signed), encoding="utf-8")
 
 

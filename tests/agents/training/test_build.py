@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from agents.distributed import ALONE, Ranks
-from agents.training.build import Generators, build, check_room
+from agents.training.build import Generators, check_room
 from agents.training.config import TrainConfig, preset
-from agents.training.presets import PRESETS, ModelConfig
+from agents.training.presets import PRESETS
 from avatarl_env.memory import GIB
-from avatarl_env.text.corpus import load_corpus
-from tests.training_runs import small_config
 
 CPU = torch.device("cpu")
 
@@ -29,27 +24,6 @@ def with_settings(config: TrainConfig, **changes: dict[str, Any]) -> TrainConfig
         part = getattr(config, name)
         changed[name] = values if isinstance(part, dict) else replace(part, **values)
     return replace(config, **changed)
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_layers_and_score_act_wherever_a_run_operates(text: Path, is_first: bool) -> None:
-    score = {"kl_ref": 1.0, "heldout_loss": 3.0}
-    lm = ModelConfig(context=32, n_layers=2, n_heads=2, width=16)
-    config = small_config(text, surgeon="random", score=score, layers=(-1,), lm=lm)
-    ranks = ALONE if is_first else Ranks(1, 2)
-    parts = build(config, load_corpus(str(text)), ranks)
-    names = {id(p): name for name, p in parts.patient.model.named_parameters()}
-    for env in (parts.env, parts.curriculum.eval_env):
-        operated = {names[id(p)] for p in env.operator.parameters()}
-        assert {name[: len("blocks.1.attn")] for name in operated} == {"blocks.1.attn"}
-        env.reset(seed=0)
-        *_, infos = env.step(np.full((env.num_envs, 4), 0.5, np.float32))
-        after, before = infos["score_terms"], infos["baseline_terms"]
-        gain = after["kl_ref"] - before["kl_ref"]
-        gain += 3 * (before["heldout_loss"] - after["heldout_loss"])
-        assert infos["improvement"] == pytest.approx(gain, abs=1e-6)
-    assert (parts.surgeon is None) is not is_first
-    assert parts.curriculum.surgeon is parts.surgeon
 
 
 def test_every_consumer_has_a_generator_of_its_own() -> None:

@@ -1,20 +1,16 @@
-"""Every recipe of GRPO either learns or is refused in one line, for every estimator there is."""
+"""Every combination of settings is allowed or refused in one line, for every estimator."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-import torch
 
 from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import ESTIMATORS
 from agents.training.config import TrainConfig
 from agents.training.curriculum import CurriculumConfig
-from tests.training_runs import make_learner, small_env
 
 
 class Choice(NamedTuple):
@@ -63,25 +59,8 @@ def make(estimator: str, choice: Choice) -> TrainConfig | str:
         return str(error)
 
 
-def assert_learns(config: TrainConfig) -> None:
-    """Check that updates are finite and reach every parameter."""
-    env = small_env()
-    model, recipe = env.patient.model, vars(config.grpo)
-    learner = make_learner(model, env.patient.splits["train"], n_updates=3, **recipe)
-    for _ in range(config.grpo.sync_every):
-        operated = None
-        if config.curriculum.commit == "rollout":
-            operated = env.patient.operated(env.operator, np.full(4, 0.5))
-        before = [p.detach().clone() for p in model.parameters()]
-        assert all(math.isfinite(value) for value in learner.update(operated))
-        for old, p in zip(before, model.parameters(), strict=True):
-            assert not torch.equal(old, p)
-            assert p.isfinite().all()
-    assert learner.n_skipped == 0
-
-
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_combination_learns_or_is_refused_in_one_line(name: str) -> None:
+def test_a_combination_is_allowed_or_refused_in_one_line(name: str) -> None:
     n_allowed = 0
     for choice in CHOICES:
         found = make(name, choice)
@@ -93,6 +72,4 @@ def test_a_combination_learns_or_is_refused_in_one_line(name: str) -> None:
             assert "\n" not in found
         else:
             n_allowed += 1
-            if choice.commit != "if_better":  # learns as with "probe"
-                assert_learns(found)
     assert n_allowed == N_ALLOWED.get(name, n_allowed) > 0

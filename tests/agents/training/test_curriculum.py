@@ -144,7 +144,6 @@ def test_an_update_makes_operations_under_way_stale() -> None:
             one.step(still)
 
 
-@pytest.mark.usefixtures("immortal")
 def test_an_operation_that_heals_is_committed() -> None:
     env, twin = injured_env(), injured_env()
     curriculum = make_curriculum(env, ScriptedSurgeon(env, HEALS), paired_prompts=32)
@@ -165,7 +164,6 @@ def test_an_operation_that_heals_is_committed() -> None:
     curriculum.update()
 
 
-@pytest.mark.usefixtures("immortal")
 def test_an_operation_that_harms_is_undone() -> None:
     env = injured_env(0.0)
     curriculum = make_curriculum(env, ScriptedSurgeon(env, HARMS), paired_prompts=32)
@@ -177,7 +175,6 @@ def test_an_operation_that_harms_is_undone() -> None:
     assert same(everything(curriculum.learner), before)
 
 
-@pytest.mark.usefixtures("immortal")
 @pytest.mark.parametrize("best", [0, 2])
 def test_the_best_of_the_operations_tried_is_chosen(best: int) -> None:
     env = injured_env()
@@ -234,19 +231,9 @@ def test_trying_operations_disturbs_nothing_of_the_surgeons_practice() -> None:
     assert practice(Curriculum.try_commit) == expected
 
 
-def test_trying_and_testing_counts_as_compute() -> None:
-    env = small_env()
-    curriculum = make_curriculum(env, ScriptedSurgeon(env, 0.25))
-    curriculum.try_commit()
-    # Two rows of four prompts of 8 and 5 new tokens, the last of which is never read, at reset
-    # and after two steps; then four prompts and windows of 64, unoperated and operated.
-    assert env.patient.forward_tokens == (1 + 2) * 2 * 4 * 12 + 2 * 4 * (12 + 64)
-
-
 # The operated model samples.
 
 
-@pytest.mark.usefixtures("immortal")
 def test_the_model_samples_under_an_operation_that_helps_until_one_does_not() -> None:
     env = injured_env()
     surgeon = ScriptedSurgeon(env, HEALS)
@@ -266,7 +253,6 @@ def test_the_model_samples_under_an_operation_that_helps_until_one_does_not() ->
     assert curriculum.update().behavior_kl == 0.0
 
 
-@pytest.mark.usefixtures("immortal")
 def test_a_commit_reaches_the_old_policy() -> None:
     env = injured_env()
     recipe = {"estimator": "grpo", "sync_every": 50}

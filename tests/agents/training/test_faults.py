@@ -58,9 +58,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return poison
 
 
-@pytest.mark.parametrize(
-    ("estimator", "value"), [("proper_maxrl", NAN), ("brier", -INF), ("grpo", INF), ("rloo", NAN)]
-)
+@pytest.mark.parametrize(("estimator", "value"), [("proper_maxrl", NAN), ("grpo", -INF)])
 def test_a_run_skips_and_counts_updates_with_such_a_reward(
     estimator: str, value: float, small_run: SmallRun, poison: Callable[..., list[int]]
 ) -> None:
@@ -85,7 +83,7 @@ def test_a_run_that_diverges_goes_back_to_its_last_checkpoint_once(
 
 
 @pytest.mark.parametrize(("seconds", "attempts"), [(0.0, 2), (60.0, 1)])
-def test_a_run_that_cannot_go_back_ends_with_an_error(
+def test_a_run_that_diverges_again_or_without_a_checkpoint_ends_with_an_error(
     seconds: float,
     attempts: int,
     small_run: SmallRun,

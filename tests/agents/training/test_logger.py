@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 
 from agents.distributed import ALONE
-from agents.grpo.config import GRPOConfig
 from agents.surgeons.registry import EpisodeRecord
 from agents.tracking.run_folder import RunFolder
 from agents.tracking.writer import MetricWriter
 from agents.training.best_model import BestModel
 from agents.training.build import build
 from agents.training.curriculum import Phase
-from agents.training.logger import SAMPLE_EVERY, WRITE_EVERY, RunLogger
+from agents.training.logger import WRITE_EVERY, RunLogger
 from agents.training.loop import train
 from agents.training.summary import RunSummary
 from avatarl_env.lm.storage import load_model
 from avatarl_env.text.corpus import load_corpus
-from tests.training_runs import SmallRun, rows_of, small_config, small_curriculum
+from tests.training_runs import rows_of, small_config, small_curriculum
 
 JOINT = Phase("joint", 2, updates=3, operations=2, commits=True)
 RECORD = EpisodeRecord(
@@ -129,17 +128,6 @@ def test_samples_share_prompts_and_noise(whole: RunSummary) -> None:
     assert all(row["text"] in text for row in rows)
 
 
-def test_texts_have_metrics_of_their_own_names(small_run: SmallRun) -> None:
-    grpo = GRPOConfig(estimator="rloo", horizon=4, group_size=2, batch_size=2)
-    run = small_run(surgeon="none", grpo=grpo, curriculum=small_curriculum(evaluate_every=1))
-    for row in rows_of(run, "grpo"):
-        assert {"grpo/text_reward", "grpo/matched"} <= row.keys()
-        assert not {"grpo/reward", "grpo/accuracy"} & row.keys()
-    # Samples come with every fifth evaluation and at the end of phases.
-    updates = [row["update"] for row in rows_of(run, "sample")[::2]]
-    assert updates == [0, SAMPLE_EVERY, 6, 2 * SAMPLE_EVERY, 10]
-
-
 def test_progress_shows_the_latest_numbers(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,13 +149,6 @@ def test_progress_shows_the_latest_numbers(
     assert f"operation={mean:+.4f}" in last
     assert "loss=" in last
     assert "reward=" in last
-
-
-def test_a_quiet_run_prints_nothing(
-    small_run: SmallRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small_run(surgeon="none", curriculum=small_curriculum(bootstrap_updates=1, joint_rounds=0))
-    assert capsys.readouterr() == ("", "")
 
 
 def test_speed_is_that_of_updates_alone(

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,15 @@ import pytest
 
 from agents.cli.main import main
 from agents.errors import BadInput
-from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.training import checkpoint
 from agents.training.checkpoint import locked
 from agents.training.config import TrainConfig
 from agents.training.loop import train
 from agents.training.summary import RunSummary
-from tests.agents.training.broken_runs import (
-    Kill,
-    assert_same_run,
-    break_off,
-    config,
-    edit_manifest,
-    killed,
-    snapshot,
-)
+from tests.agents.training.broken_runs import assert_same_run, config, edit_manifest, snapshot
+from tests.training_runs import small_config, small_curriculum
 
 Harm = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def broken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with two checkpoints that was broken off."""
-    folder = tmp_path_factory.mktemp("broken") / "run"
-    break_off(config(text, folder), 7)
-    return folder
 
 
 def newest(folder: Path) -> Path:
@@ -171,6 +154,10 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(
         ("--preset laptop", "preset .* 'smoke', got 'laptop'"),
         ("--lm.width 96", "lm.width .* 16, got 96"),
         ("--out other", "out .* got 'other'"),
+        (
+            "--grpo.regularizer.entropy-bonus 0.5",
+            r"regularizer.entropy_bonus .* 0\.0, got 0.5",
+        ),
         ("--surgeon-options gradient_steps 9", "surgeon_options"),
         ("--corpus none.txt", "corpus file 'none.txt' must exist, .* --corpus"),
         ("--corpus OTHER", "corpus must be the text that the run began with, of sha"),
@@ -188,33 +175,18 @@ def test_what_may_change_a_result_is_refused(
     assert snapshot(broken) == before
 
 
-def test_what_changes_no_result_may_change(text: Path, whole: RunSummary, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    break_off(config(text, folder), 7)
+def test_what_changes_no_result_may_change(broken: Path, whole: RunSummary, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(broken, tmp_path / "run"))
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     harmless = ["--checkpoint-seconds", "inf", "--track", "off", "--tensorboard", "False"]
     assert main(["--resume", str(folder), "--seed", "0", *harmless]) == 0
     assert_same_run(folder, whole.folder)
     again = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert again == {**stored, "checkpoint_seconds": "inf"}
+    assert again == {**stored, "out": str(folder), "checkpoint_seconds": "inf"}
     # An infinite interval is read back, and the usual one may be asked for again.
     (folder / "summary.json").unlink()
     shutil.rmtree(folder / "checkpoints" / "final")
     assert train(TrainConfig(resume=str(folder)), quiet=True).summary["checkpoints"]["written"] == 0
-
-
-def test_each_setting_of_a_part_within_a_part_is_compared_by_itself(
-    text: Path, tmp_path: Path
-) -> None:
-    def asked(**changes: float) -> GRPOConfig:
-        recipe = RegularizerConfig(**changes)
-        return GRPOConfig(estimator="grpo", batch_size=4, group_size=4, regularizer=recipe)
-
-    folder = tmp_path / "run"
-    break_off(config(text, folder, grpo=asked(entropy_bonus=0.25, kl_coefficient=0.5)), 1)
-    message = r"^grpo.regularizer.entropy_bonus .* 0\.25, got 0\.5$"
-    with pytest.raises(BadInput, match=message):
-        train(TrainConfig(resume=str(folder), grpo=asked(entropy_bonus=0.5)), quiet=True)
 
 
 def test_a_run_that_another_process_works_on_is_refused(broken: Path) -> None:
@@ -222,16 +194,6 @@ def test_a_run_that_another_process_works_on_is_refused(broken: Path) -> None:
     with locked(broken), pytest.raises(BadInput, match="no other process is working on, got"):
         train(TrainConfig(resume=str(broken)), quiet=True)
     assert snapshot(broken) == before
-
-
-def test_a_folder_whose_run_was_killed_as_it_began_can_be_used(
-    text: Path, whole: RunSummary, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    assert killed(folder, text, Kill("as a file is replaced", 1))
-    with pytest.raises(BadInput, match="resume must be a run folder"):
-        train(TrainConfig(resume=str(folder)), quiet=True)
-    assert_same_run(train(config(text, folder), quiet=True).folder, whole.folder)
 
 
 def test_a_lock_that_is_a_link_is_not_followed(text: Path, tmp_path: Path) -> None:
@@ -242,14 +204,21 @@ def test_a_lock_that_is_a_link_is_not_followed(text: Path, tmp_path: Path) -> No
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_runs_of_one_second_get_folders_of_their_own(
+def test_runs_without_a_name_get_folders_of_their_own(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(text, "text.txt")
     monkeypatch.setattr("time.strftime", lambda form: form.replace("%", ""))
-    asked = replace(config(text, Path("run"), surgeon="none", surgeon_options={}), out=None)
-    names = [str(train(asked, quiet=True).folder) for _ in range(2)]
+    plan = small_curriculum(bootstrap_updates=1, joint_rounds=0)
+    asked = small_config("text.txt", surgeon="none", curriculum=plan)
+    runs = [train(asked, quiet=True) for _ in range(2)]
+    names = [str(run.folder) for run in runs]
     assert names == ["runs/Ymd-HMS-smoke", "runs/Ymd-HMS-smoke-2"]
+    # The text can be found again from anywhere.
+    stored = json.loads((runs[0].folder / "config.json").read_text(encoding="utf-8"))
+    assert stored["corpus"] == runs[0].summary["corpus"] == str(tmp_path / "text.txt")
+    assert runs[0].summary["command"] is None
     shutil.rmtree("runs")
     Path("runs").touch()
     with pytest.raises(BadInput, match="out must be a folder that can be written to, got 'runs/"):
