@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # the typing module's, whose import is half of a command's first moment
+TYPE_CHECKING = False  # not imported from typing, which would slow the start of every command
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,7 +1,6 @@
-"""The ranks of a run: processes that torchrun starts, and what they exchange.
+"""The ranks of a run: the processes that torchrun starts, and their communication.
 
-Rank 0 is the first. A program that was started otherwise is the only rank: everything here is then
-free.
+Rank 0 is the first. Without torchrun there is one rank, and nothing here costs anything.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from avatarl_env.surgery import SurgicalTheater
 
 Rows = TypeVar("Rows", bound=np.generic)
 
-# The other ranks wait while the first operates, evaluates and writes, for unknown minutes. With
-# gloo a rank that waits for one that has ended learns of it at once, whatever the timeout; between
-# GPUs gradients go by NCCL, where torchrun ends all ranks soon after one has ended.
+# Long, because the other ranks wait while the first operates, evaluates and writes. With gloo, a
+# rank notices at once, before any timeout, that the rank it waits for has ended; with NCCL, which
+# averages the gradients of GPUs, torchrun ends all ranks soon after one has ended.
 PATIENCE = timedelta(hours=12)
 _groups = iter(range(2**31))
 
@@ -77,7 +76,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return the values of all ranks, in order; no rank continues before all are here."""
+        """Return the values of all ranks, in order, once every rank has made this call."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -89,7 +88,7 @@ class Ranks:
 
     @contextmanager
     def agreeing(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Raise an error of these kinds on every rank if the body raises one on any.
+        """If the body raises an error of these kinds on any rank, raise one on every rank.
 
         Raises:
             Exception: this rank's own error, or one of the first kind with another rank's message.
@@ -108,10 +107,10 @@ class Ranks:
 
     @contextmanager
     def together(self, *kinds: type[BaseException]) -> Iterator[None]:
-        """Synchronise all ranks on exit, also on errors of these kinds, which all ranks raise.
+        """Synchronise all ranks on exit, also after errors of these kinds, which all ranks raise.
 
-        torchrun ends all ranks soon after one has ended with an error: the others therefore stay
-        until the first has written everything.
+        torchrun ends all ranks soon after one has failed, so the others wait here until the first
+        has written everything.
         """
         try:
             yield
@@ -129,8 +128,8 @@ ALONE = Ranks()
 def joined() -> Iterator[Ranks]:
     """Connect this process to the other ranks of its run while the body runs.
 
-    Signals that ask to stop act on the first rank, which tells the others: torchrun sends them to
-    all. A process group that exists already is used, and left as it is.
+    torchrun sends signals to every rank; only the first reacts and then stops the others. An
+    existing process group is used and left open.
     """
     rank, count = place()
     if count == 1:
@@ -149,7 +148,7 @@ def joined() -> Iterator[Ranks]:
     common, *_ = next(iter(rendezvous("env://", timeout=PATIENCE)))
     # A second group of the same processes must not find the keys of the first in the store.
     store = PrefixStore(f"avatarl-{next(_groups)}", common)
-    # Gradients go from GPU to GPU; everything else is small, and waits on the CPU without spinning.
+    # NCCL for gradients. Everything else is small and uses gloo, which waits without a busy loop.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
@@ -160,23 +159,24 @@ def joined() -> Iterator[Ranks]:
 
 
 def average_gradients(ranks: Ranks, model: nn.Module, readings: Tensor) -> None:
-    """Average a model's gradients, and numbers that go with them, over all ranks, in place."""
-    # One sum of everything rather than DistributedDataParallel, whose wrapped forward rollouts,
-    # theaters and the optimizer would have to know; its overlap would hide little here. With the
-    # readings in the sum, a loss that is not finite on one rank is not finite on all.
+    """Average a model's gradients and the figures of an update over all ranks, in place."""
+    # One sum of everything, not DistributedDataParallel: rollouts, theaters and the optimizer would
+    # have to handle its wrapper, and there is little computation to overlap with. Since the figures
+    # are part of the sum, a loss that is not finite on one rank is not finite on any.
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     ranks.average([*grads, readings])
 
 
 def share_edits(ranks: Ranks, model: nn.Module, edited: Iterable[Tensor]) -> bool:
-    """Give every rank the first rank's values of edited weights; return whether there are any.
-
-    Optimizers are left as they are.
+    """Copy edited weights from the first rank to the others; optimizers are not changed.
 
     Args:
         ranks: of the run.
-        model: whose weights they are.
-        edited: parameters of the first rank's model; those of other ranks are ignored.
+        model: the same on all ranks but for the edits.
+        edited: edited parameters of the first rank's model; ignored on other ranks.
+
+    Returns:
+        Whether there were any.
     """
     ids = {id(p) for p in edited}
     if ranks.count == 1:
@@ -195,7 +195,7 @@ def require_same(ranks: Ranks, model: nn.Module) -> None:
     """Check that all ranks have the same weights, bit for bit.
 
     Raises:
-        DriftError: on every rank, if one has others.
+        DriftError: on every rank, if they differ.
     """
     if ranks.count == 1:
         return
@@ -204,18 +204,18 @@ def require_same(ranks: Ranks, model: nn.Module) -> None:
         digest.update(p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     if len(set(ranks.gather(digest.digest()))) > 1:
         raise DriftError(
-            "weights must be the same on every rank, got others: "
-            "processors of several kinds round differently"
+            "weights must be the same on every rank, got different ones: "
+            "processors of different kinds round differently"
         )
 
 
 def _import_before_a_group_exists() -> None:
     """Import `torch.distributed.nn.functional` before the default process group exists.
 
-    Its functions have the default group as a default argument, so importing it later keeps a
-    reference to the group until the process ends. Compiled optimizers import it. A group that is
-    still referenced outlives `destroy_process_group` with its threads; if one of them frees a
-    tensor while Python shuts down, the process ends with SIGABRT.
+    Its functions have the default group as a default argument, so a later import (by a compiled
+    optimizer) keeps a reference to the group until the process ends. The group and its threads then
+    outlive `destroy_process_group`; if a thread frees a tensor while Python shuts down, the process
+    ends with SIGABRT.
     """
     import torch.distributed.nn.functional  # noqa: F401
 
@@ -251,7 +251,7 @@ def place() -> tuple[int, int]:
 
 
 def torchrun_words() -> list[str]:
-    """Return the words of a torchrun command that starts as many processes; none for one."""
+    """Return the torchrun command, in words, for this number of processes; empty for one."""
     _, count = place()
     if count == 1:
         return []
@@ -261,12 +261,12 @@ def torchrun_words() -> list[str]:
 
 
 def own_device(name: str) -> str:
-    """Return the device that this process uses when `name` is asked for.
+    """Return this process's device for the setting `name`.
 
-    Processes on one machine cannot share a GPU: each uses the one with its local rank.
+    Processes on one machine cannot share a GPU: each uses the GPU numbered as its local rank.
 
     Raises:
-        ValueError: if several processes are asked to use the same GPU.
+        ValueError: if `name` has a number and there are several processes.
     """
     _, count = place()
     if count == 1 or name == "cpu":

@@ -1,4 +1,4 @@
-"""How runs and commands end early, and how that is printed."""
+"""Exceptions that end runs and commands, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import TextIO
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that ask a run to stop. SIGHUP, of a closed terminal, does not exist on every system."""
+"""Signals that ask a run to stop. SIGHUP (terminal closed) does not exist on every system."""
 
-# All but the line break and the tab. A carriage return before a line break does no harm.
+# All but line breaks, tabs, and the carriage return before a line break.
 _CONTROL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 class BadInput(ValueError):
-    """The run cannot be done as configured; nothing has been trained or written."""
+    """The run cannot be done as configured; nothing has been trained."""
 
 
 class BadCheckpoint(ValueError):
-    """A checkpoint that is missing, corrupt or incompatible; it has not been changed."""
+    """A checkpoint is missing, corrupt or incompatible; it has not been changed."""
 
 
 class DivergedError(RuntimeError):
-    """The model or the surgeon cannot be trained further: its numbers are not finite.
+    """The model or the surgeon has diverged: its numbers are not finite.
 
     Attributes:
-        folder: run folder with a checkpoint to resume from, or None.
+        folder: of a run with a checkpoint to resume from, or None.
     """
 
     folder: Path | None = None
@@ -52,18 +52,18 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, signum: int) -> None:
-        """Take the message, which says how to resume, and the signal's number."""
+        """Set the message, which tells how to resume, and the signal's number."""
         super().__init__(message)
         self.signum = signum
 
 
 def import_extra(module: str, extra: str, user: str) -> ModuleType:
-    """Import a library that only an extra of this package installs.
+    """Import an optional dependency.
 
     Args:
-        module: the library's name.
-        extra: the extra that installs it.
-        user: what needs it, for the message.
+        module: name of the library.
+        extra: the extra of this package that installs it.
+        user: the feature that needs it, for the message.
 
     Raises:
         ImportError: if it is not installed; names the extra.
@@ -71,7 +71,7 @@ def import_extra(module: str, extra: str, user: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:  # something that the library itself needs
+        if error.name != module:  # a dependency of the library
             raise
         raise ImportError(f"{user} needs {module}: pip install 'avatarl-env[{extra}]'") from error
 
@@ -79,12 +79,12 @@ def import_extra(module: str, extra: str, user: str) -> ModuleType:
 def printable(text: str, stream: TextIO | None, errors: str = "replace") -> str:
     r"""Return a text in a form that a stream can show.
 
-    On a terminal, control characters become escapes such as `\x1b`: the terminal would obey them,
-    and a model can learn them from any text. A file or a pipe gets them unchanged.
+    For a terminal, control characters become escapes like `\x1b`: a model can learn them from its
+    text, and the terminal would execute them. A file or a pipe gets them unchanged.
 
     Args:
-        text: what is to be printed.
-        stream: where to; None if it is closed.
+        text: to be printed.
+        stream: the output; None if it is closed.
         errors: for characters that the stream's encoding lacks: `"replace"` for a question mark,
             `"backslashreplace"` for an escape.
     """

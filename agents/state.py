@@ -6,7 +6,6 @@ exchange them as JSON values beside a flat dict of tensors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ _PLACE = "$tensor"
 
 
 def flatten(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split a state into what JSON can hold and tensors by path; `unflatten` joins them.
+    """Split a state into JSON values and tensors by path; `unflatten` joins them.
 
     Arrays become tensors, tuples become lists. Tensors are copied to the CPU.
     """
@@ -41,12 +40,6 @@ def unflatten(values: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(values, list):
         return [unflatten(item, tensors) for item in values]
     return values
-
-
-def check_state(state: Any) -> None:
-    """Raise a TypeError if a state holds anything that a checkpoint cannot store."""
-    values, _ = flatten(state)
-    json.dumps(values)
 
 
 def _take(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

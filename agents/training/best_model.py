@@ -1,4 +1,4 @@
-"""The model with the lowest validation loss of a run, stored beside the final one."""
+"""The model with the lowest validation loss of a run."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from avatarl_env.lm.tokenizer import CharTokenizer
 
 
 class BestModel:
-    """Keeps the weights with the lowest validation loss so far, also in a folder.
+    """Keeps the weights with the lowest validation loss so far, in memory and in a folder.
 
-    The loss is that of the evaluations on the first characters of the validation text, every
-    `evaluate_every` updates and at the end of each phase. Of equal losses the first counts.
+    The loss is measured on the first characters of the validation text, every `evaluate_every`
+    updates and at the end of each phase. The earliest of equal losses counts.
 
     Attributes:
-        found: `update` and `loss` of the best so far, or None.
+        found: `update` and `loss` of the best model so far, or None.
     """
 
     def __init__(
         self, folder: Path, model: GPT, tokenizer: CharTokenizer, about: dict[str, Any]
     ) -> None:
-        """Take what is stored, and where.
+        """Set the model and the folder.
 
         Args:
-            folder: of the best model; made when there is one.
-            model: the one that is trained.
-            tokenizer: stored with it.
-            about: stored with it.
+            folder: of the best model; created by `consider`.
+            model: the model under training.
+            tokenizer: stored with the model.
+            about: the model's origin, stored with it.
         """
         self.found: dict[str, float] | None = None
         self._folder = folder
@@ -47,7 +47,7 @@ class BestModel:
         self._weights: dict[str, Tensor] = {}
 
     def consider(self, loss: float, update: int) -> None:
-        """Keep the model as it stands if its loss is the lowest so far."""
+        """Keep the model's current weights if their loss is the lowest so far."""
         if not loss < (float("inf") if self.found is None else self.found["loss"]):
             return
         self.found = {"update": update, "loss": loss}
@@ -57,11 +57,11 @@ class BestModel:
         self._write(self._model)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the best weights too: the folder may be of an evaluation after the checkpoint."""
+        """Return the best model, weights included: the folder may be newer than the checkpoint."""
         return {"found": self.found, "weights": self._weights}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the state, and write that model to the folder again."""
+        """Restore the state, and write its model to the folder."""
         self.found, self._weights = state["found"], dict(state["weights"])
         if self.found is None:
             return
@@ -76,7 +76,7 @@ class BestModel:
                 os.replace(self._folder, place / "old")
 
     def _write(self, model: GPT) -> None:
-        """Replace the folder; a run that is killed meanwhile leaves a complete one, or none."""
+        """Replace the folder; a run killed meanwhile leaves a complete folder or none."""
         with self._workplace() as place:
             about = {**self._about, **(self.found or {})}
             save_model(place / "new", model, self._tokenizer, about)
@@ -86,10 +86,10 @@ class BestModel:
 
     @contextmanager
     def _workplace(self) -> Iterator[Path]:
-        """Make a temporary folder beside the model's; remove it at the end.
+        """Create a temporary folder beside the model's, and remove it after the body.
 
-        Its name cannot be guessed, so that no link can wait there. If a killed run leaves it
-        behind, the next call or the next checkpoint removes it.
+        Its name is random, so that nobody can place a link there. If a killed run leaves it behind,
+        the next call or the next checkpoint removes it.
         """
         root = self._folder.parent
         root.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from avatarl_env.text.corpus import Corpus
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 FLOAT, DOUBLE, TOKEN = 4, 8, 8  # bytes
-TRANSITION = 2 * 16 * FLOAT  # least bytes of a replay buffer's row: two observations
+TRANSITION = 2 * 16 * FLOAT  # lower bound of a transition in a replay buffer: two observations
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Generators:
         )
 
     def get_state(self) -> dict[str, Any]:
-        """Return the states that a checkpoint needs; the learner stores its own."""
+        """Return the states that a checkpoint needs; the learner stores that of `grpo`."""
         return {name: dict(getattr(self, name).bit_generator.state) for name in self._STORED}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Generators:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of."""
+    """The parts of a run."""
 
     config: TrainConfig
     corpus: Corpus
@@ -75,7 +75,7 @@ class Parts:
     patient: Patient
     learner: GRPOLearner
     env: AttentionSurgeryVectorEnv
-    """Where the surgeon operates."""
+    """The surgeon's environment."""
     surgeon: Surgeon | None
     """None for no surgery, and on every rank but the first."""
     curriculum: Curriculum
@@ -87,7 +87,7 @@ def build(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Parts:
     Args:
         config: of the run.
         corpus: its text.
-        ranks: that train together.
+        ranks: the processes that train together.
 
     Raises:
         ImportError: if the surgeon needs a library that is not installed.
@@ -98,7 +98,7 @@ def build(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Parts:
         torch.cuda.set_device(device)  # for kernels that take the current device
     corpus.require(config.lm.context, "context")  # windows are one character longer
     generators = Generators.spawn(config.seed)
-    # Characters that only held-out text has are unknown, as they would be to a user.
+    # Characters that occur in held-out text only are unknown, as in a user's text.
     tokenizer = CharTokenizer.from_text(corpus.split("train"))
     check_room(config, tokenizer.vocab_size, device, ranks.count)
     model = GPT(config.lm.with_vocabulary(tokenizer.vocab_size), generators.init).to(device)
@@ -111,22 +111,13 @@ def build(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Parts:
         rng=generators.grpo,
         ranks=ranks,
     )
-    curriculum = config.curriculum
-    try:
-        env = AttentionSurgeryVectorEnv(curriculum.n_rows, patient, **config.rules)
-    except ValueError as error:  # a run calls them rows
-        raise ValueError(str(error).replace("num_envs", "n_rows")) from error
+    env = _make_env("n_rows", config, patient, AutoresetMode.SAME_STEP)
     surgeon: Surgeon | None = None
     if config.surgeon != NONE and ranks.is_first:
         seed, options = generators.surgeon_seed, config.surgeon_options
         surgeon = make_surgeon(config.surgeon, env, seed, options)
-    # An environment of its own: evaluations must not disturb the surgeon's operations.
-    eval_env = AttentionSurgeryVectorEnv(
-        curriculum.effect_operations,
-        patient,
-        autoreset_mode=AutoresetMode.NEXT_STEP,
-        **config.rules,
-    )
+    # A second environment: evaluations must not disturb the surgeon's operations.
+    eval_env = _make_env("effect_operations", config, patient, AutoresetMode.NEXT_STEP)
     return Parts(
         config,
         corpus,
@@ -137,8 +128,19 @@ def build(config: TrainConfig, corpus: Corpus, ranks: Ranks) -> Parts:
         learner,
         env,
         surgeon,
-        Curriculum(learner, eval_env, surgeon, curriculum, generators.commit),
+        Curriculum(learner, eval_env, surgeon, config.curriculum, generators.commit),
     )
+
+
+def _make_env(
+    rows: str, config: TrainConfig, patient: Patient, mode: AutoresetMode
+) -> AttentionSurgeryVectorEnv:
+    """Make an environment; `rows` is the setting that holds its number of rows."""
+    n_rows = getattr(config.curriculum, rows)
+    try:
+        return AttentionSurgeryVectorEnv(n_rows, patient, autoreset_mode=mode, **config.rules)
+    except ValueError as error:
+        raise ValueError(str(error).replace("num_envs", rows)) from error
 
 
 def check_room(
@@ -146,17 +148,17 @@ def check_room(
 ) -> None:
     """Refuse a run that cannot fit into memory.
 
-    A lower bound, so that nothing is refused that would have run: L layers, C channels, V
-    characters. The environment checks the operations side by side itself.
+    Estimates are lower bounds, so no run is refused that would fit. The environment itself checks
+    the memory of parallel operations.
 
     Args:
         config: of the run.
-        vocab_size: V.
-        device: where the model is.
-        n_ranks: that share each batch.
+        vocab_size: characters of the vocabulary.
+        device: of the model.
+        n_ranks: number of processes that share each batch.
 
     Raises:
-        ValueError: names the setting, what it needs and what there is.
+        ValueError: names the setting, the memory it needs and the memory there is.
     """
     limit = memory_limit()
     if device.type == "cuda":
@@ -182,7 +184,7 @@ def check_room(
 
 
 def _update_bytes(config: TrainConfig, vocab_size: int) -> int:
-    """Return the bytes that an update keeps for its backward, over all ranks."""
+    """Return the bytes that an update keeps for its backward pass, over all ranks."""
     grpo, lm = config.grpo, config.lm
     n_windows = grpo.batch_size if grpo.horizon == 1 else grpo.batch_size * grpo.group_size
     length = lm.context if grpo.horizon == 1 else grpo.horizon

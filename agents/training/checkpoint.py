@@ -1,6 +1,6 @@
-"""Checkpoints: what a run needs to resume exactly, in folders that are complete or absent.
+"""Checkpoints: all that a run needs to resume exactly, in folders that are complete or absent.
 
-Tensors go to one safetensors file, everything else to JSON; nothing here is a pickle.
+Tensors are stored in one safetensors file, everything else in JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from avatarl_env.files import read_json
 
 FORMAT = 2
 KEPT = 2
-"""Checkpoints that a run keeps."""
+"""Number of checkpoints that a run keeps, the newest ones."""
 MANIFEST, VALUES, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
 _PREFIX = "step-"
 _LOCK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
@@ -45,8 +45,8 @@ def write(
         root: folder of a run's checkpoints; made if needed.
         step: steps that the run has done, which name the checkpoint.
         state: what `read` returns.
-        about: what a run must match to resume (JSON).
-        more: writes further files into the folder it is given.
+        about: what a run must match to resume, in JSON types.
+        more: writes further files into the folder that it is called with.
 
     Returns:
         The checkpoint's folder.
@@ -94,15 +94,14 @@ def checkpoints(root: Path) -> list[Path]:
 
 def latest(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run's folder, or None."""
-    known = checkpoints(folder / CHECKPOINTS)
-    return known[-1] if known else None
+    return next(reversed(checkpoints(folder / CHECKPOINTS)), None)
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:
     """Check that a checkpoint is complete and unchanged; return what a run must match.
 
     Raises:
-        BadCheckpoint: if a file is missing or corrupt, or the format is another.
+        BadCheckpoint: if a file is missing or corrupt, or the format is not `FORMAT`.
     """
     path = checkpoint / MANIFEST
     try:
@@ -131,17 +130,17 @@ def read(checkpoint: Path) -> State:
     """Return the state in a checkpoint that `read_about` accepted; tuples are lists.
 
     Raises:
-        BadCheckpoint: if a file has another content than expected.
+        BadCheckpoint: if the content of a file is not as expected.
     """
-    with sound(checkpoint):
+    with checking(checkpoint):
         tensors = load_tensors((checkpoint / TENSORS).read_bytes())
         state: State = unflatten(read_json(checkpoint / VALUES), tensors)
     return state
 
 
 @contextlib.contextmanager
-def sound(checkpoint: Path) -> Iterator[None]:
-    """Turn what the body raises over a checkpoint's content into a `BadCheckpoint`."""
+def checking(checkpoint: Path) -> Iterator[None]:
+    """Turn errors that a checkpoint's content causes in the body into a `BadCheckpoint`."""
     try:
         yield
     except BadCheckpoint:
@@ -156,9 +155,9 @@ def sound(checkpoint: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a run's folder while the body runs, so that no second process works in it.
+    """Lock a run's folder while the body runs, so that no second process writes to it.
 
-    The lock ends with the process, however that ends.
+    The system releases the lock if the process is killed.
 
     Raises:
         ValueError: if another process holds it, or the folder cannot be written to.
@@ -187,7 +186,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_partial(root: Path) -> None:
-    """Remove the partial folders that a killed run left in `root`; links are not followed."""
+    """Remove the partial folders of a killed run from `root`; links are not followed."""
     for left in root.glob(PARTIAL):
         if left.is_symlink() or not left.is_dir():
             left.unlink()
@@ -214,7 +213,7 @@ def _digest_of(value: Any) -> str:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; if interrupted, no half of it keeps its name."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.partial")
-    os.replace(checkpoint, doomed)
-    shutil.rmtree(doomed)
+    """Remove a checkpoint; renamed first, so that an interruption leaves no half of it."""
+    partial = checkpoint.with_name(f".{checkpoint.name}.partial")
+    os.replace(checkpoint, partial)
+    shutil.rmtree(partial)

@@ -20,19 +20,20 @@ from avatarl_env.surgery import OPERATORS
 
 MOST_SEED = 2**128 - 1
 MOST_THREADS = 1024  # more than any machine has; torch overflows not much further
-NOT_FINITE = ("inf", "-inf", "nan")  # how JSON holds them
-_OF_PRESET: Any = None  # default of what the presets differ in
+NOT_FINITE = ("inf", "-inf", "nan")  # strings that stand for these numbers in config.json
+_FROM_PRESET: Any = None  # default of the settings in which presets differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a language model by RL, operate on it, and report the surgeon's effect.
 
-    What is not given (or None) of `surgeon`, `lm`, `grpo`, `operation` and `curriculum` is the
-    preset's: `TrainConfig(preset="smoke")` is `preset("smoke")`.
+    `surgeon`, `lm`, `grpo`, `operation` and `curriculum` default to the preset's values:
+    `TrainConfig(preset="smoke")` equals `preset("smoke")`.
 
     Raises:
-        ValueError: if a value is unknown or out of range, or nothing is as the preset has it.
+        ValueError: if a value is unknown or out of range, or all of these five are the default
+            preset's under the name of another.
     """
 
     preset: str = "laptop"
@@ -40,40 +41,40 @@ class TrainConfig:
     earlier projects (seed_sampled, seed_exhaustive)."""
     corpus: str = "auto"
     """tinyshakespeare, shakespeare, playwright, a file, or auto: the first that is available."""
-    surgeon: str = _OF_PRESET
+    surgeon: str = _FROM_PRESET
     """sac, td3, ppo, cma_es, ..., random, zero, or none for no surgery at all."""
-    # The types of command-line words. In Python and JSON also None, lists and mappings.
+    # Types for the command line. Python and JSON may also give None, lists and mappings.
     surgeon_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """The surgeon's own options, in pairs: learning_rate 3e-4 gradient_steps 8."""
     operator: str = "head_gain"
-    """What the surgeon's coefficients mean: head_gain, spectral_bands, low_rank_seed, ..."""
+    """How the surgeon's coefficients edit the weights: head_gain, spectral_bands, ..."""
     layers: tuple[int | str, ...] | None = None
     """Attention layers to operate on: numbers (-1 is the last), names or globs; None: all."""
     score: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     """The surgeon's reward: a term, or weighted terms, kl_ref 1 heldout_loss 20."""
     seed: int = 0
-    """Of everything: the same seed, machine, threads and ranks give the same run."""
+    """The same seed, machine, threads and ranks give the same run."""
     out: str | None = None
     """Run folder, new or empty; default runs/DATE-TIME-PRESET."""
     resume: str | None = None
-    """A run folder to resume exactly; all other settings are that run's own."""
+    """A run folder to resume exactly, with its own settings."""
     checkpoint_seconds: float = 30.0
-    """Least time between two checkpoints, which are written between steps; 0 for one after each."""
+    """Shortest time between two checkpoints; 0 for one after each step."""
     track: str | None = None
-    """Weights & Biases: off, offline or online; default what WANDB_MODE says, else off."""
+    """Weights & Biases: off, offline or online; default the value of WANDB_MODE, else off."""
     tensorboard: bool = False
-    """Write event files for TensorBoard too, into the run folder; needs the extra tensorboard."""
+    """Also write event files for TensorBoard; needs the extra tensorboard."""
     device: str = "auto"
-    """cpu, cuda, or auto: a GPU if there is one."""
+    """cpu, cuda, or auto (a GPU if there is one)."""
     threads: int = 0
-    """CPU threads; 0 is torch's own choice."""
-    lm: ModelConfig = _OF_PRESET
+    """CPU threads; 0 for torch's own choice."""
+    lm: ModelConfig = _FROM_PRESET
     """The language model."""
-    grpo: GRPOConfig = _OF_PRESET
-    """How it learns."""
-    operation: EpisodeConfig = _OF_PRESET
+    grpo: GRPOConfig = _FROM_PRESET
+    """The training of the language model."""
+    operation: EpisodeConfig = _FROM_PRESET
     """The rules of an operation, the surgeon's task."""
-    curriculum: CurriculumConfig = _OF_PRESET
+    curriculum: CurriculumConfig = _FROM_PRESET
     """Phases and commits."""
 
     def __post_init__(self) -> None:
@@ -95,12 +96,7 @@ class TrainConfig:
         return rules_of(asdict(self))
 
     def _complete(self) -> None:
-        """Take from the preset what was not given.
-
-        Raises:
-            ValueError: if a value has the wrong type, or everything is the default preset's under
-                another preset's name.
-        """
+        """Fill in the preset's values; see the class for errors."""
         own, usual = PRESETS[self.preset](), PRESETS["laptop"]()
         for name, value in own.items():
             given = getattr(self, name)
@@ -112,12 +108,13 @@ class TrainConfig:
                 )
         if own != usual and all(getattr(self, name) == usual[name] for name in usual):
             raise ValueError(
-                f"preset must be 'laptop', whose settings these all are, got {self.preset!r}; "
-                f"for the settings of {self.preset!r} write preset({self.preset!r})"
+                f"preset must be 'laptop' since all settings are that preset's, got "
+                f"{self.preset!r}; for the settings of {self.preset!r} write "
+                f"preset({self.preset!r})"
             )
 
     def _checked(self) -> dict[str, Any]:
-        """Return the settings of plain types, each of its type and in its range."""
+        """Return the settings of plain types, checked and converted."""
         given = [name for name in ("out", "resume") if getattr(self, name) is not None]
         seconds: Any = self.checkpoint_seconds
         if not (isinstance(seconds, float) and seconds == math.inf):
@@ -134,10 +131,10 @@ class TrainConfig:
         }
 
     def _check_phases(self) -> None:
-        """Refuse settings that do not go together."""
+        """Refuse settings that exclude each other."""
         if any(phase.rollouts for phase in make_phases(self.curriculum, self.surgeon)):
-            able = f"{PROBE} or {IF_BETTER}"
-            self.grpo.check_off_policy(f"commit must be {able}", repr(ROLLOUT))
+            rule = f"commit must be {PROBE} or {IF_BETTER}"
+            self.grpo.check_off_policy(rule, repr(ROLLOUT))
         if self.operation.injury:
             raise ValueError(
                 "injury must be 0 in a run, which evaluates operations on the healthy model, "
@@ -145,7 +142,7 @@ class TrainConfig:
             )
         if self.operation.split != "surgeon":
             raise ValueError(
-                "split must be 'surgeon' in a run, the others are for training and reporting, "
+                "split must be 'surgeon' in a run, as the others are for training and reporting, "
                 f"got {self.operation.split!r}"
             )
 
@@ -154,25 +151,25 @@ def preset(name: str) -> TrainConfig:
     """Return the configuration of a preset.
 
     Raises:
-        ValueError: if there is none of that name; names the closest.
+        ValueError: if the name is unknown; offers the closest.
     """
     return TrainConfig(preset=name)
 
 
 def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rules of a run's operations, keyword arguments of an environment.
+    """Return the rules of a run's operations as keyword arguments of an environment.
 
     Args:
-        settings: the run's `config.json`; `layers` and `score` may be missing.
+        settings: contents of the run's `config.json`; `layers` and `score` may be missing.
     """
     chosen = {"layers": settings.get("layers"), "score": settings.get("score")}
     return {"operator": settings["operator"], **chosen, **settings["operation"]}
 
 
 def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return what `config.json` holds of a configuration; `from_settings` reads it.
+    """Convert a configuration to JSON types for `config.json`; `from_settings` reads them.
 
-    Numbers that are not finite are strings: "inf", "-inf" or "nan".
+    Non-finite numbers become the strings "inf", "-inf" or "nan".
     """
     settings: dict[str, Any] = to_json(asdict(config), "config", exact=True)
     return settings
@@ -184,9 +181,9 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: if it is not that of a run of this version.
     """
-    found = ("corpus_sha256", "processes")  # recorded, not chosen
+    recorded = ("corpus_sha256", "processes")  # not settings
     try:
-        chosen = {name: value for name, value in settings.items() if name not in found}
+        chosen = {name: value for name, value in settings.items() if name not in recorded}
         missing = PRESETS["laptop"]().keys() - chosen.keys()
         if missing:
             raise ValueError(f"{min(missing)} is missing")  # noqa: TRY301 - one message for all
@@ -197,7 +194,7 @@ def from_settings(settings: Mapping[str, Any]) -> TrainConfig:
 
 
 def _rebuilt(kind: Any, value: Any) -> Any:
-    """Rebuild a value of a type: dataclasses from mappings, numbers from their names in JSON."""
+    """Rebuild a value of a type: dataclasses from mappings, non-finite numbers from strings."""
     if is_dataclass(kind) and isinstance(value, Mapping):
         hints = get_type_hints(kind)
         return kind(**{name: _rebuilt(hints.get(name), item) for name, item in value.items()})  # type: ignore[operator]

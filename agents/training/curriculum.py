@@ -1,7 +1,7 @@
-"""The curriculum: phases as data, and what a step of one is made of.
+"""The curriculum: phases as data, and the parts of their steps.
 
-A phase says which learners are on and for how many steps. A step is some GRPO updates, then some
-operations, then, where the phase allows it, an attempt to commit one.
+A phase determines which learners are on and for how many steps. A step consists of GRPO updates,
+then operations, then, if the phase has commits, an attempt to commit one.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ _LEAST = {
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """How long the phases are, and when an operation is committed.
+    """The lengths of the phases, and the policy for commits.
 
     Raises:
         ValueError: if a value is unknown or out of range.
     """
 
     bootstrap_updates: int = 1200
-    """GRPO updates of the first phase, without a surgeon."""
+    """GRPO updates in the first phase, without a surgeon."""
     surgery_rounds: int = 6
-    """Rounds of operations of the second phase, without GRPO."""
+    """Rounds of operations in the second phase, without GRPO."""
     joint_rounds: int = 4
-    """Rounds of the third phase, each GRPO updates, then operations, then a commit's test."""
+    """Rounds in the third phase: GRPO updates, then operations, then an attempt to commit one."""
     updates_per_round: int = 25
-    """GRPO updates of a joint round."""
+    """GRPO updates in a joint round."""
     n_rows: int = 64
-    """Operations side by side, in one forward of the language model."""
+    """Parallel operations, which share each forward pass of the language model."""
     operations_per_round: int = 1
-    """Operations of a round, on every row."""
+    """Operations in a round, on every row."""
     commit: str = IF_BETTER
-    """probe (operations are always undone), if_better (committed in joint if the test finds them
-    better) or rollout (never committed: in joint the operated model samples what the unoperated
-    model learns from)."""
+    """probe (always undone), if_better (in the joint phase, committed after a paired test) or
+    rollout (never committed; in the joint phase the unoperated model learns from samples of the
+    operated one)."""
     paired_prompts: int = 256
-    """Fresh prompts, and as many windows, of a commit's paired test."""
+    """Fresh prompts, and as many windows, in the paired test before a commit."""
     evaluate_every: int = 100
     """GRPO updates between evaluations on a fixed slice of the validation text."""
     effect_operations: int = 8
-    """Operations by which the surgeon's effect is measured after a phase, at least 2."""
+    """Operations in the measurement of the surgeon's effect after a phase, at least 2."""
     effect_prompts: int = 256
-    """Fresh validation prompts of that measurement, over all its operations."""
+    """Fresh validation prompts in that measurement, over all its operations."""
     sample_length: int = 240
-    """Characters of a sample."""
+    """Characters in a sample."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -88,12 +88,12 @@ class CurriculumConfig:
 
     @property
     def n_updates(self) -> int:
-        """GRPO updates of all phases."""
+        """GRPO updates in all phases."""
         return sum(phase.steps * phase.updates for phase in make_phases(self, NONE))
 
 
 class Phase(NamedTuple):
-    """Which learners are on, and for how long."""
+    """The learners that are on, and the number of steps."""
 
     name: str
     steps: int
@@ -104,7 +104,7 @@ class Phase(NamedTuple):
     commits: bool = False
     """Whether each step ends with an attempt to commit."""
     rollouts: bool = False
-    """Whether each step ends with the choice of an operation under which the next one samples."""
+    """Whether each step ends by choosing an operation under which the model samples next."""
 
 
 def _bootstrap(config: CurriculumConfig) -> Phase:
@@ -135,9 +135,9 @@ PHASES: dict[str, Callable[[CurriculumConfig], Phase]] = {
 
 
 def make_phases(config: CurriculumConfig, surgeon: str) -> tuple[Phase, ...]:
-    """Return the phases that have something to do.
+    """Return the phases that are not empty.
 
-    Without a surgeon the language model gets the same updates, and nothing operates.
+    Without a surgeon, the language model gets the same updates and there are no operations.
     """
     phases = [make(config) for make in PHASES.values()]
     if surgeon == NONE:
@@ -155,7 +155,7 @@ class Commit(NamedTuple):
 
 
 class Curriculum:
-    """What the learner and the surgeon do in a step; every rank makes the same calls."""
+    """The actions of learner and surgeon in a step; every rank makes the same calls."""
 
     def __init__(
         self,
@@ -169,10 +169,10 @@ class Curriculum:
 
         Args:
             learner: trains the model that `eval_env` holds.
-            eval_env: where operations are tried before they are committed, in mode NEXT_STEP; an
-                environment of its own on the patient that the surgeon operates on.
+            eval_env: tries operations before a commit; has the patient of the surgeon's
+                environment, and autoreset mode NEXT_STEP.
             surgeon: None for no surgery, and on every rank but the first.
-            config: commit policy.
+            config: of the run.
             rng: draws the prompts of the paired tests.
         """
         self.learner = learner
@@ -189,10 +189,10 @@ class Curriculum:
         self.operation = None if coefficients is None else coefficients.double().numpy()
 
     def update(self) -> GRPOStats:
-        """Do one GRPO update, with samples of the model under the chosen operation.
+        """Do one GRPO update on samples of the model under the chosen operation.
 
         Raises:
-            DivergedError: after `MOST_BAD_UPDATES` consecutive updates that were not finite.
+            DivergedError: after `MOST_BAD_UPDATES` consecutive non-finite updates.
         """
         stats = self.learner.update(self._behavior())
         self.eval_env.model_changed()
@@ -204,10 +204,10 @@ class Curriculum:
         return stats
 
     def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        """Let the surgeon operate and learn; return the records, none on other ranks.
+        """Let the surgeon operate and learn; return its records, an empty list on other ranks.
 
         Raises:
-            DivergedError: if the surgeon's networks are not finite.
+            DivergedError: if the surgeon's networks diverge.
         """
         records: list[EpisodeRecord] = []
         with self._ranks.agreeing(DivergedError):
@@ -217,9 +217,12 @@ class Curriculum:
         return records
 
     def try_commit(self) -> Commit | None:
-        """Test the surgeon's best deterministic operation; commit it if it is better.
+        """Test the surgeon's best deterministic operation; commit it if it is an improvement.
 
-        Best by the prompts it was made on; the test draws fresh ones. None on other ranks.
+        The best has the highest return on its own prompts; the test draws fresh ones.
+
+        Returns:
+            The attempt, or None on every rank but the first.
         """
         commit = None if self.surgeon is None else self._test(self.surgeon)
         env = self.eval_env
@@ -231,7 +234,11 @@ class Curriculum:
         return commit
 
     def choose_behavior(self) -> EpisodeRecord | None:
-        """Choose the operation under which the model samples next: the best, if it helps at all."""
+        """Choose the operation under which the model samples: the best if its return is positive.
+
+        Returns:
+            Its record, or None if there is none, and on every rank but the first.
+        """
         best = None if self.surgeon is None else self._best(self.surgeon)
         if best is not None and (best.total <= 0 or best.flatline is not None):
             best = None
@@ -257,6 +264,6 @@ class Curriculum:
         return Commit(best.coefficients, result, kept)
 
     def _best(self, surgeon: Surgeon) -> EpisodeRecord:
-        """Try a deterministic operation on every row; return the best by its own prompts."""
-        endings = final_operations(surgeon, self.eval_env, int(self._rng.integers(2**31)))
-        return max(endings, key=lambda ending: ending.total)
+        """Perform a deterministic operation on every row; return the one with the best return."""
+        records = final_operations(surgeon, self.eval_env, int(self._rng.integers(2**31)))
+        return max(records, key=lambda record: record.total)

@@ -1,4 +1,4 @@
-"""Logging: what happens in a run becomes rows, a progress bar and samples."""
+"""Loggers: the rows, samples and progress bar of a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WRITE_EVERY = 5
 """Updates between two rows of kind "grpo"."""
 SAMPLE_EVERY = 5
 """Evaluations between two samples."""
-OF_TEXTS = {"reward": "text_reward", "accuracy": "matched"}
-"""Names of these metrics at horizons above 1, where they are of whole texts."""
+TEXT_METRICS = {"reward": "text_reward", "accuracy": "matched"}
+"""Names of these metrics at horizons above 1, where they measure whole texts."""
 
 
 class Logger:
-    """A logger that writes nothing: that of every rank but the first."""
+    """A logger that writes nothing, for every rank but the first."""
 
     n_operations = 0
     """Operations of the surgeon so far."""
@@ -61,7 +61,7 @@ class Logger:
 
 
 class RunLogger(Logger):
-    """Writes the rows of a run, evaluates the model and shows the progress."""
+    """Writes the rows of a run, evaluates and samples the model, and shows the progress."""
 
     def __init__(
         self, writer: MetricWriter, parts: Parts, best: BestModel, *, quiet: bool = False
@@ -69,9 +69,9 @@ class RunLogger(Logger):
         """Start the run's clock.
 
         Args:
-            writer: takes the rows.
-            parts: of the run: whose updates are counted, whose model is evaluated and sampled.
-            best: is given every evaluation.
+            writer: of the run's files.
+            parts: of the run.
+            best: receives every evaluation.
             quiet: show no progress bar.
         """
         self.writer = writer
@@ -117,11 +117,11 @@ class RunLogger(Logger):
 
     @property
     def seconds(self) -> float:
-        """Time since the run began, without interruptions."""
+        """Time since the start of the run, without interruptions."""
         return time.perf_counter() - self._start
 
     def get_state(self) -> dict[str, Any]:
-        """Return what later rows depend on."""
+        """Return the state that later rows depend on."""
         return {
             "seconds": self.seconds,
             "phase_seconds": time.perf_counter() - self._phase_start,
@@ -198,8 +198,8 @@ class RunLogger(Logger):
         self._advance(1, loss=f"{stats.loss:.4f}", reward=f"{stats.reward:.3f}")
         n_done, every = self._learner.n_done, self._config.evaluate_every
         if n_done % WRITE_EVERY == 0 or n_done == 1:
-            named = OF_TEXTS if self._learner.config.horizon > 1 else {}
-            row = {f"grpo/{named.get(x, x)}": value for x, value in stats._asdict().items()}
+            renamed = TEXT_METRICS if self._learner.config.horizon > 1 else {}
+            row = {f"grpo/{renamed.get(x, x)}": value for x, value in stats._asdict().items()}
             row["grpo/skipped"] = float(self._learner.n_skipped)
             row["time/tokens_per_second"] = float(np.median(self._rates))
             self._rates.clear()
@@ -229,10 +229,11 @@ class RunLogger(Logger):
         stats = {} if self._surgeon is None else self._surgeon.stats()
         if stats:
             self._write("surgeon", dict(stats))
-        mean = float(np.mean([record.total for record in records]))
-        # The planned number: after a flatline a row begins its next operation early.
+        # A flatline lets a row start its next operation early, so the records may be more, or none.
         n_planned = self._phase.operations * self._env.num_envs
-        self._advance(n_planned, operation=f"{mean:+.4f}")
+        returns = [record.total for record in records]
+        shown = {"operation": f"{np.mean(returns):+.4f}"} if returns else {}
+        self._advance(n_planned, **shown)
         self._last_update = time.perf_counter()
 
     def commit(self, commit: Commit | None) -> None:
@@ -260,7 +261,7 @@ class RunLogger(Logger):
         self._last_update = time.perf_counter()
 
     def commit_summary(self, policy: str) -> dict[str, Any]:
-        """Return the attempts to commit, and how many false ones are expected at most."""
+        """Return the attempts to commit, and the largest expected number of false commits."""
         tried = len(self.commits)
         return {
             "policy": policy,
@@ -291,7 +292,7 @@ class RunLogger(Logger):
         self._advance(0, accuracy=f"{metrics.accuracy:.3f}")
 
     def _write_samples(self) -> None:
-        """Sample the model as it stands and, in phases that operate, under the last operation."""
+        """Sample the unoperated model and, in phases with operations, under the last one."""
         patient = self._env.patient
         with patient.uncounted():
             plain = self._texts(patient.evaluate(self._sample).generations.tokens)

@@ -1,8 +1,8 @@
 """The training loop: GRPO trains the model, the surgeon operates on it.
 
 Every rank that torchrun starts runs this same loop. The first operates, evaluates and writes; each
-updates the model on its shard of every batch. What an update, a round of operations and a commit
-are is in `curriculum.py`; the folder, checkpoints and signals around them are in `run.py`.
+updates the model on its shard of every batch. `curriculum.py` defines updates, operations and
+commits; `run.py` handles checkpoints and signals.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from agents.training.summary import RunSummary
 
 
 def train(config: TrainConfig, *, quiet: bool = False, command: str | None = None) -> RunSummary:
-    """Run the curriculum, or resume it, and write the run's folder.
+    """Start or resume a run, and write its folder.
 
-    A run that diverges goes back to its last checkpoint once.
+    A run that diverges is resumed from its last checkpoint, once.
 
     Args:
-        config: what to do; with `resume`, the run to resume.
+        config: of the run; with `resume`, names the run to resume.
         quiet: show no progress.
-        command: how the run was started, for the record.
+        command: the command that started the run, for its records.
 
     Returns:
         The run's folder and summary, the same on every rank.
 
     Raises:
         BadInput: (a ValueError) if the configuration does not fit the corpus or the machine, the
-            run folder is not empty, or the run cannot be resumed exactly. Nothing has been trained
-            or written then.
+            run folder is not empty, or the run cannot be resumed exactly. Nothing has been
+            trained.
         NotWritten: (an OSError) if the disk is full or otherwise refuses the run's files.
-        DivergedError: if the model or the surgeon diverged, also after going back.
+        DivergedError: if the model or the surgeon diverged, and again after the restart.
         Stopped: (a KeyboardInterrupt) if a signal asked the run to stop; it has written a
             checkpoint.
         LostError: if another rank has ended.
@@ -49,7 +49,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str | None = Non
             if error.folder is None:
                 raise
             reason, folder = str(error), error.folder
-        # Outside the handler: the error keeps the first attempt's model in memory.
+        # After the handler, since the error keeps the first attempt's model in memory.
         if ranks.is_first and not quiet:
             tqdm.write(f"{reason}: going back to the last checkpoint, once")
         again = replace(config, resume=str(folder), out=None)

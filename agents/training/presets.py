@@ -1,4 +1,4 @@
-"""Sizes of the language model, and the presets: named values for the parts of a configuration."""
+"""The sizes of the language model, and the presets: named values of parts of a configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModelConfig:
     """
 
     context: int = 128
-    """Longest window it sees, characters."""
+    """Longest window, characters."""
     n_layers: int = 3
     """Blocks."""
     n_heads: int = 4
@@ -34,7 +34,7 @@ class ModelConfig:
         self.with_vocabulary(1)
 
     def with_vocabulary(self, vocab_size: int) -> GPTConfig:
-        """Return the sizes of a GPT over so many tokens."""
+        """Return the sizes of a GPT with a vocabulary of `vocab_size` tokens."""
         return GPTConfig(vocab_size=vocab_size, **asdict(self))
 
 
@@ -44,7 +44,7 @@ def laptop(**changes: Any) -> dict[str, Any]:
         "surgeon": "sac",
         "lm": ModelConfig(),
         "grpo": GRPOConfig(),
-        # With many operations side by side, few prompts each teach the surgeon most.
+        # With many parallel operations, the surgeon learns most from few prompts in each.
         "operation": EpisodeConfig(n_prompts=4),
         "curriculum": CurriculumConfig(),
     }
@@ -131,4 +131,4 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
     "seed_sampled": seed_sampled,
     "seed_exhaustive": seed_exhaustive,
 }
-"""Presets by name; each returns the parts of a `TrainConfig` that presets differ in."""
+"""Presets by name; each returns the parts of a `TrainConfig` in which presets differ."""

@@ -1,4 +1,4 @@
-"""Resuming a run: its stored configuration, its progress, and what must match."""
+"""Resuming a run: its stored configuration, its progress, and what must be unchanged."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from avatarl_env.files import read_json
 from avatarl_env.text.corpus import Corpus, CorpusError, load_corpus
 
 HARMLESS = ("checkpoint_seconds", "track", "tensorboard")
-"""Settings that no result depends on: they may change when a run is resumed."""
+"""Settings that no result depends on; they may be changed when a run is resumed."""
 PLACES = ("resume", "out", "corpus")
-"""Where things are; the corpus is compared by its text."""
+"""Paths, which may change too; the corpus is compared by its text."""
 
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How much of a run is done."""
 
     phase: int = 0
     """Index of the current phase."""
     steps: int = 0
-    """Steps done in it; 0 if it has not begun."""
+    """Steps done in it; 0 if it has not started."""
     total: int = 0
     """Steps done in all phases."""
     phases: list[dict[str, Any]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Progress:
 
 
 class StoredRun(NamedTuple):
-    """What the `config.json` of a run that can be resumed says."""
+    """Contents of the `config.json` of an unfinished run."""
 
     config: TrainConfig
     corpus_sha256: str
@@ -59,7 +59,7 @@ class StoredRun(NamedTuple):
 
 
 def stored_run(folder: Path) -> StoredRun:
-    """Read the configuration of a run that is to be resumed.
+    """Read the configuration of a run to resume.
 
     Raises:
         ValueError: if there is no such run, it has finished, or its configuration cannot be read.
@@ -82,18 +82,18 @@ def stored_run(folder: Path) -> StoredRun:
 
 
 def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
-    """Return the configuration with which a run resumes.
+    """Return the configuration to resume a run with: its own, with the harmless changes asked for.
 
     Args:
-        asked: if its `out` is the run's folder, every setting counts; otherwise only those that
-            differ from the preset, and the others are the run's own.
+        asked: the requested configuration. If its `out` is the run's folder, every setting counts
+            as a request; otherwise only those that differ from the preset.
         run: the stored run.
 
     Raises:
-        ValueError: if a setting differs from the run's own and may change its results.
+        ValueError: if a requested setting differs from the run's own and may change its results.
     """
     wanted, own, usual = (flat(to_settings(x)) for x in (asked, run.config, preset(asked.preset)))
-    usual["preset"] = preset("laptop").preset
+    usual["preset"] = TrainConfig.preset
     changes = {}
     for name, value in wanted.items():
         if name in ("resume", "out") or value == own.get(name):
@@ -101,21 +101,22 @@ def config_to_resume(asked: TrainConfig, run: StoredRun) -> TrainConfig:
         if value == usual.get(name) and (name == "corpus" or asked.out is None):
             continue  # the default, not a request
         if name not in (*HARMLESS, *PLACES):
-            rule = f"the run's own where it is resumed, {own.get(name)!r}"
-            raise ValueError(f"{name} must be {rule}, got {value!r}")
+            raise ValueError(
+                f"{name} must be that of the resumed run, {own.get(name)!r}, got {value!r}"
+            )
         changes[name] = getattr(asked, name)
     if asked.out is not None and Path(asked.out).absolute() != Path(asked.resume or "").absolute():
         raise ValueError(
-            f"out must be the run's own where it is resumed, {asked.resume!r}, got {asked.out!r}"
+            f"out must be that of the resumed run, {asked.resume!r}, got {asked.out!r}"
         )
     return dataclasses.replace(run.config, **changes)
 
 
 def corpus_to_resume(name: str, sha256: str) -> Corpus:
-    """Load the text of a run that is to be resumed.
+    """Load the text of a run to resume.
 
     Raises:
-        ValueError: if the text cannot be loaded, or is another one.
+        ValueError: if the text cannot be loaded, or differs from the run's.
     """
     try:
         corpus = load_corpus(name)
@@ -123,7 +124,7 @@ def corpus_to_resume(name: str, sha256: str) -> Corpus:
         raise ValueError(f"{error}; if the run's text has moved, name it with --corpus") from error
     if corpus.sha256 != sha256:
         raise ValueError(
-            f"corpus must be the text that the run began with, of sha256 {sha256[:12]}..., got "
+            f"corpus must be the text that the run started with, of sha256 {sha256[:12]}..., got "
             f"{corpus.name!r} of {corpus.sha256[:12]}..."
         )
     return corpus
@@ -142,7 +143,7 @@ def check(about: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None
 
     Args:
         about: stored with the checkpoint.
-        here: `describe` of the run that is to resume.
+        here: `describe` of the run that resumes.
         path: the checkpoint's folder.
 
     Raises:
@@ -153,8 +154,8 @@ def check(about: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             raise BadCheckpoint(
-                f"checkpoint must be of this configuration, got another {name} in {path}: "
-                f"{theirs.get(name)!r}, in config.json {ours.get(name)!r}"
+                f"{name} must be {ours.get(name)!r} in the checkpoint, as in config.json, got "
+                f"{theirs.get(name)!r} in {path}"
             )
     if about["corpus_sha256"] != here["corpus_sha256"]:
         raise BadCheckpoint(f"checkpoint must be of this corpus, got another in {path}")
@@ -166,21 +167,21 @@ def check(about: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None
             )
 
 
-def check_ranks(began: int, n_ranks: int, path: Path) -> None:
-    """Refuse to resume with another number of ranks, whose sums would round otherwise.
+def check_ranks(stored: int, n_ranks: int, path: Path) -> None:
+    """Refuse to resume with another number of ranks, whose sums would round differently.
 
     Raises:
-        BadCheckpoint: says how many there were.
+        BadCheckpoint: if the numbers differ.
     """
-    if began != n_ranks:
+    if stored != n_ranks:
         raise BadCheckpoint(
-            f"processes must be as many as when the run began, {began}, got {n_ranks} for "
+            f"processes must be as many as when the run started, {stored}, got {n_ranks} for "
             f"{path} (torchrun --nproc-per-node)"
         )
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings by dotted names; `surgeon_options` and `score` are one each."""
+    """Return settings by dotted names; `surgeon_options` and `score` are not split."""
 
     def walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in settings.items():

@@ -29,21 +29,21 @@ class Run:
     def __init__(
         self, parts: Parts, progress: Progress, log: Logger, folder: Path, command: str | None
     ) -> None:
-        """Take the parts, restored to where the run stands.
+        """Connect the parts.
 
         Args:
-            parts: of the run.
-            progress: how far it is.
-            log: a `RunLogger` on the first rank, a silent one on the others.
+            parts: restored to the state at `progress`.
+            progress: how much of the run is done.
+            log: a `RunLogger` on the first rank, a silent `Logger` on the others.
             folder: of the run.
-            command: how the run was started, for the record.
+            command: the command that started the run, for its records.
         """
         self.curriculum = parts.curriculum
         self.progress = progress
         self.log = log
+        self.folder = folder
         self.checkpoint = Checkpointer(parts, progress, log, folder)
         self._parts = parts
-        self._folder = folder
         self._command = command
 
     def remaining_phases(self) -> tuple[Phase, ...]:
@@ -52,13 +52,13 @@ class Run:
         return make_phases(config.curriculum, config.surgeon)[self.progress.phase :]
 
     def remaining_steps(self, phase: Phase) -> Iterator[int]:
-        """Begin or resume a phase; yield the index of each step that is left."""
+        """Begin or resume a phase; yield the index of each remaining step."""
         if self.progress.steps:
             self.log.resume(phase, self.progress.steps)
         else:
             self.log.begin(phase)
         for step in range(self.progress.steps, phase.steps):
-            # Counted ahead: nothing is stored before the end of the step.
+            # Counted first: the checkpoint at the end of the step includes it.
             self.progress.steps += 1
             self.progress.total += 1
             yield step
@@ -86,35 +86,35 @@ class Run:
 
     def summary(self) -> RunSummary:
         """Write the final model and `summary.json`; return the summary on every rank."""
-        self.checkpoint.signals.remove()  # nothing waits for a step to end any more
-        found: dict[str, Any] = {}
+        self.checkpoint.signals.remove()  # no step follows that could end first
+        summary: dict[str, Any] = {}
         if isinstance(self.log, RunLogger):
-            found = self._write_summary(self.log)
-        return RunSummary(*self._parts.learner.ranks.broadcast((self._folder, found)))
+            summary = self._write_summary(self.log)
+        return RunSummary(self.folder, self._parts.learner.ranks.broadcast(summary))
 
     def _write_summary(self, log: RunLogger) -> dict[str, Any]:
         parts, checkpointer = self._parts, self.checkpoint
-        found = summarise(parts, log, self.progress) | {
+        summary = summarise(parts, log, self.progress) | {
             "command": self._command,
             "seconds": log.seconds,
             "checkpoints": {"written": checkpointer.n_written, "seconds": checkpointer.seconds},
         }
-        final = self._folder / CHECKPOINTS / "final"
+        final = self.folder / CHECKPOINTS / "final"
         about = about_model(parts, self._command)
         save_model(final, parts.learner.model, parts.tokenizer, about)
         checkpointer.save_surgeon(final)
-        log.writer.write_summary(found)
-        return found
+        log.writer.write_summary(summary)
+        return summary
 
 
 class Checkpointer:
-    """Ends each step: writes checkpoints at intervals, and stops the run when a signal asks."""
+    """Called after each step: writes checkpoints at intervals and stops the run on a signal."""
 
     def __init__(self, parts: Parts, progress: Progress, log: Logger, folder: Path) -> None:
-        """Begin; the first checkpoint is due after the first interval.
+        """Start the first interval.
 
         Args:
-            parts: whose state is stored.
+            parts: their state is stored.
             progress: stored too.
             log: a `RunLogger` on the first rank; other ranks write nothing.
             folder: of the run.
@@ -123,7 +123,7 @@ class Checkpointer:
         self.seconds = 0.0
         """Time spent on checkpoints."""
         self.signals = StopSignals(
-            lambda: log.say("stopping after this step; once more to stop at once")
+            lambda: log.say("stopping after this step; repeat the signal to stop at once")
         )
         self._parts = parts
         self._progress = progress
@@ -133,10 +133,10 @@ class Checkpointer:
         self._last = time.perf_counter()
 
     def step(self) -> None:
-        """Refresh the report, write a checkpoint if one is due, stop if a signal asked for it.
+        """Refresh the report, write a checkpoint if one is due, stop after a signal.
 
         Raises:
-            Stopped: on every rank, after a last checkpoint.
+            Stopped: on every rank, after a last checkpoint, if the first received a signal.
         """
         is_written = False
         if isinstance(self._log, RunLogger):
@@ -158,7 +158,7 @@ class Checkpointer:
             save_surgeon(parts.surgeon, folder, config.surgeon, seed, config.surgeon_options)
 
     def _write(self, log: RunLogger) -> bool:
-        """Write a checkpoint, unless the last update failed: nobody should go back to that."""
+        """Write a checkpoint, unless the last update was skipped: a run may be diverging."""
         parts, progress = self._parts, self._progress
         if parts.learner.n_bad_in_a_row:
             return False

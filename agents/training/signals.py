@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted, so that the step under way can end first."""
+"""Signals that ask a run to stop, recorded so that the current step can end first."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class StopSignals:
-    """Context manager that notes a signal in `signum`; a second signal acts at once.
+    """Context manager that records a signal in `signum`; a second signal acts at once.
 
-    A closed terminal may send several SIGHUPs: they count as one. A signal that this process was
-    started to ignore, as shells do in the background, stays ignored. Outside the main thread
-    nothing is noted.
+    A closed terminal may send several SIGHUPs: they count as one. A signal that this process
+    ignored from the start, as in a shell's background job, stays ignored. Outside the main thread
+    nothing is recorded.
     """
 
-    def __init__(self, noted: Callable[[], None]) -> None:
-        """Take what to call when the first signal has been noted."""
+    def __init__(self, on_signal: Callable[[], None]) -> None:
+        """Take a function to call after the first signal."""
         self.signum: int | None = None
-        self._noted = noted
+        self._on_signal = on_signal
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,7 +35,7 @@ class StopSignals:
             handlers = {number: signal.getsignal(number) for number in STOPPING}
             self._before = {n: h for n, h in handlers.items() if h != signal.SIG_IGN}
             for number in self._before:
-                signal.signal(number, self._note)
+                signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,27 +43,27 @@ class StopSignals:
         self.remove()
 
     def remove(self) -> None:
-        """Put back the handlers that were there before; a second call does nothing."""
+        """Restore the previous handlers; a second call does nothing."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signum = number
         for each, handler in self._before.items():
             signal.signal(each, signal.SIG_IGN if each == _HANGUP else handler)
         if number == _HANGUP:
             _leave_closed_terminal()
-        self._noted()
+        self._on_signal()
 
 
 def _leave_closed_terminal() -> None:
-    """Discard stdout and stderr if they lead to a terminal that has been closed."""
+    """Redirect stdout and stderr to the null device if their terminal has been closed."""
     for number in (1, 2):
         try:
             if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, number)
-                os.close(nowhere)
-        except OSError:  # not open at all
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)
+        except OSError:  # already closed
             continue

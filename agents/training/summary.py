@@ -1,4 +1,4 @@
-"""What a run reports: its introduction, the figures of `summary.json`, its stored model."""
+"""A run's first line, the contents of its `summary.json`, and the origin of its models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunSummary:
 
 
 def summarise(parts: Parts, log: RunLogger, progress: Progress) -> dict[str, Any]:
-    """Return the figures of `summary.json` that are known when the phases have ended."""
+    """Evaluate the final model; return the contents of `summary.json` but for the run's cost."""
     config, corpus = parts.config, parts.corpus
     model = parts.patient.model
     validation = evaluate_text(model, parts.patient.splits["validation"])
@@ -60,21 +60,17 @@ def summarise(parts: Parts, log: RunLogger, progress: Progress) -> dict[str, Any
         "n_parameters": model.n_parameters,
         "environment": environment(parts.device, parts.learner.ranks.count),
         "best": log.best.found,
-        "model_beats_reference": validation.loss < _reference_loss(log.references),
+        # The last reference is the n-gram that `kl_ref` compares texts with.
+        "model_beats_reference": validation.loss < log.references["references"][-1]["loss"],
         **log.references,
     }
-
-
-def _reference_loss(found: dict[str, Any]) -> float:
-    """Return the validation loss of the n-gram that `kl_ref` compares texts with."""
-    return float(found["references"][-1]["loss"])
 
 
 def introduction(parts: Parts, folder: Path) -> str:
     """Return the line that a run prints first."""
     config, corpus = parts.config, parts.corpus
     estimator, exploration = config.grpo.estimator, config.grpo.exploration
-    kind = ", the exact expectation, a bound on RL" if exploration != SAMPLED else ""
+    kind = ", the exact expectation, an upper bound for RL" if exploration != SAMPLED else ""
     if ESTIMATORS[estimator].is_control:
         kind = ", a supervised control, not RL"
     n = parts.learner.ranks.count
@@ -89,7 +85,7 @@ def introduction(parts: Parts, folder: Path) -> str:
 
 
 def about_model(parts: Parts, command: str | None) -> dict[str, Any]:
-    """Return what is stored beside a run's models."""
+    """Return the origin that is stored with a run's models."""
     corpus = parts.corpus
     made_by = command or "agents.train"
     return {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "made_by": made_by}

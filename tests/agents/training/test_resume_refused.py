@@ -160,7 +160,7 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(
         ),
         ("--surgeon-options gradient_steps 9", "surgeon_options"),
         ("--corpus none.txt", "corpus file 'none.txt' must exist, .* --corpus"),
-        ("--corpus OTHER", "corpus must be the text that the run began with, of sha"),
+        ("--corpus OTHER", "corpus must be the text that the run started with, of sha"),
     ],
 )
 def test_what_may_change_a_result_is_refused(
