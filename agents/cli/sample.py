@@ -216,5 +216,8 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     elif isinstance(tokenizer, HubTokenizer) and tokenizer.tokenizer.unk_token_id in tokens:
         unknown = prompt
     if unknown or not tokens:
-        raise Refusal(f"prompt must be of characters that the model knows, got {unknown!r}")
+        raise Refusal(
+            f"prompt must be of characters that the model knows, got {unknown!r} "
+            "(without --prompt it is a line break)"
+        )
     return tokens
