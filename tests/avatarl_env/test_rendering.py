@@ -140,7 +140,7 @@ def test_a_video_is_written(tmp_path: Path) -> None:
 
 
 def section(text: str, title: str, end: str) -> str:
-    """Return what stands between the first line `--- title` and the next that begins so."""
+    """Return the text between the first line `--- title` and the next line `--- end`."""
     return text.split(f"--- {title}\n", 1)[1].split(f"\n--- {end}", 1)[0]
 
 
