@@ -125,6 +125,7 @@ def test_drawing_changes_nothing() -> None:
 # --- videos --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_video_is_written(tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = RecordVideo(tiny_env(render_mode="rgb_array"), str(tmp_path / "video"), lambda _: True)
