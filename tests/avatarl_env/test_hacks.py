@@ -21,6 +21,7 @@ from avatarl_env.scoring.reference import Array, TextReference, encode_corpus
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 
+pytestmark = pytest.mark.slow
 N_ROWS, N_PROMPT, N_NEW = 32, 32, 48
 Writer = Callable[[np.ndarray], Array]
 """From texts (B, T) to the log-probabilities of what comes next, (B, V)."""
