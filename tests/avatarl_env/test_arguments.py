@@ -289,7 +289,11 @@ def with_adapter(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda m: torch.compile(m, backend="eager"), "not be compiled: .*_orig_mod"),
+        pytest.param(
+            lambda m: torch.compile(m, backend="eager"),
+            "not be compiled: .*_orig_mod",
+            marks=pytest.mark.slow,
+        ),
         (compiled_in_place, "not be compiled"),
         (lambda m: torch.jit.script(nn.Linear(2, 2)), "be a plain module, not TorchScript"),
         (lambda m: m.to("meta"), "have its weights in memory .* meta device"),

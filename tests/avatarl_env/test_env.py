@@ -154,7 +154,7 @@ def test_destructive_operations_flatline(
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_model_with_weights_that_are_not_finite_does_not_crash(poison: float) -> None:
+def test_non_finite_weights_flatline(poison: float) -> None:
     env = tiny_env()
     env.reset(seed=0)
     with torch.no_grad():

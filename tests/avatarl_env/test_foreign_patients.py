@@ -109,7 +109,7 @@ def test_a_users_own_model_and_tokenizer_are_not_wrapped() -> None:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_nats_are_per_character(whole: bool) -> None:
-    """Each token of two characters: half of what they are per token, term for term.
+    """With two characters per token every term is half of its value per token.
 
     Also for a vocabulary of more than 256 tokens, of which no whole distributions are kept.
     """

@@ -21,6 +21,7 @@ from avatarl_env.scoring.reference import Array, TextReference, encode_corpus
 from avatarl_env.text.corpus import load_corpus
 from avatarl_env.text.ngram import NGramReference
 
+pytestmark = pytest.mark.slow
 N_ROWS, N_PROMPT, N_NEW = 32, 32, 48
 Writer = Callable[[np.ndarray], Array]
 """From texts (B, T) to the log-probabilities of what comes next, (B, V)."""
@@ -76,7 +77,7 @@ def constant(p: np.ndarray) -> Writer:
 
 
 def terms_of(stage: Stage, writer: Writer) -> dict[str, float]:
-    """Let a writer continue the prompts; its loss on them is that of their last half."""
+    """Let a writer continue the prompts; its held-out loss is that of their second half."""
     texts, distributions = stage.prompts, []
     for column in stage.uniforms.T[:, :, None]:
         distributions.append(writer(texts))
@@ -139,7 +140,7 @@ def terms(stage: Stage) -> dict[str, dict[str, float]]:
 
 
 def survives(found: dict[str, float], healthy: dict[str, float]) -> bool:
-    """Whether an operation with these terms would go on."""
+    """Whether an operation with these terms would continue."""
     low, high = (share * healthy["entropy"] for share in ENTROPY_RANGE)
     repeats = found["collision_l2"] > healthy["collision_l2"] + COLLISION_MARGIN
     return low <= found["entropy"] <= high and not repeats

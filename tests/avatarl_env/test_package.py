@@ -82,6 +82,7 @@ print(sorted(heavy & set(sys.modules)))
     assert run_python(program) == "[]"
 
 
+@pytest.mark.slow
 def test_an_operation_imports_nothing_it_does_not_need(folder: str, tmp_path: Path) -> None:
     """In a fresh process, in which some other package called agents comes first."""
     (tmp_path / "agents").mkdir()

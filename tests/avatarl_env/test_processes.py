@@ -106,6 +106,7 @@ def test_children_answer_after_torch_has_used_two_threads(
     assert out.strip() == EXPECTED[program]
 
 
+@pytest.mark.slow
 def test_the_import_changes_no_setting_of_this_process() -> None:
     code = (
         "import torch, os; torch.set_num_threads(2); before = dict(os.environ)\n"

@@ -125,6 +125,7 @@ def test_drawing_changes_nothing() -> None:
 # --- videos --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_video_is_written(tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = RecordVideo(tiny_env(render_mode="rgb_array"), str(tmp_path / "video"), lambda _: True)
@@ -140,7 +141,7 @@ def test_a_video_is_written(tmp_path: Path) -> None:
 
 
 def section(text: str, title: str, end: str) -> str:
-    """Return what stands between the first line `--- title` and the next that begins so."""
+    """Return the text between the first line `--- title` and the next line `--- end`."""
     return text.split(f"--- {title}\n", 1)[1].split(f"\n--- {end}", 1)[0]
 
 

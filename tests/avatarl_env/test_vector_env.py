@@ -212,7 +212,7 @@ def test_next_step_begins_one_step_later_and_ignores_that_action() -> None:
         *_, terminated, _, infos = operate(each, moves)[-1]
     assert terminated.all()
     assert infos["is_success"].tolist() == (infos["improvement"] > 0).tolist()
-    env.model_changed()  # an operation that has ended is not void: it begins anew
+    env.model_changed()  # an ended operation is not invalid: a new one begins
     twin.model_changed()
     step = env.step(np.full((3, 4), np.nan, dtype=np.float32))
     observations, rewards, terminated, truncated, _ = step

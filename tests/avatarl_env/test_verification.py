@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/verification.py; that true records are confirmed is in the contract."""
+"""Tests of avatarl_env/verification.py; correct records are tested in test_contract.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.patients import SIZES, actions, plain, tiny_corpus, tiny_env
 
 
 def record(env: AttentionSurgeryEnv, moves: np.ndarray, seed: int = 5) -> float:
-    """Perform an operation in the usual way; return its return."""
+    """Perform an operation; return the sum of its rewards."""
     env.reset(seed=seed)
     return sum(env.step(move)[1] for move in moves)
 
@@ -33,7 +33,7 @@ def record(env: AttentionSurgeryEnv, moves: np.ndarray, seed: int = 5) -> float:
     ],
     ids=["requires grad", "bfloat16", "list of tensors", "tuple of lists"],
 )
-def test_actions_are_taken_in_every_form_that_step_takes(form: Callable[[Any], Any]) -> None:
+def test_actions_may_have_every_form_that_step_accepts(form: Callable[[Any], Any]) -> None:
     env = tiny_env()
     given = form(np.array(actions(4) > 0, dtype=np.float64) / 4)  # exact in half precision
     found = env.verify(given, 5, record(env, given))
@@ -42,7 +42,7 @@ def test_actions_are_taken_in_every_form_that_step_takes(form: Callable[[Any], A
 
 
 class Ordinals:
-    """A tokenizer with more tokens than whole distributions are kept of."""
+    """A tokenizer whose vocabulary is too large to keep whole distributions."""
 
     vocab_size = 300
 

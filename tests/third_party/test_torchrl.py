@@ -60,14 +60,14 @@ def test_its_own_check_passes(keywords: dict[str, Any]) -> None:
 
 
 def test_the_vector_environment_rolls_out(keywords: dict[str, Any]) -> None:
-    """It goes by `autoreset_mode`, the attribute, and does itself what this leaves to it."""
+    """TorchRL reads the attribute `autoreset_mode` and resets rows itself where it is Disabled."""
     env = side_by_side(keywords)
     assert env.batch_size == (3,)
     rollout = env.rollout(5, break_when_any_done=False)
     assert rollout.batch_size == (3, 5)
     ended = rollout["next", "done"][..., 0]
     assert ended.sum() >= 6
-    # What follows an end is the beginning of the next operation, with all its time left.
+    # The step after an end is the first of the next episode, with all its time left.
     begun = rollout["observation"][:, 1:][ended[:, :-1]]
     assert (begun[:, -1] == 1).all()
     env.close()

@@ -159,7 +159,7 @@ def test_ids_and_text_equal_those_of_our_tokenizer(text: str) -> None:
     ("characters", "start"),
     [("a\n b", "\n"), ("a b", " "), ("ab", "\ufffd"), ("b\ufffd€", "\ufffd")],
 )
-def test_there_is_an_end_a_padding_and_a_start(characters: str, start: str, tmp_path: Path) -> None:
+def test_end_padding_and_start_tokens_are_set(characters: str, start: str, tmp_path: Path) -> None:
     """Libraries for fine-tuning (TRL) need the first two."""
     mine = CharTokenizer.from_text(characters)
     export_model(tmp_path, tiny_gpt(vocab_size=mine.vocab_size), mine)

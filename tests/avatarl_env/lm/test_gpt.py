@@ -63,7 +63,7 @@ def test_forward_equals_a_second_implementation(sizes: dict[str, int]) -> None:
     )
 
 
-def test_counts_are_known_without_a_model() -> None:
+def test_the_configuration_knows_its_counts() -> None:
     """Per block two norms 2 C, attention 4 C^2, feed-forward 8 C^2; one norm and V C outside."""
     model = tiny_gpt()
     assert model.n_parameters == 16 * 32 + 2 * (2 * 32 + 12 * 32 * 32) + 32 == 25_248
@@ -77,16 +77,6 @@ def test_counts_are_known_without_a_model() -> None:
 
 
 # --- what it computes ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("position", [1, 7, 15])
-def test_a_token_cannot_move_earlier_logits(position: int) -> None:
-    model, tokens = tiny_gpt(), some_tokens(2, 16)
-    changed = tokens.clone()
-    changed[:, position] = (tokens[:, position] + 1) % 16
-    before, after = model(tokens), model(changed)
-    torch.testing.assert_close(before[:, :position], after[:, :position], atol=1e-6, rtol=0)
-    assert ((before[:, position:] - after[:, position:]).abs().amax(-1) > 1e-4).all()
 
 
 @pytest.mark.parametrize("n_prompt", [1, 7, 15, 16])
@@ -117,9 +107,7 @@ def test_positions_beyond_the_context_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("asked", "room"), [(None, 16), (1, 1), (9, 9), (99, 16)])
-def test_a_cache_has_the_room_that_was_asked_for_and_loses_no_token_silently(
-    asked: int | None, room: int
-) -> None:
+def test_a_cache_has_the_requested_room_and_refuses_more(asked: int | None, room: int) -> None:
     """Writing past the end of a tensor is not an error in torch: nothing is written."""
     model, tokens = tiny_gpt(), some_tokens(2, 16)
     cache = model.new_cache(2, asked)
@@ -132,7 +120,7 @@ def test_a_cache_has_the_room_that_was_asked_for_and_loses_no_token_silently(
 # --- weights -------------------------------------------------------------------------------------
 
 
-def test_embedding_and_head_are_one_parameter_and_its_gradient_the_sum_of_both_uses() -> None:
+def test_embedding_and_head_share_one_parameter_and_its_gradient() -> None:
     model, tokens = tiny_gpt(), some_tokens(2, 16)
     assert model.lm_head.weight is model.embed.weight
     assert model.get_output_embeddings() is model.lm_head

@@ -15,8 +15,8 @@ HUB = [name for name in ZOO if name != "gpt"]
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_logits_are_the_wrapped_models_at_once_or_in_pieces_with_a_cache(name: str) -> None:
-    """Also where attention slides over fewer positions than there are (Mistral's, over eight)."""
+def test_logits_are_the_wrapped_models_with_and_without_a_cache(name: str) -> None:
+    """Also with sliding attention (Mistral's window is eight tokens)."""
     model = shared(name)
     read = tokens(3, CONTEXT)
     cache = model.new_cache(3)

@@ -1,4 +1,4 @@
-"""Tests of `load_hub` in avatarl_env/lm/hub.py: folders of transformers from anywhere."""
+"""Tests of `load_hub` in avatarl_env/lm/hub.py: untrusted folders of transformers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()))
 @given(ANY_TEXT, ANY_TEXT)
 @example("line\nline\r\n\ttab  two blanks\0", "e\u0301 is not \u00e9")
 @example("\ufeffbyte order mark, \ufffd, lone surrogate \ud800, last \U0010ffff", "")
-def test_known_characters_come_back_and_unknown_ones_become_the_unknown_symbol(
+def test_known_characters_round_trip_and_others_become_the_unknown_symbol(
     seen: str, text: str
 ) -> None:
     tokenizer = CharTokenizer.from_text(seen)
@@ -84,9 +84,7 @@ def test_decode_takes_any_sequence_of_integers(ids: Any, text: str) -> None:
         ([True], TypeError, "ids .*bool"),
     ],
 )
-def test_decode_refuses_what_is_no_token_id(
-    ids: list[int], error: type[Exception], message: str
-) -> None:
+def test_decode_refuses_invalid_ids(ids: list[int], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CharTokenizer.from_text("ab").decode(ids)
 
@@ -102,7 +100,7 @@ def test_decode_refuses_what_is_no_token_id(
         ({"type": "char", "characters": "ab"}, ValueError, "unknown symbol.*'ab'"),
     ],
 )
-def test_from_dict_refuses_what_describes_no_tokenizer(
+def test_from_dict_refuses_an_invalid_state(
     state: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

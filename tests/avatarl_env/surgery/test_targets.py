@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/surgery/targets.py and layouts.py, proven on the models themselves."""
+"""Tests of avatarl_env/surgery/targets.py and layouts.py, checked on the models' own attention."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def layouts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Layout]:
 
 
 @pytest.mark.parametrize("kind", [Mine, Child])
-def test_another_architecture_is_described_in_a_line(
+def test_one_table_entry_describes_another_architecture(
     kind: type[Mine], layouts: dict[str, Layout]
 ) -> None:
     layouts["Mine"] = Layout(query="inner.qkv", output="inner.out", n_heads="heads")

@@ -46,7 +46,7 @@ def no_old_graphs() -> Iterator[None]:
 
 
 class Layer(nn.Linear):
-    """Not torch's own, which compile() leaves to its caller to compile."""
+    """A subclass, because `compile()` leaves torch's own layers to their caller."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
@@ -103,14 +103,14 @@ def check_every_edit(compile_: Any, backend: Any, *, rtol: float = 0.0) -> None:
         pytest.param(layer_compiled, "eager", marks=pytest.mark.slow),
     ],
 )
-def test_every_edit_is_seen_by_a_compiled_model_and_gone_after(compile_: Any, backend: str) -> None:
+def test_compiled_models_see_every_edit_and_its_end(compile_: Any, backend: str) -> None:
     check_every_edit(compile_, backend)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch's own imports
-def test_every_edit_is_seen_by_machine_code(
+def test_inductor_sees_every_edit_and_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

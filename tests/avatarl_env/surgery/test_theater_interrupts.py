@@ -188,15 +188,14 @@ def test_another_theater_may_be_left_at_any_instruction() -> None:
 
 
 class Striker:
-    """Raise signals (SIGINT) at one instruction of the theater's code, counted from the start.
+    """Raise SIGINT at one instruction of the theater's code, counted from the start.
 
     Python looks for signals when a function begins, when it calls one and when a loop goes round.
     Only these instructions count.
     """
 
-    def __init__(self, at: int, *signals: signal.Signals) -> None:
+    def __init__(self, at: int) -> None:
         self.at = at
-        self.signals = signals or (signal.SIGINT,)
         self.count = 0
         self.where = ""
         """Which of the theater's methods was running."""
@@ -212,8 +211,7 @@ class Striker:
                 while caller is not None and caller.f_code.co_filename in FILES:
                     self.where = caller.f_code.co_name
                     caller = caller.f_back
-                for number in self.signals:
-                    signal.raise_signal(number)
+                signal.raise_signal(signal.SIGINT)
         return self.trace
 
     def run(self, program: Callable[[], None]) -> bool:
@@ -382,24 +380,36 @@ def test_a_handler_that_the_body_installs_stays() -> None:
     assert calls == ["inner", "outer"] * 2
 
 
-def test_the_alarm_of_a_timeout_waits_until_the_weights_are_restored() -> None:
-    """Both signals are delivered, also if the first handler raises."""
-    model = small()
-    before = Snapshot(model)
-    room = SurgicalTheater(model, [model])
+def test_signals_during_exit_wait_until_the_weights_are_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The alarm of a timeout as well as Ctrl-C, also if the first handler raises."""
+    model, copy_, sent = small(), torch.Tensor.copy_, []
+    before, room = Snapshot(model), SurgicalTheater(model, [model])
 
     def timeout(signum: int, frame: object) -> None:
         raise TimeoutError
 
+    def interrupted_copy(*args: Any, **kwargs: Any) -> Any:
+        if not sent:
+            for number in (signal.SIGALRM, signal.SIGINT):
+                sent.append(number)
+                signal.raise_signal(number)
+        return copy_(*args, **kwargs)
+
     def program() -> None:
         with room:
             new_data(model, room)
+            monkeypatch.setattr(torch.Tensor, "copy_", interrupted_copy)
 
     previous = signal.signal(signal.SIGALRM, timeout)
     try:
-        assert Striker(20, signal.SIGALRM, signal.SIGINT).run(program)  # KeyboardInterrupt, too
+        with pytest.raises(KeyboardInterrupt) as caught:
+            program()
     finally:
         signal.signal(signal.SIGALRM, previous)
+    assert len(sent) == 2
+    assert isinstance(caught.value.__context__, TimeoutError)
     before.assert_same()
 
 

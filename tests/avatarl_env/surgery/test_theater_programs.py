@@ -552,7 +552,7 @@ def run(config: Config, program: Program) -> None:
         assert [patterns(flat) for flat, _ in world.storage] == memory
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.sampled_from(CONFIGS), PROGRAMS)
 def test_random_programs_agree_with_the_specification(config: Config, program: Program) -> None:
     run(config, program)

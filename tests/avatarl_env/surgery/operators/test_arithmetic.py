@@ -43,7 +43,7 @@ def operated(operator: Any, targets: Targets, c: list[float], part: str = "outpu
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_gains_scale_attention_logits_and_what_the_heads_read(tied: bool) -> None:
-    """In place and in an overlay, by a reference that knows nothing of either."""
+    """In place and in an overlay, against an independent reference."""
     model = tiny_gpt(1)
     read = torch.randint(16, (2, 16), generator=torch.Generator().manual_seed(1))
     targets = find_targets(model)

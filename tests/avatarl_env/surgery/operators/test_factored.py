@@ -1,4 +1,4 @@
-"""Tests of avatarl_env/surgery/operators/factored.py: factors are made once, and are right."""
+"""Tests of avatarl_env/surgery/operators/factored.py: caching and precision of the factors."""
 
 from __future__ import annotations
 
@@ -150,14 +150,9 @@ def test_half_precision_is_rounded_once_at_the_end(kind: Any, dtype: torch.dtype
         assert torch.equal(found, expected.to(dtype))
 
 
-# --- what is not finite --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(
-    kind: Any, bad: float
-) -> None:
+def test_non_finite_weights_are_refused_and_nothing_is_written(kind: Any, bad: float) -> None:
     targets = squares(noise(5, 5), noise(5, 5))
     operator = kind(targets)
     part = operator.projections[-1]
