@@ -19,7 +19,6 @@ from avatarl_env.errors import (
     as_numbers,
     check_choice,
     check_keywords,
-    check_layers,
     check_mapping,
     takes_any_keyword,
 )
@@ -82,9 +81,7 @@ class SurgeryTask:
         self.score = Score(score)
         self.terms = dict(TERMS)
         """Terms to measure, a copy: later changes of `TERMS` do not alter the task."""
-        targets = patient.targets
-        if layers is not None:
-            targets = find_targets(patient.model, check_layers(layers))
+        targets = patient.targets if layers is None else find_targets(patient.model, layers)
         options = {} if operator_options is None else operator_options
         self.operator = _make_operator(operator, targets, options)
         n = len(self.operator.labels)

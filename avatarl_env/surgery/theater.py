@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -167,12 +166,7 @@ class SurgicalTheater:
         return self
 
     @_interrupts.guard
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         """Restore every target and let the body's exception pass; a second call does nothing.
 
         Raises:
