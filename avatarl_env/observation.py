@@ -114,9 +114,9 @@ class VitalSigns:
         return [Vitals(*rows) for rows in zip(hidden, queries, outputs, strict=True)]
 
     def _read_queries(self, index: int, target: AttentionTarget) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor], made: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             if index not in self._queries:
-                self._queries[index] = self._log_rms(target.query.heads(made.detach()))
+                self._queries[index] = self._log_rms(target.query.heads(output.detach()))
 
         return hook
 

@@ -1,4 +1,4 @@
-"""The surgeon's task on one patient: what the single and the vector environment share.
+"""The surgeon's task on one patient, shared by the single and the vector environment.
 
 Shapes: N operations side by side, A coefficients, O numbers in an observation.
 """
@@ -39,7 +39,7 @@ class Draw(NamedTuple):
 
 
 class SurgeryTask:
-    """The patient, operator, rules and score of an environment, and what it does with them.
+    """The patient, operator, rules and score of an environment, and how operations run on them.
 
     A single operation is performed in place, on the shared model inside a theater; several are
     performed side by side in one forward.
@@ -231,7 +231,7 @@ class SurgeryTask:
         """
         if episode is None or self.is_stale(episode):
             raise RuntimeError(
-                "commit() needs an operation begun on the model as it is: call reset()"
+                "commit() needs an operation begun on the current model: call reset()"
             )
         self.patient.commit(self.operator, episode.coefficients)
 
