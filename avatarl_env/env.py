@@ -302,13 +302,13 @@ class AttentionSurgeryEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]
         are left alone.
 
         Args:
-            actions: (n, A), those of one whole operation.
+            actions: (n, A), all actions of one operation.
             seed: the one given to `reset`.
             total: the claimed return; None if there is no claim.
             tolerance: as for `avatarl_env.verification.verify`.
 
         Raises:
-            ValueError: if the actions are not those of one whole operation, or the seed is invalid.
+            ValueError: if the actions are not all of one operation, or the seed is invalid.
         """
         return verify(self.task, actions, seed, total, tolerance)
 

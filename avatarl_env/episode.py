@@ -120,7 +120,7 @@ def step_coefficients(
 
 
 class Outcome(NamedTuple):
-    """What a step returns."""
+    """Result of a step."""
 
     reward: float
     terminated: bool
@@ -176,7 +176,7 @@ class Episode:
 
     @property
     def n_done(self) -> int:
-        """Steps made."""
+        """Number of steps made."""
         return len(self.scores) - 1
 
     @property
@@ -225,7 +225,7 @@ class Episode:
             evaluation: of the model at injury plus coefficients.
             score: the environment's.
         """
-        # Everything that can fail comes before the first assignment, so no step is half made.
+        # All that can fail comes before the first assignment, so no step is made in part.
         present, before = score(evaluation.terms), self.total_reward
         flatline = self._flatline_cause(coefficients, evaluation)
         self.coefficients, self.present, self.flatline = coefficients, evaluation, flatline

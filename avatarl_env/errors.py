@@ -134,7 +134,7 @@ def check_layers(layers: Any) -> tuple[int | str, ...]:
         ValueError: if it is anything else, or there are none or more than `MAX_LAYERS`.
     """
     given = layers.tolist() if isinstance(layers, np.ndarray) else layers
-    entries = [given] if isinstance(given, int | str) else given
+    entries = [given] if isinstance(given, Integral | str) else given
     if not isinstance(entries, list | tuple | set | frozenset | range):
         raise ValueError(f"layers must be numbers, names or globs in a list, got {shown(layers)}")
     found: list[int | str] = []

@@ -7,7 +7,6 @@ H heads, D head dim, A coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -89,18 +88,13 @@ class VitalSigns:
                 handle = target.output.module.register_forward_pre_hook(hook, prepend=True)
                 self._handles.append(handle)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the hooks."""
-        self._head.__exit__(exc_type, exc, traceback)
+        self._head.__exit__()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -120,9 +114,9 @@ class VitalSigns:
         return [Vitals(*rows) for rows in zip(hidden, queries, outputs, strict=True)]
 
     def _read_queries(self, index: int, target: AttentionTarget) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor], made: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             if index not in self._queries:
-                self._queries[index] = self._log_rms(target.query.heads(made.detach()))
+                self._queries[index] = self._log_rms(target.query.heads(output.detach()))
 
         return hook
 

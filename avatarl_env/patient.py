@@ -88,7 +88,7 @@ class Patient:
         self.rows_per_forward = 256
         """Most texts written at once; more are hardly faster per row, and take more memory."""
         self.tokens_per_forward = 2**16
-        """Most tokens whose losses are read at once."""
+        """Most tokens for which losses are computed at once."""
 
     @classmethod
     def load(

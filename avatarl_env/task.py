@@ -1,4 +1,4 @@
-"""The surgeon's task on one patient: what the single and the vector environment share.
+"""The surgeon's task on one patient, shared by the single and the vector environment.
 
 Shapes: N operations side by side, A coefficients, O numbers in an observation.
 """
@@ -19,7 +19,6 @@ from avatarl_env.errors import (
     as_numbers,
     check_choice,
     check_keywords,
-    check_layers,
     check_mapping,
     takes_any_keyword,
 )
@@ -40,7 +39,7 @@ class Draw(NamedTuple):
 
 
 class SurgeryTask:
-    """The patient, operator, rules and score of an environment, and what it does with them.
+    """The patient, operator, rules and score of an environment, and how operations run on them.
 
     A single operation is performed in place, on the shared model inside a theater; several are
     performed side by side in one forward.
@@ -82,9 +81,7 @@ class SurgeryTask:
         self.score = Score(score)
         self.terms = dict(TERMS)
         """Terms to measure, a copy: later changes of `TERMS` do not alter the task."""
-        targets = patient.targets
-        if layers is not None:
-            targets = find_targets(patient.model, check_layers(layers))
+        targets = patient.targets if layers is None else find_targets(patient.model, layers)
         options = {} if operator_options is None else operator_options
         self.operator = _make_operator(operator, targets, options)
         n = len(self.operator.labels)
@@ -234,7 +231,7 @@ class SurgeryTask:
         """
         if episode is None or self.is_stale(episode):
             raise RuntimeError(
-                "commit() needs an operation begun on the model as it is: call reset()"
+                "commit() needs an operation begun on the current model: call reset()"
             )
         self.patient.commit(self.operator, episode.coefficients)
 

@@ -133,7 +133,7 @@ class AttentionSurgeryVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float3
 
     @property
     def autoreset_mode(self) -> AutoresetMode:
-        """When a row whose operation has ended begins the next; set it before a `reset`."""
+        """When a row begins its next operation after one has ended; set it before a `reset`."""
         mode: AutoresetMode = self.metadata["autoreset_mode"]
         return mode
 

@@ -66,7 +66,7 @@ def verify(
 
     Args:
         task: its model must be the one of the claim; it is not changed.
-        actions: (n, A), those of one whole operation.
+        actions: (n, A), all actions of one operation.
         seed: the one given to `reset`.
         total: the claimed return; None if there is no claim.
         tolerance: largest difference of returns, >= 0.
@@ -122,7 +122,7 @@ def _replay(task: SurgeryTask, moves: NDArray[np.float64], seed: int) -> Episode
 
 
 def _recompute(task: SurgeryTask, done: Episode) -> float:
-    """Return the return of the operation made in one step, evaluated the slow way."""
+    """Return the reward of the whole operation in one step, evaluated the slow way."""
     prompts = done.prompts
     baseline = _evaluate_slowly(task, done.injury, prompts)
     healthy = baseline

@@ -55,11 +55,11 @@ class GraphedGeneration:
         if self._capture is None or self._capture.key != key:
             self._capture = None  # frees its memory before the next one is allocated
             self._capture = _capture(key, model, prompts, uniforms, temperature)
-        _, graph, own_prompts, own_uniforms, made = self._capture
+        _, graph, own_prompts, own_uniforms, generation = self._capture
         own_prompts.copy_(prompts)
         own_uniforms.copy_(uniforms)
         graph.replay()
-        return Generation(made.tokens.clone(), made.log_probs.clone(), None)
+        return Generation(generation.tokens.clone(), generation.log_probs.clone(), None)
 
 
 def _can_be_captured(model: object) -> bool:

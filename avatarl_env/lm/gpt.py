@@ -65,13 +65,13 @@ class GPTConfig:
 
     @property
     def n_parameters(self) -> int:
-        """Number of parameters of such a model: 12 L C^2 + (2 L + 1 + V) C."""
+        """Number of parameters of the model, 12 L C^2 + (2 L + 1 + V) C."""
         layers, width = self.n_layers, self.width
         return 12 * layers * width**2 + (2 * layers + 1 + self.vocab_size) * width
 
     @property
     def building_bytes(self) -> int:
-        """Least memory that building such a model takes."""
+        """Least memory needed to build the model, bytes."""
         # The weights in single precision; angles, cosines and sines in double, then in single.
         numbers = 4 * self.n_parameters + 36 * self.context * self.head_dim
         return numbers + LAYER_BYTES * self.n_layers
@@ -93,7 +93,7 @@ def rotary_table(config: GPTConfig) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the channel pairs of `x` (B, T, ..., D) by the angles of its positions."""
     left, right = x.chunk(2, dim=-1)
-    # In the dtype of the activations, which under autocast is not that of the table.
+    # In the dtype of the activations, which differs from the table's under autocast.
     return x * cos.to(x) + torch.cat([-right, left], dim=-1) * sin.to(x)
 
 

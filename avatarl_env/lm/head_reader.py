@@ -88,10 +88,10 @@ class HeadReader:
             self._losses = -log_probs.gather(2, self._targets[:, :, None])[:, :, 0]
         return self._losses
 
-    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
+    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self._logits is None and not self._is_computing:
             self._hidden = inputs[0].detach()[:, -1]
-            self._logits = made.detach()[..., : self._vocab_size]
+            self._logits = output.detach()[..., : self._vocab_size]
 
     def _compute_losses(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         """Compute the losses a few positions at a time; pass on the last position only."""
@@ -157,9 +157,9 @@ def _check_logits(model: Any, tokens: Tensor) -> None:
     """
     marks: list[Tensor] = []
 
-    def mark(module: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor:
-        values = torch.linspace(-40, 40, made.numel(), device=made.device)
-        marks.append(values.view(made.shape).to(made.dtype))
+    def mark(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        values = torch.linspace(-40, 40, output.numel(), device=output.device)
+        marks.append(values.view(output.shape).to(output.dtype))
         return marks[-1].clone()
 
     handle = model.get_output_embeddings().register_forward_hook(mark)

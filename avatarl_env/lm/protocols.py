@@ -27,7 +27,7 @@ MIN_PADDED = 1024
 
 
 class Tokenizer(Protocol):
-    """What a patient needs of a tokenizer."""
+    """A tokenizer, as a patient needs it."""
 
     @property
     def vocab_size(self) -> int:
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 class CausalLM(LanguageModel, Protocol):
-    """What a patient needs of a model, which must be an `nn.Module` too."""
+    """A model, as a patient needs it; it must be an `nn.Module` too."""
 
     @property
     def vocab_size(self) -> int:

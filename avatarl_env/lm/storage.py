@@ -1,4 +1,4 @@
-"""Language models in folders: save our own, load our own or one of transformers.
+"""Language models in folders: save them in our format, load them in ours or transformers'.
 
 Our format is a safetensors file with the weights, and JSON with sizes and vocabulary. The format of
 transformers is what `save_pretrained` of a model and of its tokenizer writes. Both are data: no
@@ -215,7 +215,7 @@ def _load_ours(folder: Path) -> StoredModel:
         about = read_json(folder / ABOUT)
         config = GPTConfig(**about.pop("gpt"))
         tokenizer = CharTokenizer.from_dict(about.pop("tokenizer"))
-        # Not safetensors' load_file, which opens no file whose name is not UTF-8.
+        # Not safetensors' load_file, which cannot open files whose names are not UTF-8.
         weights = load(read_regular(folder / WEIGHTS, memory_limit()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,6 +1,6 @@
 """Scores of texts that a model wrote: named terms and their weighted sum.
 
-Nats are per character, whatever the tokens. A loss on real text is divided by the characters of
+Nats are per character, not per token. A loss on real text is divided by the characters of
 that text. A statistic of the model's own text is divided by the number of characters that the same
 number of tokens has in the training text, a constant of the reference: dividing by the characters
 written would reward an operation for choosing long tokens. With one token per character both are

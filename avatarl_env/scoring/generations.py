@@ -18,7 +18,7 @@ from avatarl_env.scoring.reference import Array
 
 @dataclass(frozen=True, eq=False)
 class Generations:
-    """What a model wrote after B prompts, and its loss on those prompts."""
+    """B prompts with their continuations, and the model's loss on the prompts."""
 
     tokens: NDArray[np.int64]
     """(B, P + new) prompts and new tokens."""

@@ -66,7 +66,7 @@ def entropy(generations: Generations, reference: TextReference) -> Array:
 
 
 def distinct(generations: Generations, reference: TextReference) -> Array:
-    """Return the share of distinct 4-grams among all 4-grams written, (1,), in (0, 1]."""
+    """Return the fraction of distinct 4-grams among all 4-grams written, (1,), in (0, 1]."""
     new = generations.new_tokens
     codes = ngram_codes(new, min(4, new.shape[1]), reference.vocab_size)
     return np.array([np.unique(codes).size / codes.size])

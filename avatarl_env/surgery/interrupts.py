@@ -1,7 +1,7 @@
 """Defer signals while chosen functions run, from their first instruction to their last.
 
-Python runs a signal handler between any two instructions of the main thread, and whatever the
-handler raises (KeyboardInterrupt, a timeout) is raised there. A function that swaps handlers itself
+Python runs a signal handler between any two instructions of the main thread, and an exception of
+the handler (KeyboardInterrupt, a timeout) is raised there. A function that swaps handlers itself
 leaves a gap: a signal on its first instruction still raises. So handlers are swapped once, by
 `InterruptGuard.install`, and the new one looks at the interrupted stack. Inside a guarded function
 it only records the signal; elsewhere it calls the handler that it replaced.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import signal
 import threading
 
-# What signal.getsignal() and signal.signal() call, without their conversions to enums: with
-# Python 3.11 these take half as long as saving the weights of a small model.
+# signal.getsignal() and signal.signal() call these and convert to enums; in Python 3.11 that takes
+# half as long as saving the weights of a small model.
 from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as set_handler
 from collections.abc import Callable

@@ -165,7 +165,7 @@ def _count(module: nn.Module, name: str, path: str | int) -> int:
 
 
 def _linear(module: nn.Module, name: str, path: str) -> nn.Module:
-    """Return a linear module whose weight is its own parameter, not computed from others."""
+    """Return a linear module, whose weight must be a parameter, not a computed tensor."""
     found = _attribute(module, name, path)
     weight = found._parameters.get("weight") if isinstance(found, nn.Module) else None
     if not isinstance(found, nn.Module) or weight is None or weight.dim() != 2:

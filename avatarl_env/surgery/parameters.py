@@ -184,7 +184,7 @@ def check_storage(name: str, tensor: Tensor) -> None:
 
 
 def storage_address(tensor: Tensor) -> int:
-    """Return the address of a tensor's storage; 0 if it has none of its own in memory."""
+    """Return the address of a tensor's storage; 0 if it has no plain storage in memory."""
     return tensor.untyped_storage().data_ptr() if _is_plain(tensor) else 0
 
 

@@ -35,7 +35,7 @@ class Projection:
     stride: int = 0
     """Channels from one head to the next; 0 for D, heads without gaps."""
     reads_heads: bool = False
-    """Whether the module's input is the heads, as of the output projection."""
+    """Whether the heads are the module's input, as in the output projection."""
 
     def __post_init__(self) -> None:
         check_weight(self.module)
@@ -94,5 +94,5 @@ class AttentionTarget:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Return whether the weight is (in, out), as of transformers' Conv1D (not imported here)."""
+    """Return whether the weight is (in, out), as in transformers' Conv1D (not imported here)."""
     return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)

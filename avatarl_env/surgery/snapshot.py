@@ -102,7 +102,7 @@ def restore(snapshots: Sequence[Snapshot]) -> tuple[list[BaseException], list[Ba
     """Put all snapshots back, the latest first, and try once more if anything was raised.
 
     Returns:
-        The exceptions of the first attempt, and those of the second.
+        The exceptions of the first attempt and of the second.
     """
     raised = _attempt(snapshots)
     return raised, _attempt(snapshots) if raised else []

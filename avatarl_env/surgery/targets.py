@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from numbers import Integral
 from typing import overload
 
 from torch import Tensor, nn
 
+from avatarl_env.errors import check_layers
 from avatarl_env.surgery.layouts import LAYOUTS, layout_of
 from avatarl_env.surgery.parameters import storage_address
 from avatarl_env.surgery.projections import AttentionTarget
@@ -84,22 +84,15 @@ def _chosen(layers: object, names: list[str]) -> set[int]:
     """Return the numbers of the layers that `layers` selects."""
     if layers is None:
         return set(range(len(names)))
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        layers = [layers]
-    return {number for entry in layers for number in _matches(entry, names)}
+    return {number for entry in check_layers(layers) for number in _matches(entry, names)}
 
 
-def _matches(entry: object, names: list[str]) -> list[int]:
+def _matches(entry: int | str, names: list[str]) -> list[int]:
     """Return the numbers of the layers that one entry of `layers` selects."""
     if isinstance(entry, str):
         matched = [i for i, name in enumerate(names) if name == entry or fnmatchcase(name, entry)]
-    elif isinstance(entry, Integral) and not isinstance(entry, bool):
-        number = int(entry)
-        matched = [range(len(names))[number]] if -len(names) <= number < len(names) else []
     else:
-        raise ValueError(  # noqa: TRY004 - as for any other wrong entry
-            f"layers must be numbers, names or globs of attention layers, got {entry!r}"
-        )
+        matched = [range(len(names))[entry]] if -len(names) <= entry < len(names) else []
     if not matched:
         known = ", ".join(f"{number}: {name}" for number, name in enumerate(names))
         raise ValueError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -31,7 +30,7 @@ class SurgicalTheater:
         with SurgicalTheater(model, find_targets(model)) as theater:
             operator.apply(theater, coefficients)  # the shared model is modified in place
             score = evaluate(model)
-        # restored bit for bit, whatever happened
+        # restored bit for bit, even after an exception
 
     On every way out (return, exception, KeyboardInterrupt) each target gets its saved bytes back
     in its own storage, even if the body edited it through `.data`, re-assigned `.data`, deleted it,
@@ -127,7 +126,7 @@ class SurgicalTheater:
         """Keep the current weights: from now on they are the ones to restore.
 
         Parameters, their storage and optimizer state stay the same objects. An enclosing theater
-        still restores what it saved itself. Where targets share memory and the body separated
+        still restores what it saved itself. If targets share memory and the body separated
         them, the one chosen first wins.
 
         Raises:
@@ -167,12 +166,7 @@ class SurgicalTheater:
         return self
 
     @_interrupts.guard
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         """Restore every target and let the body's exception pass; a second call does nothing.
 
         Raises:

@@ -5,7 +5,7 @@ to `CORPORA`, here or from outside the package:
 
     CORPORA["mine"] = Published("https://example.org/mine.txt", sha256="...")
 
-The text is used as it is: line ends are kept, and only a byte order mark is removed. (A Project
+The text is not changed: line ends are kept, and only a byte order mark is removed. (A Project
 Gutenberg file is the exception: its licence and its carriage returns are not part of the text.)
 """
 
@@ -49,7 +49,7 @@ class Corpus:
     """
 
     name: str
-    """What `load_corpus` takes to load this text again: a name, or the absolute path of a file."""
+    """Name or absolute path from which `load_corpus` loads this text again."""
     text: str = field(repr=False)
     """The characters, at least 2,000."""
     source: str
@@ -280,7 +280,7 @@ def _read(path: Path) -> bytes:
 
 
 def _decode(content: bytes, where: str) -> str:
-    """Decode UTF-8 strictly, without its byte order mark and with its line ends as they are."""
+    """Decode UTF-8 strictly; drop a byte order mark, keep line ends."""
     if not content:
         raise CorpusError(f"{where} must be a text, got an empty file")
     if (offset := content.find(b"\0")) >= 0:

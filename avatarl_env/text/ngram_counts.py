@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """What was seen after the contexts of one length.
+    """The n-grams that follow the contexts of one length.
 
     Contexts and n-grams that were never seen have the number -1. Arrays with an extra entry end in
     one for them (share 0, length 0, back-off 1), which index -1 selects.

@@ -94,7 +94,7 @@ class FactoredOperator(ABC):
 
         Args:
             values: (r,) of the factors.
-            coefficients: (N, the matrix's share of A).
+            coefficients: (N, .) those of the matrix.
         """
 
     def apply(self, theater: SurgicalTheater, coefficients: ArrayLike) -> None:

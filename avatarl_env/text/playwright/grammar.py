@@ -81,7 +81,7 @@ class Grammar:
 
     Attributes:
         contexts: the tables of each context by symbol; those that always apply are under `""`.
-        open_class: symbols with so many words that none needs to be repeated soon.
+        open_class: symbols with enough words to avoid repeating one soon.
     """
 
     def __init__(
