@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.surgeons.vec_env import SB3VecEnv
 from tests.patients import actions
-from tests.training_runs import ToyOperation, ToyOperations, small_env
+from tests.training_runs import ToyOperations, small_env
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -119,24 +119,6 @@ def test_seeds_count_up_by_row_and_are_used_up_by_one_reset() -> None:
     assert np.array_equal(found, expected)
     assert not np.array_equal(*found)
     np.testing.assert_allclose(found[0][1], small_env(n_rows=1).reset(seed=41)[0][0], atol=1e-5)
-
-
-def test_options_reach_the_environment_once() -> None:
-    asked: list[dict[str, Any] | None] = []
-
-    class Asked(ToyOperation):
-        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-            asked.append(options)
-            return super().reset(seed=seed, options=options)
-
-    adapter = adapt(side_by_side(functools.partial(Asked, 1.0)))
-    adapter.set_options({"depth": 3})
-    adapter.reset()
-    adapter.reset()
-    assert asked == [{"depth": 3}, {"depth": 3}, None, None]
-    adapter.set_options([{"depth": 3}, {"depth": 4}])
-    with pytest.raises(ValueError, match=r"options .*3.*4"):
-        adapter.reset()
 
 
 def test_attributes_methods_and_images_are_those_of_the_environment() -> None:

@@ -80,7 +80,6 @@ def test_runs_write_the_numbers_of_the_table_and_no_others(
 
 
 @pytest.mark.parametrize("name", sorted(set(SURGEONS) - {"replay"}))
-@pytest.mark.usefixtures("quick_surgeons", "immortal")
 def test_a_surgeon_writes_the_numbers_of_the_table(name: str) -> None:
     options = {**options_of(name), **WITH_OPTIONS.get(name, {})}
     surgeon = make_surgeon(name, small_env(n_rows=4), 0, options)
