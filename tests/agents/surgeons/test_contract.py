@@ -109,7 +109,7 @@ def test_a_round_is_whole_operations_on_every_row_and_starts_with_a_reset(name: 
 
 @pytest.mark.parametrize("name", ["sac", "random", "es"])
 def test_a_row_whose_patient_flatlines_continues_with_another_operation(name: str) -> None:
-    hot = {"operator": "output_temperature", "operator_options": {"scale": 3.0}}
+    hot = {"operator": "output_temperature", "operator_options": {"scale": 8.0}}
     surgeon = make(name, new_env(3, **hot))
     records = surgeon.operate(4)
     assert {record.length for record in records} == {1, 2}
