@@ -125,16 +125,6 @@ def test_a_surgeon_that_does_not_fit_is_refused_before_anything_is_measured(
     assert message in refused(capsys, "evaluate", *words)
 
 
-def test_a_model_a_device_and_a_text_must_be_there(
-    whole: RunSummary, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = str(whole.folder)
-    line = refused(capsys, "evaluate", run, "--device", "abacus")
-    assert line.startswith("device must be one that torch has, got 'abacus'")
-    line = refused(capsys, "evaluate", run, "--corpus", "no/such.txt")
-    assert line.startswith("corpus file 'no/such.txt' must exist")
-
-
 def test_a_run_is_exported_and_what_was_exported_is_not(
     whole: RunSummary, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

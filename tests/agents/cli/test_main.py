@@ -151,15 +151,6 @@ def test_a_run_that_ends_early_says_how_in_one_line(
     assert warnings.showwarning is shown_before
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ValueError("boom")
-
-    monkeypatch.setattr("agents.cli.train.train", fail)
-    with pytest.raises(ValueError, match="boom"):
-        main(["--preset", "smoke"])
-
-
 def test_of_torchruns_processes_only_the_first_prints(
     trained: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

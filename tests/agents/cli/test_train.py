@@ -187,7 +187,10 @@ def test_the_line_does_not_depend_on_what_the_terminal_can_show(
     ("words", "rule"),
     [
         (["--lm.context", "300"], "context must be less than 200, .*'surgeon' split.* got 300"),
-        (["--operator", "spectral_bands", "--lm.width", "2"], "n_bands must be .*got 4"),
+        (
+            ["--operator", "spectral_bands", "--lm.width", "2", "--lm.n-heads", "1"],
+            "n_bands must be .*got 4",
+        ),
         (["--layers", "3"], "layers must match attention layers of the model, got 3"),
         (["--layers", "*.mlp"], r"layers must match attention layers .*\*\.mlp"),
         (["--device", "abacus"], "device must be one that torch has, got 'abacus'"),

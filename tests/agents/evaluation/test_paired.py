@@ -113,27 +113,6 @@ def test_the_model_is_left_as_it_was_and_its_compute_is_counted(training: bool) 
     assert env.patient.forward_tokens == 2 * 2 * 6 * (8 + 4 + 64)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_weights_are_left_as_they_were_by_a_failure_too(
-    in_place_gain: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    env = small_env(operator=in_place_gain)  # which writes into the weights
-    model, evaluation = env.patient.model, draw(env, 2)
-    before, seen = fingerprint(model), []
-
-    def fail(*_: Any) -> Any:
-        seen.append(fingerprint(model))
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", fail)
-        with pytest.raises(error):
-            evaluation.gains(env.operator, np.stack([SOME, OTHER]))
-    assert seen[0] != before == fingerprint(model)
-    expected = measure(small_env(operator=in_place_gain), SOME, OTHER)
-    assert as_lists(evaluation.gains(env.operator, np.stack([SOME, OTHER]))) == as_lists(expected)
-
-
 @pytest.mark.parametrize(
     ("kl_ref_bound", "loss_bound", "expected"),
     [

@@ -46,13 +46,16 @@ def test_a_surgeon_ends_where_its_actions_lead_on_the_prompts_of_the_seed() -> N
 
 
 def test_an_operation_that_ends_early_is_not_followed_by_another() -> None:
-    env = small_eval_env(episode_length=4, operator_options={"scale": 50.0})  # moving is fatal
-    actions = np.array([[0.5] * 4, [0.0] * 4])
+    env = small_eval_env(  # where moving is fatal
+        episode_length=4, operator="output_temperature", operator_options={"scale": 20.0}
+    )
+    actions = np.array([[0.5], [0.0]])
     killed, alive = final_operations(ScriptedSurgeon(env, actions), env, seed=0)
-    assert killed.coefficients.tolist() == [0.25] * 4
-    assert (killed.total, killed.length) == (-1.0, 1)
+    assert killed.coefficients.tolist() == [0.25]
+    assert killed.length == 1
+    assert killed.total <= -1.0
     assert str(killed.flatline).startswith("entropy")
-    assert (alive.coefficients.tolist(), alive.flatline, alive.length) == ([0.0] * 4, None, 4)
+    assert (alive.coefficients.tolist(), alive.flatline, alive.length) == ([0.0], None, 4)
     assert alive.total == pytest.approx(0.0, abs=1e-5)  # another batch than its baseline's
 
 

@@ -456,14 +456,6 @@ def test_the_operated_model_samples_and_the_unoperated_one_learns(
     assert any(not torch.equal(after[name], before[name]) for name in after)
 
 
-def test_an_operation_that_changes_nothing_changes_nothing() -> None:
-    plain, operated = Clinic(**GRPO), Clinic(**GRPO)
-    for _ in range(2):
-        assert plain.learner.update() == operated.learner.update(operated.operated(0.0))
-    assert same(everything(plain.learner), everything(operated.learner))
-    assert plain.learner.update() != operated.learner.update(operated.operated(0.7))
-
-
 # Texts.
 
 

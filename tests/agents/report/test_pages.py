@@ -233,16 +233,6 @@ def test_operations_commits_and_effects_are_listed_with_intervals(whole: Page) -
     assert "after joint: +0.0210 [0.0130, 0.0290]" in operations  # read out
 
 
-def test_rounds_of_the_operated_model_are_counted(tmp_path: Path) -> None:
-    run = MadeUpRun(tmp_path)
-    run.evaluate("joint")
-    run.operate("joint", 8)
-    for operated in (0, 1, 1):
-        run.add("behavior", "joint", {"behavior/operated": operated})
-    run.finish()
-    assert "After 2 of 3 rounds an operation helped on its own prompts" in page_of(run).text
-
-
 def operations_of(*rounds: Sequence[Sequence[float | None]]) -> Run:
     rows: list[dict[str, Any]] = []
     for tokens, operations in enumerate(rounds, start=1):
@@ -328,12 +318,6 @@ def test_an_unfinished_run_shows_its_progress_and_may_reload(tmp_path: Path) -> 
     assert "reloads every 30 seconds" in page.text
     assert "measured on a fixed slice of the held-out text" in page.text
     assert '<th scope="row">5-gram</th>' in page.html
-
-
-def test_a_run_that_has_only_begun_has_a_page(folder: Path) -> None:
-    text = page_of(MadeUpRun(folder / "begun")).text
-    for words in ("has been measured yet", "text has been sampled yet", "There were no operations"):
-        assert words in text
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

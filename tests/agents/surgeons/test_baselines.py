@@ -114,21 +114,6 @@ def test_actions_come_from_all_the_operations_that_were_watched_in_the_order_of_
     assert not np.array_equal(found, taken(2))
 
 
-def test_where_a_patient_flatlined_its_row_begins_at_the_first_step() -> None:
-    surgeon, _, env = replay(rewards=(0.1, 0.2, 0.3))
-    env.envs[1].rewards = (-1.0, 0.2)  # its operations have two steps
-    surgeon.operate(1)
-    steps = [[round(row[0], 1) for row in rows(actions)] for actions in env.taken]
-    assert steps == [[0.0] * 4, [0.1] * 4, [0.2, 0.0, 0.2, 0.2]] * 2
-    for toy in env.envs:
-        toy.rewards = (-1.0,)  # none is seen to reach the second step
-    surgeon.operate(1)
-    seen = {row for actions in env.taken[6:9] for row in rows(actions)}
-    later = surgeon.act(np.zeros((30, 3), np.float32), np.zeros(30, np.bool_))
-    assert set(rows(later)) == seen  # of the last step that was seen
-    assert {rows(later).count(row) for row in seen} == {2, 3}  # dealt again, evenly
-
-
 def test_a_saved_replay_does_not_need_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,15 +75,15 @@ def practised(name: str) -> tuple[Surgeon, AttentionSurgeryVectorEnv]:
     return surgeon, env
 
 
-def check(record: EpisodeRecord) -> None:
+def check(record: EpisodeRecord, n_coefficients: int = 4) -> None:
     """Check that the parts of a record fit together."""
     assert 1 <= record.length <= 2
     assert record.length == 2 or record.flatline is not None
     assert 0 <= record.mean_abs_action <= 1
-    assert record.coefficients.shape == (4,)
+    assert record.coefficients.shape == (n_coefficients,)
     assert np.abs(record.coefficients).max() <= 1
     improvement = record.terms["kl_ref"] - record.baseline_terms["kl_ref"]
-    expected = improvement if record.flatline is None else -1.0
+    expected = improvement if record.flatline is None else min(-1.0, improvement)
     assert record.total == pytest.approx(expected, abs=1e-9)
 
 
@@ -93,7 +93,7 @@ def essence(records: list[EpisodeRecord]) -> list[Any]:
 
 @every_surgeon
 def test_a_round_is_whole_operations_on_every_row_and_starts_with_a_reset(name: str) -> None:
-    env = new_env(3)
+    env = new_env(3, operator_options={"scale": 0.05})  # no operation flatlines
     surgeon = make(name, env)
     for n_operations in (2, 1):
         records = surgeon.operate(n_operations)
@@ -109,11 +109,12 @@ def test_a_round_is_whole_operations_on_every_row_and_starts_with_a_reset(name: 
 
 @pytest.mark.parametrize("name", ["sac", "random", "es"])
 def test_a_row_whose_patient_flatlines_continues_with_another_operation(name: str) -> None:
-    surgeon = make(name, new_env(3, operator_options={"scale": 50.0}))
+    hot = {"operator": "output_temperature", "operator_options": {"scale": 8.0}}
+    surgeon = make(name, new_env(3, **hot))
     records = surgeon.operate(4)
     assert {record.length for record in records} == {1, 2}
     for record in records + surgeon.operate(1):
-        check(record)
+        check(record, n_coefficients=1)
 
 
 @every_surgeon

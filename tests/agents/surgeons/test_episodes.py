@@ -7,7 +7,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from agents.surgeons.episodes import EpisodeRecord, EpisodeRecorder, play, row_info
-from tests.training_runs import ScriptedSurgeon, ToyOperations, small_env, small_eval_env
+from tests.training_runs import ScriptedSurgeon, ToyOperations, small_env
 
 ACTION = np.array([0.5, -1.0], np.float32)
 
@@ -92,16 +92,6 @@ def test_records_are_the_same_in_both_autoreset_modes(limit: int | None) -> None
     for one, other in zip(left, right, strict=True):
         assert (one.length, one.total) == (other.length, other.total)
         assert one.mean_abs_action == other.mean_abs_action == pytest.approx(0.1)
-
-
-def test_practice_switches_the_autoreset_mode_or_refuses() -> None:
-    env = small_eval_env()
-    ScriptedSurgeon(env).operate(1)
-    assert env.autoreset_mode == AutoresetMode.SAME_STEP
-    toys: Any = ToyOperations(1.0)
-    toys.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-    with pytest.raises(ValueError, match=r"autoreset_mode must be SAME_STEP .*NEXT_STEP"):
-        ScriptedSurgeon(toys).operate(1)
 
 
 def test_one_rows_infos_are_plain_values_and_copies() -> None:

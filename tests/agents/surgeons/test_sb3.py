@@ -98,16 +98,6 @@ def test_a_rollout_of_one_transition_is_refused(name: str) -> None:
     assert settings(name, n_rows=2, episode_length=1)["n_steps"] == 1
 
 
-def test_a_discount_that_is_asked_for_scales_the_rewards_too() -> None:
-    def scale(surgeon: SB3Surgeon) -> float:
-        surgeon.operate(2)
-        return float(surgeon.model.get_vec_normalize_env().ret_rms.mean)  # type: ignore[union-attr]
-
-    # Returns so far of 1, 1 + gamma, twice.
-    assert scale(sac(toys(1.0, 1.0))) == pytest.approx(1.5, abs=1e-3)
-    assert scale(sac(toys(1.0, 1.0), gamma=0.5)) == pytest.approx(1.25, abs=1e-3)
-
-
 # Learning.
 
 

@@ -80,7 +80,6 @@ def test_runs_write_the_numbers_of_the_table_and_no_others(
 
 
 @pytest.mark.parametrize("name", sorted(set(SURGEONS) - {"replay"}))
-@pytest.mark.usefixtures("quick_surgeons", "immortal")
 def test_a_surgeon_writes_the_numbers_of_the_table(name: str) -> None:
     options = {**options_of(name), **WITH_OPTIONS.get(name, {})}
     surgeon = make_surgeon(name, small_env(n_rows=4), 0, options)
@@ -95,19 +94,3 @@ def test_the_table_is_complete_in_itself() -> None:
     assert all(metric.unit and metric.meaning for metric in METRICS)
     names = [metric.name for metric in METRICS]
     assert len(names) == len(set(names))
-
-
-def test_numbers_of_nested_objects_are_named_by_their_path() -> None:
-    row = {
-        "kind": "commit",
-        "update": 7,
-        "commit/kept": True,
-        "commit/gain": {"mean": 0.5, "low": None, "by": {"n": 3}},
-        "commit/coefficients": [0.5],
-    }
-    assert dict(numbers(row)) == {
-        "update": 7,
-        "commit/kept": True,
-        "commit/gain/mean": 0.5,
-        "commit/gain/by/n": 3,
-    }

@@ -128,16 +128,6 @@ def test_a_run_is_whole_also_where_its_report_has_no_room(
     assert whole.verdict in Page(folder / "report.html").text
 
 
-def test_a_disk_without_room_for_the_configuration_is_told_of(
-    text: Path, disk: Mount, complaint: Complaint
-) -> None:
-    place = disk("size=8k")
-    (place / "ballast").write_bytes(bytes(8192))
-    folder = place / "run"
-    line = complaint(flags(config(text, folder)), FAILURE)
-    assert line.endswith(f"can be written to, got {str(folder)!r}: No space left on device")
-
-
 def test_a_folder_that_nobody_may_write_to_is_refused(
     text: Path, disk: Mount, tmp_path: Path, complaint: Complaint
 ) -> None:

@@ -310,23 +310,20 @@ def test_commands_go_by_the_runs_score_and_layers(
     assert cli.avatarl(["evaluate", folder, "--surgeon", folder, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["surgeon_effect"]["measurement"]["score"] == "kl_ref + 20 heldout_loss"
-    written = []
-    for coefficients in (["0.9", "-0.9"], ["0.9", "-0.9", "0", "0"]):  # one layer has two heads
-        words = ["sample", folder, "--length", "40", "--coefficients", *coefficients]
-        written.append((cli.avatarl(words), capsys.readouterr()))
-    (code, (text, _)), (refused, (_, line)) = written
-    assert (code, refused) == (0, 2)
-    assert "must be 2 numbers for head_gain" in line
+    words = ["--length", "300", "--coefficients", "1", "-1", "1", "1"]
+    assert cli.avatarl(["sample", folder, *words]) == 0
     model, tokenizer, _ = load_model(folder)
-    operator = HeadGain(find_targets(model, [1]))
     prompts = torch.from_numpy(tokenizer.encode("\n"))[None]
-    noise = torch.from_numpy(np.random.default_rng(0).random((1, 40), np.float32))
-    plain = tokenizer.decode(generate(model, prompts, noise).tokens[0])
-    with SurgicalTheater(model, [operator]) as theater:
-        operator.apply(theater, [0.9, -0.9])
-        expected = tokenizer.decode(generate(model, prompts, noise).tokens[0])
-    assert expected != plain
-    assert text.endswith(expected + "\n")
+    noise = torch.from_numpy(np.random.default_rng(0).random((1, 300), np.float32))
+
+    def written(layers: list[int] | None) -> str:
+        operator = HeadGain(find_targets(model, layers))
+        with SurgicalTheater(model, [operator]) as theater:
+            operator.apply(theater, [1.0, -1.0, 1.0, 1.0])
+            return tokenizer.decode(generate(model, prompts, noise).tokens[0])
+
+    assert written([1]) != written(None)
+    assert capsys.readouterr().out.endswith(f"\n{written([1])}\n")
 
 
 # What is refused.

@@ -100,7 +100,6 @@ DAMAGES: dict[str, tuple[Harm, str]] = {
     "other corpus": (manifest(lambda m: m["about"].update(corpus_sha256="0")), "of this corpus"),
     "other ranks": (manifest(lambda m: m["about"].update(processes=2)), "processes .* 2, got 1"),
     "endless threads": (manifest(lambda m: m["about"].update(threads=10**9)), "threads .* 1024"),
-    "odd versions": (manifest(lambda m: m["about"].update(versions=[])), "state of this run"),
     "no files listed": (manifest(lambda m: m.update(files=None)), UNCHANGED),
     "forged tensors": (forged("tensors.safetensors", lambda x: x[:100]), "state of this run"),
     "forged surgeon": (forged("surgeon.zip", lambda _: b"PK"), "surgeon must be stored"),
@@ -121,7 +120,6 @@ DAMAGES: dict[str, tuple[Harm, str]] = {
     "no settings": (lambda f: (f / "config.json").unlink(), "must be a run folder"),
     "half of the settings": (lambda f: cut(f / "config.json"), "readable config.json"),
     "settings of a string": (settings('"x"'), "config.json is an object, .* is a str"),
-    "deep settings": (settings("[" * 100_000), "readable config.json"),
     "settings of another kind": (settings('{"grpo": "x"}'), "of a run of this version"),
     "finished": (lambda f: (f / "summary.json").write_text("{}"), "that has not finished"),
     **{
