@@ -121,7 +121,7 @@ def test_a_section_of_ones_own_is_appended(tmp_path: Path) -> None:
 
 
 def test_the_page_of_one_run_opens_with_the_verdict(whole: Page) -> None:
-    opening = f'<h1>What the surgeon was worth</h1>\n<p class="verdict">{escape(VERDICT)}</p>'
+    opening = f'<h1>Effect of the surgeon</h1>\n<p class="verdict">{escape(VERDICT)}</p>'
     assert opening in whole.html
     assert "surgeon sac \u00b7 seed 0" in whole.text
 
@@ -318,7 +318,7 @@ def test_runs_on_different_texts_are_not_compared(tmp_path: Path) -> None:
         run.finish(corpus=corpus, corpus_sha256=corpus)
         folders.append(change_config(run.folder, corpus=corpus))
     page = Page(write_reports(folders, tmp_path / "page.html")[-1])
-    assert "These runs read different texts (tinyshakespeare, playwright)." in page.text
+    assert "These runs use different texts (tinyshakespeare, playwright)." in page.text
     assert page.figures["validation/loss"]["levels"] == {}
     assert "5-gram</th>" not in page.html
     assert not page.section("contrasts")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.tracking.run_folder import read_rows
+from agents.tracking.schema import read_rows
 from agents.tracking.writer import Clock, MetricWriter, RunFolder, to_json
 
 CLOCK = Clock(phase="joint", update=7, operation=3, forward_tokens=4096, seconds=1.5)
