@@ -259,7 +259,12 @@ def operations_of(*rounds: Sequence[Sequence[float | None]]) -> Run:
     rows: list[dict[str, Any]] = []
     for tokens, operations in enumerate(rounds, start=1):
         for values in operations:
-            clock = {"phase": "joint", "forward_tokens": tokens, "operation": len(rows) + 1}
+            clock = {
+                "phase": "joint",
+                "forward_tokens": tokens,
+                "seconds": 1,
+                "operation": len(rows) + 1,
+            }
             rows.append({"kind": "operation", **clock, "surgeon/coefficients": values})
     return Run(name="run", config={}, rows=rows, summary={})
 
@@ -353,7 +358,9 @@ def test_a_run_of_an_older_version_has_a_page_of_what_it_recorded(tmp_path: Path
         commits={"tried": 1},
         environment=None,
     )
-    run.rows += [{"kind": kind, "phase": "joint", "forward_tokens": 9} for kind in KINDS]
+    run.rows += [
+        {"kind": kind, "phase": "joint", "forward_tokens": 9, "seconds": 1} for kind in KINDS
+    ]
     run.save()
     page = page_of(run)
     assert '<p class="verdict">It helped.</p>' in page.html
