@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from agents.distributed import ALONE, Ranks, average_gradients
 from agents.grpo import losses
-from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
+from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import policy_loss
 from agents.grpo.optimizer import Optimizer
 from agents.grpo.rollouts import Operated, Sampler
@@ -49,7 +49,7 @@ from agents.grpo.stats import GRPOStats, Reading, packed, spread, unpacked
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import load_weights
 
-__all__ = ["PRECISIONS", "GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
+__all__ = ["GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
 
 
 class GRPOLearner:

@@ -11,7 +11,7 @@ from typing import Any
 
 from agents.surgeons.base import Surgeon, check_interface, check_options, options_of, reading
 from agents.surgeons.baselines import RandomSurgeon, ReplaySurgeon, ZeroSurgeon
-from agents.surgeons.episodes import EpisodeRecord, EpisodeRecorder, check_records
+from agents.surgeons.episodes import EpisodeRecord
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
 from avatarl_env.errors import check_choice, takes_any_keyword
@@ -22,14 +22,11 @@ __all__ = [
     "NONE",
     "SURGEONS",
     "EpisodeRecord",
-    "EpisodeRecorder",
     "Surgeon",
-    "check_records",
     "check_surgeon",
     "find_surgeon",
     "load_surgeon",
     "make_surgeon",
-    "reading",
     "save_surgeon",
 ]
 

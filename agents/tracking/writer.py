@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from agents.tracking import wandb as wandb_sink
-from agents.tracking.run_folder import RunFolder, refuse_used
+from agents.tracking.run_folder import RunFolder
 from agents.tracking.schema import AXES, sample_text
 from agents.tracking.sinks import Sinks
 from agents.tracking.tensorboard import TensorBoardSink
 from avatarl_env.errors import check_choice
 from avatarl_env.files import dump_json, write_atomically
 
-__all__ = ["Clock", "MetricWriter", "RunFolder", "check_tracking", "refuse_used", "to_json"]
+__all__ = ["Clock", "MetricWriter", "RunFolder", "check_tracking", "to_json"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
