@@ -237,7 +237,7 @@ def _check_out(out: Path) -> None:
     in_run = any(all(map(os.path.isfile, (f / x for x in files))) for f in out.absolute().parents)
     if in_run and (out.suffix != ".html" or out.name == REPORT):
         raise ValueError(
-            f"out must be a page of its own in a run's folder, such as {COMPARISON}, "
+            f"out must not be a run's own file, but another page like {COMPARISON}, "
             f"got {str(out)!r}"
         )
 

@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 def is_wanted(track: str | None) -> bool:
-    """Whether a run is to be tracked.
+    """Whether a run should be tracked.
 
     Args:
         track: one of `TRACK_CHOICES`, or None for the value of WANDB_MODE (default off).

@@ -221,7 +221,7 @@ def to_json(value: object, name: str, *, exact: bool = False) -> Any:
 
 
 def _unwrap(value: object) -> object:
-    """Replace the outermost type if JSON does not have it."""
+    """Convert the outermost type to one that JSON has, if necessary."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().tolist()
     if isinstance(value, np.ndarray | np.generic):
