@@ -279,7 +279,10 @@ def test_a_run_with_another_operator(operator: str, n: int, small_run: SmallRun)
     ("recipe", "words"),
     [
         (CE, "ce, all_actions, a supervised control, not RL"),
-        ({"exploration": "all_actions"}, "all_actions, the exact expectation, a bound on RL"),
+        (
+            {"exploration": "all_actions"},
+            "all_actions, the exact expectation, an upper bound for RL",
+        ),
     ],
 )
 def test_what_is_not_reinforcement_learning_is_not_called_so(
