@@ -81,7 +81,7 @@ class RunLogger(Logger):
         self._surgeon = parts.surgeon
         self._config = parts.config.curriculum
         self._quiet = quiet
-        self.references = {
+        self.references: dict[str, Any] = {
             "references": evaluate_references(parts.patient),
             "corpus_nats_per_char": parts.corpus.nats_per_char,
         }
