@@ -235,7 +235,7 @@ def _ignoring_signals(ignore: bool) -> Iterator[None]:
 
 @contextmanager
 def _reporting_loss() -> Iterator[None]:
-    """Raise a LostError where torch raises a RuntimeError, its only kind."""
+    """Turn a RuntimeError, which torch raises for every failure, into a LostError."""
     try:
         yield
     except RuntimeError as error:

@@ -34,15 +34,15 @@ class Evaluate:
     run: Run
     """Run folder, model folder, or: bundled."""
     corpus: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Corpus name or a file; default the text that the model learned."""
+    """Corpus name or a file; default the text that the model was trained on."""
     surgeon: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Run whose surgeon operates, by its rules."""
+    """Run whose surgeon is measured, by the rules of that run."""
     seed: int = 0
-    """Of the prompts and random operations that the surgeon is measured with."""
+    """Seed of the prompts and the random operations in this measurement."""
     device: str = "cpu"
     """cpu, cuda, ..."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print one JSON object, on one line."""
+    """Print one JSON object on one line."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -50,7 +50,7 @@ class Evaluate:
 
 
 def main(words: Sequence[str], prog: str) -> str:
-    """Return the figures, in words or as JSON, where a number that is not finite is null.
+    """Return the figures, in words or as JSON (null for a non-finite number).
 
     Raises:
         Refusal: if there is no such model, text or surgeon, or they do not fit together.
@@ -69,7 +69,7 @@ def _evaluate(request: Evaluate) -> dict[str, Any]:
                 f"run must be a model of this package, {request.run!r} is one of transformers"
             )
         patient = Patient.load(request.run, request.corpus, request.device)
-    # Loaded first: a surgeon that does not fit is refused before anything is measured.
+    # Loaded first, so that a surgeon that does not fit is refused before any measurement.
     saved = None if request.surgeon is None else _load_surgeon(request, patient)
     text = patient.corpus.split("validation")
     metrics = evaluate_text(patient.model, patient.splits["validation"])
@@ -98,7 +98,7 @@ def _evaluate(request: Evaluate) -> dict[str, Any]:
 def _load_surgeon(
     request: Evaluate, patient: Patient
 ) -> tuple[str, Surgeon, AttentionSurgeryVectorEnv]:
-    """Load a saved surgeon, to operate by the rules of its run, and its environment."""
+    """Return a saved surgeon's name, the surgeon, and an environment with its run's rules."""
     given = repr(request.surgeon)
     home = find_surgeon(Path(str(request.surgeon)))
     if home is None:
@@ -110,7 +110,7 @@ def _load_surgeon(
         rules, n_rows = rules_of(settings), settings["curriculum"]["n_rows"]
         with refusing(ValueError, ImportError):
             patient.corpus.require(patient.model.context, "context")
-            # As in training, since a surgeon is built for a number of rows.
+            # With as many rows as in training: a surgeon is built for a number of rows.
             env = AttentionSurgeryVectorEnv(n_rows, patient, **rules)
             eval_env = AttentionSurgeryVectorEnv(
                 N_OPERATIONS, patient, autoreset_mode=AutoresetMode.NEXT_STEP, **rules

@@ -1,4 +1,4 @@
-"""`avatarl export`: a stored model as a folder of transformers."""
+"""`avatarl export`: convert a stored model to the format of transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from avatarl_env.lm.tokenizer import CharTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Turn a stored model into a folder of transformers, which loads without this package."""
+    """Convert a stored model to the format of transformers, which loads without this package."""
 
     run: Run
     """Run folder, model folder, or: bundled."""
@@ -28,7 +28,7 @@ class Export:
 
 
 def main(words: Sequence[str], prog: str) -> str:
-    """Export a model; return how to load it.
+    """Export a model; return the code that loads it.
 
     Raises:
         Refusal: if there is no such model, or the folder is not empty.

@@ -1,6 +1,6 @@
 """The command line: `avatarl COMMAND ...`; `python train.py ...` is `avatarl train ...`.
 
-Nothing slow is imported here, so that Ctrl-C is handled from the first moment.
+Nothing slow is imported here, so that Ctrl-C is handled from the start.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ SIGNALLED = 128  # plus the signal's number is the exit code, as in a shell
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, as `train.py` does; return the exit code.
 
-    Bad input ends with one line that names the argument, the rule and the value, and code 2.
+    For bad input, print one line that names argument, rule and value, and return 2.
     """
     return _run("train.py", "train", sys.argv[1:] if arguments is None else arguments)
 
 
 def avatarl(arguments: Sequence[str] | None = None) -> int:
-    """Run a command of `avatarl`; return the exit code.
-
-    Bad input ends with one line that names the argument, the rule and the value, and code 2.
-    """
+    """Run a command of `avatarl`; return the exit code, as `main` does."""
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in COMMANDS:
         return _run(f"avatarl {words[0]}", words[0], words[1:])
@@ -37,9 +34,9 @@ def avatarl(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(prog: str, name: str, words: Sequence[str]) -> int:
-    """Print what a command returns, or why it fails; return the exit code."""
-    # Read when torch loads OpenMP. Threads that spin while they wait make a step up to four times
-    # slower on cores that other programs use too.
+    """Print the result or the error of a command; return the exit code."""
+    # Takes effect when torch loads OpenMP. Threads that wait in a busy loop make a step up to four
+    # times slower on cores that other programs use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _as_rank():
         try:
@@ -50,23 +47,23 @@ def _run(prog: str, name: str, words: Sequence[str]) -> int:
             with _one_line_warnings(prog):
                 text: str = command.main(words, prog)
             return _print(prog, text)
-        except SystemExit as leave:  # the help has been printed
-            return _print(prog, "") or int(leave.code or 0)
+        except SystemExit as end:  # the help has been printed
+            return _print(prog, "") or int(end.code or 0)
         except Refusal as error:
             return _complain(prog, f"error: {' '.join(str(error).split())}", error.code)
-        except KeyboardInterrupt as stop:  # that of a run says how to resume it
+        except KeyboardInterrupt as stop:  # that of a run has the command that resumes it
             number = int(getattr(stop, "signum", signal.SIGINT))
             return _complain(prog, str(stop) or "interrupted", SIGNALLED + number)
 
 
 @contextmanager
 def _as_rank() -> Iterator[None]:
-    """Under torchrun, let only rank 0 print and receive signals; it tells the others to stop."""
+    """Under torchrun, let only rank 0 print and receive signals; it stops the others."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         yield
     elif os.environ["RANK"] == "0":
         yield
-        # torchrun terminates the other processes when one fails; this one ends with its own code.
+        # torchrun terminates all processes when one fails; keep this one's own exit code.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         from contextlib import redirect_stderr, redirect_stdout
@@ -86,7 +83,7 @@ def _as_rank() -> Iterator[None]:
 def _quitting_at_once(prog: str) -> Iterator[None]:
     """Let Ctrl-C end the process with one line during imports.
 
-    A KeyboardInterrupt in the middle of an import can become another error, or be swallowed.
+    A KeyboardInterrupt during an import can be swallowed or become another error.
     """
     import threading
 
@@ -129,7 +126,7 @@ def _print(prog: str, text: str) -> int:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader has left
+        if isinstance(error, BrokenPipeError):  # the reader closed the pipe
             return SIGNALLED + 13  # SIGPIPE, which not every system has
         return _complain(prog, f"error: stdout cannot be written: {error.strerror}", 1)
     return 0

@@ -1,4 +1,4 @@
-"""An operation to perform on a stored model, and the files that hold one."""
+"""An operation on a stored model, given by coefficients or read from a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from agents.cli import Refusal
 from agents.cli.parsing import read_json, refusing, run_settings
-from agents.tracking.run_folder import read_rows
+from agents.tracking.schema import read_rows
 from avatarl_env.surgery import SurgicalTheater, find_targets, make_operator
 
 DEFAULT_OPERATOR = "head_gain"
@@ -41,8 +41,8 @@ class Operation:
         """Operate on a model while the body runs.
 
         Raises:
-            Refusal: if the model has no such operator, or its coefficients are not finite or of
-                another number.
+            Refusal: if the operator does not fit the model, or the coefficients are too few, too
+                many or not finite.
         """
         with refusing(ValueError, TypeError):
             targets = find_targets(model, self.layers)
@@ -64,10 +64,9 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
 
     Args:
         path: a JSON object with `coefficients` and optionally `operator`, `operator_options` and
-            `layers`; or a run's `summary.json`, for the last operation that was tried for a
-            commit; or its `metrics.jsonl`, for the last operation.
-        operator: name of the operator, if the file has none; by default that of the run that the
-            file belongs to.
+            `layers`; or a run's `summary.json`, for the last operation tested for a commit; or its
+            `metrics.jsonl`, for the last operation.
+        operator: name of the operator if the file has none; by default that of the file's run.
 
     Raises:
         Refusal: if the file holds no operation.
@@ -78,8 +77,8 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
     record, coefficients = found
     if any(record.get(f"{prefix}kept") is True for prefix in _PREFIXES):
         warnings.warn(
-            "this operation was committed, so the weights of its run contain it already; it is "
-            "performed once more",
+            "this operation was committed, so the weights of its run already contain it; it is "
+            "applied a second time",
             stacklevel=2,
         )
     settings = run_settings(path.parent) or {}
@@ -93,7 +92,7 @@ def read_operation(path: Path, operator: str | None = None) -> Operation:
 
 
 def _records(path: Path) -> list[Any]:
-    """Return the objects in a file that can be an operation, oldest first."""
+    """Return the objects in a file that may be operations, oldest first."""
     if path.suffix == ".jsonl":
         if not path.is_file():
             raise Refusal(f"file {str(path)!r} must be a run's metrics.jsonl, got no regular file")

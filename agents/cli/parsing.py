@@ -1,4 +1,4 @@
-"""Command lines and files of JSON, and whatever is wrong with them in one line."""
+"""Read command lines and JSON files; every error is one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refusing(*kinds: type[Exception], lm: str = "lm") -> Iterator[None]:
 
     Args:
         kinds: types of errors.
-        lm: the command's name for the argument that the environment calls `lm`.
+        lm: replaces `lm`, the environment's name of the argument, at the start of a message.
     """
     try:
         yield
@@ -43,8 +43,8 @@ def read_words(kind: type[T], words: Sequence[str], prog: str, **options: Any) -
     Args:
         kind: a dataclass; its fields are the arguments, their docstrings the help.
         words: the command line.
-        prog: the name of the command in the help.
-        options: more keyword arguments of `tyro.cli`.
+        prog: name of the command in the help.
+        options: further keyword arguments of `tyro.cli`.
 
     Raises:
         Refusal: if an argument is unknown, missing or of the wrong kind.
@@ -54,18 +54,18 @@ def read_words(kind: type[T], words: Sequence[str], prog: str, **options: Any) -
     try:
         with contextlib.redirect_stderr(box), refusing(ValueError):
             read: T = tyro.cli(kind, prog=prog, args=words, **options)
-    except SystemExit as leave:
-        if not leave.code:
+    except SystemExit as end:
+        if not end.code:
             raise
         raise Refusal(_complaint(box.getvalue(), kind.__name__)) from None
     return read
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON.
+    """Read a JSON file.
 
     Raises:
-        Refusal: if it cannot be read or does not hold JSON.
+        Refusal: if it cannot be read or is not JSON.
     """
     try:
         return files.read_json(path)
@@ -76,18 +76,18 @@ def read_json(path: Path) -> Any:
 
 
 def run_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the `config.json` of the run that a folder is, or is a checkpoint of; else None."""
+    """Return the `config.json` of a run, given its folder or that of its checkpoint, or None."""
     for place in (folder, *folder.absolute().parents[:2]):
         config = place / "config.json"
         settings = read_json(config) if os.path.isfile(config) else None
-        # A folder of transformers has a file of that name too.
+        # A model of transformers has a file of this name too.
         if isinstance(settings, dict) and {"operator", "operation"} <= settings.keys():
             return settings
     return None
 
 
 def _complaint(box: str, kind: str) -> str:
-    """Return the message in a box of tyro's, of paragraphs between rules, in one line.
+    """Return the message in a box that tyro printed, in one line.
 
     The box is drawn with lines or, if stdout cannot show them, with blanks and hyphens.
     """

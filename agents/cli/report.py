@@ -1,4 +1,4 @@
-"""`avatarl report`: the pages of runs, and one page of several."""
+"""`avatarl report`: the report of each run, and a comparison of several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Report:
     folders: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR ...")]]
     """Run folders."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The page that compares them; default comparison.html, of several runs."""
+    """The page that compares several runs; default comparison.html."""
 
     def __post_init__(self) -> None:
         if not self.folders:
@@ -27,14 +27,13 @@ class Report:
 
 
 def main(words: Sequence[str], prog: str) -> str:
-    """Write the pages; return where they are.
+    """Write the pages; return their paths.
 
     Raises:
-        Refusal: if a folder is not that of a run, or a page cannot be written.
+        Refusal: if a folder is not a run's, or a page cannot be written.
+        SystemExit: after `--help`.
     """
     request = read_words(Report, words, prog)
-    if request is None:
-        return ""
     from agents.report import write_reports
 
     folders = [Path(folder) for folder in request.folders]

@@ -36,33 +36,33 @@ from avatarl_env.memory import check_memory
 from avatarl_env.text.corpus import load_corpus
 
 MOST_PROMPT = 2**24
-"""Most bytes of a prompt file; more is not read, since a device may never end."""
+"""Largest size of a prompt file in bytes; a device file could be endless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Write text with a stored model; with an operation, also with it, on the same noise."""
+    """Write text with a stored model, without and with an operation on the same noise."""
 
     run: Run
     """Run folder, model folder, or: bundled."""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Beginning of the text; default a line break."""
     prompt_file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """UTF-8 text to begin with instead, every character of it; - for standard input."""
+    """UTF-8 file with the prompt, used in full; - for standard input."""
     length: int = 300
     """New tokens (characters for a model of this package); may exceed the context."""
     temperature: float = 1.0
-    """Divides the logits: a lower one makes probable tokens more probable."""
+    """Divisor of the logits: below 1, probable tokens become more probable."""
     top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
     """Sample from the K most probable tokens; default all."""
     seed: int = 0
-    """Of the sampling noise."""
+    """Seed of the sampling noise."""
     n: int = 1
     """Number of texts, each with its own noise."""
     operation: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON with coefficients, operator, operator_options; or a run's summary.json, metrics.jsonl"""
     coefficients: tuple[float, ...] = ()
-    """The operation, instead of a file."""
+    """The operation's coefficients, instead of a file."""
     operator: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Operator of the coefficients; default that of the run, else head_gain."""
     device: str = "cpu"
@@ -115,7 +115,7 @@ def main(words: Sequence[str], prog: str) -> str:
 
 
 def _load(run: str) -> StoredModel:
-    """Load a stored model, or that of the newest checkpoint of an unfinished run."""
+    """Load a stored model; of an unfinished run, that of the newest checkpoint."""
     if not is_unfinished(Path(run)):
         with refusing(ValueError, lm="run"):
             return load_model(run)
@@ -137,7 +137,7 @@ def _load(run: str) -> StoredModel:
 
 
 def _load_checkpoint(run: Path, checkpoint: Path) -> StoredModel:
-    """Load the model of a checkpoint; its vocabulary is that of the corpus, which must be there."""
+    """Load the model of a checkpoint; its vocabulary is computed from the run's corpus."""
     settings = read_json(run / "config.json")
     read_about(checkpoint)
     corpus = load_corpus(settings["corpus"])

@@ -24,7 +24,7 @@ from avatarl_env.files import parse_json
 
 @dataclass(frozen=True, kw_only=True)
 class _Base:
-    """The arguments that decide the defaults of all others."""
+    """The arguments that determine the defaults of all others."""
 
     preset: str = "laptop"
     resume: str | None = None
@@ -35,8 +35,8 @@ def main(words: Sequence[str], prog: str) -> str:
 
     Raises:
         Refusal: if the configuration is not valid, or does not fit the corpus or the machine.
-        Failure: if the model or the surgeon diverges, the run cannot be written, or processes
-            lose one another.
+        Failure: if the model or the surgeon diverges, the run cannot be written, or the
+            connection between processes is lost.
         SystemExit: after `--help`.
     """
     with joined() as ranks:
@@ -61,7 +61,7 @@ def read_config(words: Sequence[str], prog: str, *, resumes: bool = True) -> Tra
     Args:
         words: the command line.
         prog: the name of the command in the help.
-        resumes: whether to take the defaults from the run that `--resume` names.
+        resumes: whether to take the defaults from the run named by `--resume`.
 
     Raises:
         Refusal: if it is not valid.
@@ -79,16 +79,16 @@ def read_config(words: Sequence[str], prog: str, *, resumes: bool = True) -> Tra
 
 
 def _names_with_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-    """Read a dictionary from one flag; tyro would make a flag of each key of its default."""
+    """Read a dictionary from one flag; tyro would make one flag for each key of the default."""
     if get_origin(info.type) is not dict:
         return None
-    are_weights = info.type == dict[str, float]  # a name alone has weight 1
+    are_weights = info.type == dict[str, float]  # a single name gets weight 1
 
     def read(words: list[str]) -> dict[str, Any]:
         pairs = [*words, "1"] if are_weights and len(words) == 1 else words
         names, values = pairs[::2], pairs[1::2]
         if not pairs or len(names) != len(values) or len(set(names)) != len(names):
-            raise ValueError(f"must be names and values in turn, got {' '.join(words) or 'none'}")
+            raise ValueError(f"must be pairs of name and value, got {' '.join(words) or 'none'}")
         parse = float if are_weights else _parse
         return {name: parse(value) for name, value in zip(names, values, strict=True)}
 
@@ -102,7 +102,7 @@ def _names_with_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict
 
 
 def _parse(word: str) -> Any:
-    """Read a value as JSON, or else as text."""
+    """Read a value as JSON if possible, else as text."""
     try:
         return parse_json(word)
     except ValueError:

@@ -1,1 +1,1 @@
-"""How well the language model predicts, and what operations are worth."""
+"""Measurements of the language model's predictions and of the effect of operations."""

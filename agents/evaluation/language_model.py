@@ -1,4 +1,4 @@
-"""How well a language model predicts held-out text.
+"""Measure how well a language model predicts held-out text.
 
 Shapes: B windows, T characters, V vocabulary.
 """
@@ -30,7 +30,7 @@ class TextMetrics(NamedTuple):
     bits_per_char: float
     """The same in bits."""
     accuracy: float
-    """Share of characters that the model found most probable, in [0, 1]."""
+    """Share of characters to which the model gave the largest probability, in [0, 1]."""
     entropy: float
     """Mean entropy of the predictions, nats per character."""
     calibration_error: float
@@ -42,7 +42,7 @@ class TextMetrics(NamedTuple):
 
 @torch.inference_mode()
 def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
-    """Predict every character of a text but the first, each once.
+    """Score the prediction of every character of a text but the first, each once.
 
     Windows overlap by half a context, so that after the first window each character has at least
     half a context of history.
@@ -74,7 +74,7 @@ def evaluate_text(model: GPT, tokens: NDArray[np.int64]) -> TextMetrics:
             sums += _sums(model, windows, torch.from_numpy(counted).to(windows.device))
     loss, hits, entropy, *bins = (sums / n_targets).tolist()
     n_binned, gaps = bins[:CALIBRATION_BINS], bins[CALIBRATION_BINS:]
-    # A NaN confidence is in no bin: the error is not defined then.
+    # A NaN confidence is in no bin, and the error is then undefined.
     error = float(np.abs(gaps).sum()) if round(sum(n_binned) * n_targets) == n_targets else math.nan
     return TextMetrics(loss, loss / math.log(2), hits, entropy, error)
 

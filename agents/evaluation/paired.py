@@ -1,7 +1,7 @@
-"""What operations are worth on unseen text, measured in pairs.
+"""Paired measurements of the effect of operations on unseen text.
 
-Two quantities, because one can be fooled: sharpening raises `kl_ref` and worsens the held-out
-loss. Both are positive when the operation is good.
+There are two measures, both positive for a good operation, because one alone can mislead:
+sharpening the model raises `kl_ref` but worsens the held-out loss.
 
 Shapes: N operations, M prompts and as many windows for each, A coefficients.
 """
@@ -59,12 +59,12 @@ class PairedEvaluation:
         rng: np.random.Generator,
         score: Score | None = None,
     ) -> None:
-        """Draw prompts and windows, and measure the model as it is.
+        """Draw prompts and windows, and measure the unoperated model.
 
         Args:
             patient: the model.
             config: lengths of prompts and texts.
-            split: of the text, that prompts and windows come from.
+            split: of the text, source of prompts and windows.
             n_operations: N.
             n_each: M.
             rng: draws prompts and windows.

@@ -1,4 +1,4 @@
-"""Means of independent differences, and how sure they are."""
+"""Means of independent differences with confidence intervals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
     @property
     def largest(self) -> float:
-        """Largest size of an effect that the interval does not exclude."""
+        """Largest magnitude of an effect within the interval."""
         return max(abs(self.low), abs(self.high))
 
 

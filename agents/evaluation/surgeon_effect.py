@@ -1,8 +1,8 @@
-"""Does the surgeon help, and by how much?
+"""Measure the surgeon's effect, and state it in words.
 
 The deterministic surgeon performs whole operations. Its final coefficients, those of a random
-surgeon, and zero are then scored on the same fresh *validation* prompts. The independent unit is
-the operation, so confidence intervals are over operations.
+surgeon, and zero are then scored on the same fresh *validation* prompts. Operations are the
+independent units, so confidence intervals are over operations.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RANDOM = "random"
 POLICIES = ("surgeon", RANDOM, "zero")
 UNIT = "nats/char"
 KL_REF = "kl_ref"
-SMALLEST = 0.002  # smallest effect that a headline names; attention has hundredths to give
+SMALLEST = 0.002  # smallest effect in a headline; surgery on attention gains hundredths at most
 
 
 class Effect(NamedTuple):
-    """What the operations of each policy were worth after a phase: means over operations."""
+    """The effect of each policy's operations after a phase: means over operations."""
 
     after: str
     """Name of the phase."""
@@ -45,11 +45,11 @@ class Effect(NamedTuple):
     n_operations: int
     n_prompts: int
     n_practised: int = 0
-    """Operations that the surgeon had performed in the run by then."""
+    """Operations that the surgeon had performed in the run before."""
     score: str = KL_REF
     """The surgeon's score: its terms and their weights."""
     score_gain: dict[str, Interval] | None = None
-    """Rise of the score, by policy; None where the score is `kl_ref` alone."""
+    """Rise of the score, by policy; None if the score is `kl_ref` alone."""
 
     def as_summary(self) -> dict[str, Any]:
         """Return the effect as JSON."""
@@ -57,7 +57,7 @@ class Effect(NamedTuple):
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> Effect:
-        """Return the effect that `as_summary` wrote; null means NaN."""
+        """Rebuild the effect from `as_summary`; null means NaN."""
         return cls(**{name: _from_json(value) for name, value in summary.items()})
 
 
@@ -85,11 +85,11 @@ def measure_effect(
 ) -> Effect:
     """Score the surgeon's operations, random ones and none on fresh validation prompts.
 
-    The patient's count of forward tokens stays as it was.
+    The patient's count of forward tokens does not change.
 
     Args:
-        surgeon: asked for deterministic actions only.
-        env: where it operates, once on each of at least two rows; see `final_operations`.
+        surgeon: only its deterministic actions are used.
+        env: of one operation on each row, at least two; see `final_operations`.
         after: name of the phase just finished.
         rng: draws prompts and random operations.
         n_prompts: prompts over all operations, and as many windows; rounded down to a multiple of
@@ -136,9 +136,9 @@ def final_operations(
     """Let the surgeon perform one deterministic operation on every row.
 
     Args:
-        surgeon: asked for actions only.
-        env: in autoreset mode NEXT_STEP, which does not evaluate the next baselines, or SAME_STEP.
-        seed: of row 0's prompts, row i's is `seed + i`.
+        surgeon: only its deterministic actions are used.
+        env: preferably in autoreset mode NEXT_STEP, which saves the evaluation of new baselines.
+        seed: of row 0's prompts; that of row i is `seed + i`.
 
     Returns:
         A record for each row, in the order of the rows.
@@ -149,7 +149,7 @@ def final_operations(
 def random_coefficients(
     env: AttentionSurgeryVectorEnv, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return where a random surgeon's operation ends, (A,), if the patient survives."""
+    """Return the final coefficients (A,) of a random operation without a flatline."""
     coefficients = np.zeros(len(env.operator.labels))
     for _ in range(env.config.episode_length):
         action = rng.uniform(-1.0, 1.0, coefficients.shape)
@@ -160,13 +160,13 @@ def random_coefficients(
 
 
 def verdict(effects: Sequence[Effect], surgeon: str) -> str:
-    """Return in words what the surgeon was worth.
+    """State the surgeon's effect in words.
 
-    A headline about the last phase, then a sentence with the figures of each. Text quality
-    (`kl_ref`) and prediction (held-out loss) are told together, each with its interval.
+    A headline about the last phase, then a sentence for each phase with text quality (`kl_ref`) and
+    prediction (held-out loss), each with its interval.
 
     Args:
-        effects: of each phase.
+        effects: of the phases, in order.
         surgeon: its name.
     """
     if not effects:
@@ -175,16 +175,16 @@ def verdict(effects: Sequence[Effect], surgeon: str) -> str:
 
 
 def _headline(effect: Effect) -> str:
-    """Summarise an effect: to help takes both quantities, to harm takes one.
+    """Summarise an effect: "helped" needs both measures to rise, "did harm" needs one to fall.
 
-    Where an interval includes zero, the headline names the largest effect that it does not exclude.
+    If an interval includes zero, the headline names the largest effect within it.
     """
     score, loss = effect.kl_ref_gain["surgeon"], effect.heldout_loss_fall["surgeon"]
     name = "its score" if effect.score_gain is None else KL_REF
     if not np.isfinite([score.mean, loss.mean]).all():
         return "The surgeon broke the model: its texts could not be scored."
     if not (score.is_finite and loss.is_finite):
-        return "There were too few operations to say what the surgeon was worth."
+        return "There were too few operations to measure the surgeon's effect."
     if score.is_zero and loss.is_zero:
         return "The surgeon changed nothing."
     headlines = {
@@ -200,7 +200,7 @@ def _headline(effect: Effect) -> str:
 
 
 def _bound(*gains: Interval) -> str:
-    """Name the largest effect that the intervals do not exclude, rounded up."""
+    """Name the largest effect within the intervals, rounded up."""
     largest = max(gain.largest for gain in gains)
     if largest == 0:
         return "no change"
@@ -232,7 +232,7 @@ def _sentence(effect: Effect, surgeon: str) -> str:
 
 
 def _phrase(gain: Interval, what: str, *, sign: int = 1, unit: str = f" {UNIT}") -> str:
-    """Say how operations changed a quantity, which is better where `sign` times it is higher."""
+    """Describe the change of a measure; `sign` is -1 if the gain is a fall, like that of a loss."""
     if not gain.is_finite:
         return f"had an effect on {what} that could not be measured"
     if gain.is_zero:
@@ -248,5 +248,5 @@ def _phrase(gain: Interval, what: str, *, sign: int = 1, unit: str = f" {UNIT}")
 
 
 def _number(value: float, sign: str = "") -> str:
-    """Return four decimals, or as many as show two significant digits."""
+    """Format with four decimals, or with two significant digits if the value is small."""
     return f"{value:{sign}.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:{sign}.2g}"

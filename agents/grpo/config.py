@@ -1,4 +1,4 @@
-"""Settings of the language model's training."""
+"""Settings for training the language model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TEMPERATURES = (1e-6, 1e6)  # beyond these, softmax in float32 is one-hot or uni
 MAX_GROUP_SIZE = 65_536
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HORIZON_1_ONLY = ("partial_credit", "kl_coefficient", "entropy_floor")
-"""Settings that must be 0 for texts: they are about single characters, or would count the KL to
-the reference, which is the reward of a text, twice."""
+"""Settings that must be 0 at horizons above 1: they concern single characters, or would count the
+KL to the reference twice, since a text's reward contains it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
-    """Additions to an estimator's loss or reward, all off by default, and its weights and bounds.
+    """Additions to an estimator's loss or reward, off by default, and their weights and bounds.
 
     Raises:
         ValueError: if a value is negative or not finite.
@@ -34,18 +34,18 @@ class RegularizerConfig:
     entropy_floor: float = 0.0
     """Entropy, in nats, below which the loss rises by the missing nats."""
     kl_coefficient: float = 0.0
-    """Weight of KL(policy || bigram model of the training text); its initial value with
-    kl_target."""
+    """Weight of KL(policy || bigram model of the training text); with kl_target, its initial
+    value."""
     kl_target: float = 0.0
     """KL, in nats, that the coefficient adapts to; 0 for a constant coefficient."""
     partial_credit: float = 0.0
-    """Weight of a character's bigram probability in its reward, besides the exact match."""
+    """Weight of a character's bigram probability, added to its reward for an exact match."""
     reward_clip: float = 0.0
     """Largest absolute reward, partial credit included; 0 for no limit."""
     confidence_power: float = 0.7
     """Exponent w of seed_exhaustive's weight min((V p)^w, confidence_clip)."""
     confidence_clip: float = 2.0
-    """Largest such weight."""
+    """Upper bound of that weight."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -64,35 +64,35 @@ class RegularizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """How the language model learns.
+    """Settings of the language model's learner.
 
     Raises:
         ValueError: if a value is unknown or out of range, or the combination is not supported.
     """
 
     estimator: str = "proper_maxrl"
-    """Name of a row of agents.grpo.estimators.ESTIMATORS, such as proper_maxrl, grpo or ce (the
-    supervised control, not RL); an unknown name lists them all."""
+    """A row of agents.grpo.estimators.ESTIMATORS: proper_maxrl, grpo, ..., or ce (a supervised
+    control, not RL)."""
     exploration: str = SAMPLED
     """sampled (K characters per position) or all_actions (the limit without sampling noise)."""
     horizon: int = 1
-    """H, characters per episode: 1 at every position of real text, more for texts that the model
-    writes after real prompts."""
+    """H, characters per episode: 1 for an episode at every position of real text, more for texts
+    that the model writes after real prompts."""
     group_size: int = 16
     """K, characters sampled per position, or texts per prompt."""
     batch_size: int = 8
     """B, windows of one context each, or prompts, per update."""
     temperature: float = 1.0
-    """Of the policy, in sampling and learning: softmax(logits / temperature)."""
+    """Temperature of the policy, in sampling and learning: softmax(logits / temperature)."""
     sync_every: int = 1
-    """Updates between two copies of the policy to the old policy that samples; 1 for no old
+    """Updates between two copies of the policy to an old policy, which samples; 1 for no old
     policy."""
     clip: float = 0.2
     """Clip range of the ratio of new to old probability below 1; 3e-4 in gspo's paper."""
     clip_high: float = 0.28
     """Clip range above 1; 4e-4 in gspo's paper."""
     match_bonus: float = 1.0
-    """Weight of the share of leading characters that are right in the reward of a text."""
+    """Weight, in a text's reward, of the share of leading characters that are right."""
     optimizer: str = MUON
     """muon (for matrices; AdamW for the rest) or adamw (for everything)."""
     learning_rate: float = 6e-3
@@ -102,11 +102,11 @@ class GRPOConfig:
     warmup_updates: int = 30
     """Updates of linear warm-up, multiplied by a cosine from the peak down to a tenth of it."""
     weight_decay: float = 0.1
-    """Of matrices only."""
+    """Weight decay of matrices; vectors have none."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     precision: str = "float32"
-    """Of the forward's matrix products: float32, or bfloat16 by autocast."""
+    """Precision of matrix products in the forward: float32, or bfloat16 by autocast."""
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     """Additions to the loss and the reward."""
 
@@ -120,10 +120,10 @@ class GRPOConfig:
         self._check_options()
 
     def check_off_policy(self, rule: str, value: object) -> None:
-        """Refuse a setting by which another policy samples, unless the estimator has ratios.
+        """Refuse a setting that lets another policy sample, unless the estimator has ratios.
 
         Args:
-            rule: the start of the message: the argument and what it must be.
+            rule: start of the message, "ARGUMENT must be VALUE".
             value: of the argument.
 
         Raises:
@@ -135,8 +135,8 @@ class GRPOConfig:
             )
         if self.horizon > 1 and self.precision != "float32":
             raise ValueError(
-                f"{rule} for texts in {self.precision}, since they are written in float32 and "
-                f"ratios would be rounding errors, got {value}"
+                f"{rule} for texts in {self.precision}: sampling is in float32, so ratios would "
+                f"consist of rounding errors, got {value}"
             )
 
     def _check_ranges(self) -> None:
@@ -183,7 +183,7 @@ class GRPOConfig:
             )
 
     def _check_options(self) -> None:
-        """Refuse settings that would not act with this estimator and horizon."""
+        """Refuse settings without an effect for this estimator and horizon."""
         if self.sync_every > 1:
             self.check_off_policy("sync_every must be 1", self.sync_every)
         allowed = ESTIMATORS[self.estimator].allows
@@ -202,7 +202,7 @@ class GRPOConfig:
 
 
 def _check_types(config: Any) -> None:
-    """Refuse values of other types in the numeric fields and the regularizer of a dataclass."""
+    """Check the types of numeric fields and of the regularizer."""
     kinds: dict[str, tuple[type, str]] = {
         "int": (Integral, "a whole number"),
         "float": (Real, "a number"),

@@ -1,7 +1,7 @@
 """The table of estimators: reward, advantage and surrogate, and the settings that each allows.
 
-To add one, add a row to `ESTIMATORS`, and its functions to `losses.py` if they are new. From
-outside the package: `ESTIMATORS["mine"] = Estimator(Sampling(reward, advantage, surrogate))`.
+To add one, add a row to `ESTIMATORS`, and new functions to `losses.py`. From outside the package:
+`ESTIMATORS["mine"] = Estimator(Sampling(reward, advantage, surrogate))`.
 
 Shapes: N groups, K actions or texts in each, V vocabulary.
 """
@@ -20,11 +20,11 @@ from agents.grpo.losses import Batch, Loss
 SAMPLED, ALL_ACTIONS = "sampled", "all_actions"
 ANY = 2**31  # no upper limit
 MAX_ORDER = 128
-"""Largest K of a truncated closed form. Beyond 190 its weight would be within 5 % of
-cross-entropy's even at chance level (p = 1 / 64): a supervised control by another name."""
+"""Largest K of a truncated closed form. Above 190, its weight would be within 5 % of that of
+cross-entropy even at chance level (p = 1 / 64), making it supervised learning in effect."""
 
 OPTIONAL = ("sync_every", "partial_credit", "reward_clip", "confidence_power", "confidence_clip")
-"""Settings that are refused, unless they have their defaults, where the row does not allow them."""
+"""Settings that must have their defaults unless the row allows them."""
 _OFF_POLICY = frozenset({"sync_every", "reward_clip"})
 _CREDIT = frozenset({"partial_credit", "reward_clip"})
 _CONFIDENCE = frozenset({"confidence_power", "confidence_clip"})
@@ -43,13 +43,13 @@ class Sampling(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """A row of the table: up to two forms, and what they can be combined with."""
+    """A row of the table: one or two forms of a loss, and the settings that they support."""
 
     sampled: Sampling | None
     """None if nothing is sampled."""
     all_actions: Callable[[Batch], Loss] | None = None
-    """The loss over all actions, without sampling; None if there is no such form. If there are
-    both, its gradient is the expectation of the sampled form's."""
+    """The loss over all actions, without sampling; None if there is no such form. Its gradient is
+    the expectation of the sampled form's."""
     horizons: tuple[int, int] = (1, 1)
     """Smallest and largest horizon."""
     allows: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class Estimator(NamedTuple):
 
 
 def policy_loss(batch: Batch) -> Loss:
-    """Reward a batch, compute advantages and apply the surrogate, as the estimator's row says.
+    """Compute rewards, advantages and surrogate of a batch, by the estimator's row.
 
     Args:
         batch: without advantages; with rewards at horizons above 1.
@@ -87,7 +87,7 @@ def policy_loss(batch: Batch) -> Loss:
 
 
 def _checked(what: str, values: Tensor, batch: Batch) -> Tensor:
-    """Return values with one number per sample; another shape would broadcast without an error."""
+    """Check that there is one value per sample; another shape could broadcast silently."""
     shape = batch.log_probs.shape[:2]
     if values.shape != shape:
         raise ValueError(
@@ -104,7 +104,7 @@ def _proper_truncated(batch: Batch) -> Loss:
 
 
 def _truncated(batch: Batch) -> Loss:
-    order = batch.config.group_size - 1  # as the sampled form, whose baseline costs one term
+    order = batch.config.group_size - 1  # the sampled form's baseline costs one term
     return Loss(-losses.truncated_log_likelihood(batch.policy, batch.targets, order))
 
 

@@ -10,11 +10,11 @@ characters. Deviations from GRPO as published (arXiv 2402.03300), and why:
 3. No KL to a reference model by default: training starts from random weights, so there is no model
    to stay close to.
 4. No length normalisation and no mask: all episodes of a batch are equally long.
-5. The default estimator is not GRPO's, which sharpens the policy until its entropy is gone, but
-   `proper_maxrl`, whose optimum is the data distribution. With rewards of 0 and 1 and a single
-   right action, MaxRL's gradient is that of cross-entropy at positions where one of the K samples
-   was right, and zero elsewhere; `proper_maxrl` adds a sum over all actions of the policy's own
-   probabilities, which does not use the text.
+5. The default estimator is `proper_maxrl`, whose optimum is the data distribution; GRPO's sharpens
+   the policy until its entropy vanishes. With rewards of 0 and 1 and a single right action, MaxRL's
+   gradient is that of cross-entropy at positions where one of the K samples was right, and zero
+   elsewhere; `proper_maxrl` adds a sum over all actions of the policy's own probabilities, which
+   does not use the text.
 
 `seed_sampled` and `seed_exhaustive` are two older recipes for this task, kept for comparison. They
 deviate from their sources:
@@ -24,7 +24,8 @@ deviate from their sources:
    also used a log-probability.
 8. `seed_sampled` adapts its KL coefficient by PPO's rule; the sources have several schedules.
 9. `seed_exhaustive` scales advantages by `min((V p)^0.7, 2)`, confidence relative to chance with
-   the source's exponent and bound; how the source combines them is not known. Both are settings.
+   the source's exponent and bound; the source does not document how it combines them. Both are
+   settings.
 10. The entropy floor is a penalty of `max(0, floor - entropy)`.
 """
 
@@ -40,7 +41,7 @@ from numpy.typing import NDArray
 
 from agents.distributed import ALONE, Ranks, average_gradients
 from agents.grpo import losses
-from agents.grpo.config import PRECISIONS, GRPOConfig, RegularizerConfig
+from agents.grpo.config import GRPOConfig, RegularizerConfig
 from agents.grpo.estimators import policy_loss
 from agents.grpo.optimizer import Optimizer
 from agents.grpo.rollouts import Operated, Sampler
@@ -48,7 +49,7 @@ from agents.grpo.stats import GRPOStats, Reading, packed, spread, unpacked
 from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.storage import load_weights
 
-__all__ = ["PRECISIONS", "GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
+__all__ = ["GRPOConfig", "GRPOLearner", "GRPOStats", "RegularizerConfig"]
 
 
 class GRPOLearner:
@@ -71,7 +72,7 @@ class GRPOLearner:
             tokens: (n,) the training split.
             config: the settings.
             n_updates: length of the learning-rate schedule.
-            rng: draws windows and sampling noise; used by the learner alone.
+            rng: draws windows and sampling noise; not shared.
             ranks: the processes that share each batch.
 
         Raises:
@@ -103,8 +104,8 @@ class GRPOLearner:
         """Sample a batch and make one step, or skip the step if loss or gradient is not finite.
 
         Args:
-            operated: a context in which the model is operated on. The operated model samples; the
-                update is of the unoperated model.
+            operated: a context in which the model is operated on, to sample from the operated
+                model. The update is of the unoperated model.
 
         Raises:
             ValueError: if the estimator or the precision does not allow another policy to sample.
@@ -139,7 +140,7 @@ class GRPOLearner:
         return stats
 
     def _read(self, operated: Operated) -> Reading:
-        """Return the regularised loss of a new batch, and the figures that are reported."""
+        """Return the regularised loss of a new batch, and the reported figures."""
         batch, reward, accuracy, behavior_kl = self._sampler.sample(operated)
         loss = policy_loss(batch)  # reward, advantage, surrogate
         extra = self.config.regularizer
@@ -167,7 +168,7 @@ class GRPOLearner:
         return self._sampler.forward_tokens
 
     def model_changed(self) -> None:
-        """Update the old policy after weights were written from outside."""
+        """Update the old policy after an external change of the weights."""
         self._sampler.sync()
 
     def get_state(self) -> dict[str, Any]:

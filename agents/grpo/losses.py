@@ -21,7 +21,7 @@ EMPTY = torch.empty(0)
 
 
 class Batch(NamedTuple):
-    """A batch of episodes: what every surrogate and closed form takes. Unused fields are empty."""
+    """A batch of episodes, the argument of surrogates and closed forms. Unused fields are empty."""
 
     config: GRPOConfig
     """All settings: `clip`, `clip_high`, `group_size` (K), `regularizer`, ..."""
@@ -35,9 +35,9 @@ class Batch(NamedTuple):
     actions: Tensor = EMPTY
     """(N, K) sampled characters; horizon 1 only."""
     log_probs: Tensor = EMPTY
-    """(N, K, H) of what was sampled, under the policy, with gradient."""
+    """(N, K, H) of the sampled characters, under the policy, with gradient."""
     behavior_log_probs: Tensor = EMPTY
-    """(N, K, H) of what was sampled, under the policy that sampled it."""
+    """(N, K, H) of the sampled characters, under the policy that sampled them."""
     rewards: Tensor = EMPTY
     """(N, K)."""
     advantages: Tensor = EMPTY
@@ -50,7 +50,7 @@ class Loss(NamedTuple):
     value: Tensor
     """To be minimised, a scalar."""
     rewards: Tensor | None = None
-    """(N, K) as paid; None for closed forms without rewards."""
+    """(N, K) after partial credit and clipping; None for closed forms without rewards."""
     advantages: Tensor | None = None
     """(N, K) including all weights; None for closed forms without advantages."""
 
@@ -197,7 +197,7 @@ def mean_normalised(rewards: Tensor) -> Tensor:
     return centred(rewards) / mean.where(mean > 0, 1.0)
 
 
-# Surrogates: losses of what was sampled. Advantages and behaviour policy are constants.
+# Surrogates: losses of sampled characters. Advantages and behaviour policy are constants.
 
 
 def reinforce(batch: Batch) -> Tensor:
@@ -247,7 +247,7 @@ def _pessimistic(ratio: Tensor, advantages: Tensor, config: GRPOConfig) -> Tenso
     return torch.minimum(ratio * advantages, bounded * advantages)
 
 
-# Scores of a whole distribution: what the surrogates estimate, as expectations over all actions.
+# Scores of whole distributions: expectations over all actions, which surrogates estimate.
 
 
 def truncated_log_likelihood(log_probs: Tensor, targets: Tensor, order: int) -> Tensor:

@@ -29,7 +29,7 @@ class Optimizer:
         """Assign each parameter to an optimizer.
 
         Args:
-            model: its parameters are stepped.
+            model: has the parameters.
             name: `"muon"` or `"adamw"`.
             rate: peak learning rate of AdamW.
             matrix_rate: peak learning rate of Muon.

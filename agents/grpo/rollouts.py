@@ -1,4 +1,4 @@
-"""Sampling: characters at every position of real text, or texts that continue real prompts.
+"""Sampling of characters at every position of real text, or of texts after real prompts.
 
 Shapes: B windows or prompts of this process, T context, N = B T positions, K samples in each
 group, P prompt characters, H characters of an episode, V vocabulary.
@@ -26,19 +26,19 @@ from avatarl_env.lm.gpt import GPT
 from avatarl_env.lm.head_reader import eval_mode
 from avatarl_env.text.ngram import NGramReference
 
-MAX_PROMPT = 32  # characters of real text before a written one: enough for speaker and metre
+MAX_PROMPT = 32  # characters; enough for a speaker and the metre
 TRAINING_COST = 3  # a forward with its backward costs about as much as three forwards
 
 Operated = AbstractContextManager[object] | None
 
 
 class Texts(NamedTuple):
-    """Texts written by a model, and what they earned."""
+    """Texts written by a model, and their rewards."""
 
     tokens: Tensor
     """(B K, P + H) prompts and texts, K rows for each prompt."""
     log_probs: Tensor
-    """(B, K, H) of the written characters, under the model that wrote them."""
+    """(B, K, H) of the written characters, under that model."""
     rewards: Tensor
     """(B, K)."""
     matched: Tensor
@@ -46,7 +46,7 @@ class Texts(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A batch, and the figures that it is reported with (scalars)."""
+    """A batch, and its reported figures (scalars)."""
 
     batch: Batch
     reward: Tensor
@@ -78,7 +78,7 @@ def roll_out(
     match_bonus: float,
     write: Callable[..., Generation] = generate,
 ) -> Texts:
-    """Let a model continue every prompt K times, and reward each text.
+    """Let a model continue every prompt K times, and compute the reward of each text.
 
     `r = mean_t (log q(a_t) - log p(a_t)) + match_bonus * (leading characters that are right) / H`
     with q the reference. The mean of the first part over the model's own texts is minus its KL
@@ -119,7 +119,7 @@ class Sampler:
         rng: np.random.Generator,
         ranks: Ranks,
     ) -> None:
-        """Count the n-grams that rewards or regularizer need; see `GRPOLearner` for arguments."""
+        """Count n-grams if rewards or regularizer need them; see `GRPOLearner` for arguments."""
         if len(tokens) <= model.context:
             raise ValueError(
                 f"context must be less than {len(tokens)} (train), got {model.context}"
@@ -149,11 +149,11 @@ class Sampler:
             self._bigrams = bigram_log_probs(tokens, model.vocab_size)
 
     def sample(self, operated: Operated) -> Sample:
-        """Draw a batch, and episodes for it.
+        """Draw a batch and sample its episodes.
 
         Args:
-            operated: a context in which the model is operated on and samples; None if the old
-                policy or the model itself samples.
+            operated: a context in which the model is operated on, to sample from it; None to
+                sample from the old policy or the model itself.
         """
         return self._positions(operated) if self._config.horizon == 1 else self._texts(operated)
 
@@ -163,10 +163,10 @@ class Sampler:
             self.old.load_state_dict(self._model.state_dict())
 
     def _positions(self, operated: Operated) -> Sample:
-        """Read B windows; every position is an episode of one character."""
+        """Sample at every position of B windows, each an episode of one character."""
         windows = self._windows(self._model.context + 1)
         inputs, targets = windows[:, :-1], windows[:, 1:].flatten()  # (B, T), (N,)
-        # Before the forward that is learned from: a theater that opens later would void its graph.
+        # Before the forward with gradient, whose graph a theater opened later would invalidate.
         behavior = self._behavior(inputs, operated)
         policy = self._log_probs(self._model, inputs)  # (N, V)
         self._count(TRAINING_COST * targets.numel())
@@ -190,7 +190,7 @@ class Sampler:
         return Sample(batch, right, accuracy, distance)
 
     def _texts(self, operated: Operated) -> Sample:
-        """Write K texts after each of B prompts, and read them with the policy."""
+        """Sample K texts after each of B prompts; compute their log-probabilities."""
         config, horizon = self._config, self._config.horizon
         assert self._reference is not None
         windows = self._windows(self._n_prompt + horizon)
@@ -211,8 +211,8 @@ class Sampler:
         policy = policy.view(len(tokens), -1, policy.size(1))[:, -horizon:]  # (B K, H, V)
         taken = policy.gather(2, tokens[:, -horizon:, None])[:, :, 0].view(behavior.shape)
         if self.old is None and operated is None:
-            # The same numbers, not those of the cached forward, which rounds differently: the
-            # ratio is exactly 1.
+            # Not the log-probabilities of the cached forward, which rounds differently: ratios
+            # are exactly 1.
             behavior = taken.detach()
         batch = Batch(config, policy, log_probs=taken, behavior_log_probs=behavior)
         batch = batch._replace(rewards=texts.rewards)
@@ -238,8 +238,7 @@ class Sampler:
     def _windows(self, length: int) -> Tensor:
         """Draw windows of the training text; return this process's share: (B, length).
 
-        Every process draws the whole batch, so that all generators keep the state that the
-        generator of a single process would have.
+        Every process draws the whole batch, so that generators advance as in a single process.
         """
         starts = self.rng.integers(0, len(self._tokens) - length + 1, self._config.batch_size)
         starts = self._ranks.shard(starts)

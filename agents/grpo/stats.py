@@ -15,7 +15,7 @@ from agents.grpo.losses import Loss
 
 
 class GRPOStats(NamedTuple):
-    """Statistics of one update, measured on its batch before the step; docs of `grpo/*` metrics."""
+    """Statistics of one update, measured on its batch before the step: the `grpo/*` metrics."""
 
     loss: float
     reward: float
@@ -24,13 +24,13 @@ class GRPOStats(NamedTuple):
     """Share of positions whose most probable character is right; of texts the share of leading
     characters that are right."""
     entropy: float
-    """Of the policy, nats per character."""
+    """Mean entropy of the policy, nats per character."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     learning_rate: float
-    """AdamW's."""
+    """Learning rate of AdamW."""
     kl: float = 0.0
-    """From the bigram model, nats; 0 if the regularizer does not use it."""
+    """KL(policy || bigram model), nats; 0 if the regularizer does not use it."""
     kl_coefficient: float = 0.0
     """Weight of that KL in this update."""
     behavior_kl: float = 0.0
@@ -40,13 +40,13 @@ class GRPOStats(NamedTuple):
     entropy_loss: float = 0.0
     """The regularizer's entropy terms."""
     advantage_mean: float = 0.0
-    """Over all groups; like the next three 0 for closed forms without advantages."""
+    """Mean over all groups; like the next three, 0 for closed forms without advantages."""
     advantage_std: float = 0.0
-    """Over all groups, with N K degrees of freedom."""
+    """Standard deviation over all groups, with N K degrees of freedom."""
     reward_min: float = 0.0
-    """Smallest reward paid, after `reward_clip`."""
+    """Smallest reward after clipping."""
     reward_max: float = 0.0
-    """Largest reward paid."""
+    """Largest reward after clipping."""
 
 
 class Reading(NamedTuple):
@@ -78,10 +78,10 @@ def spread(loss: Loss) -> Tensor:
 
 
 def packed(reading: Reading, ranks: Ranks) -> Tensor:
-    """Return a reading as one vector that can be averaged over processes and then unpacked.
+    """Return a reading as one vector, to be averaged over processes and then unpacked.
 
-    Means are averaged as they are. A spread cannot be averaged, so the vector has one slot for the
-    spread of each process: a process fills its own, scaled by R, and leaves the others at zero.
+    A spread cannot be averaged, so the vector has a slot for the spread of each process. A process
+    fills its own slot, scaled by R, and leaves the others zero.
     """
     *means, spread = reading
     slots = torch.zeros(ranks.count, len(spread), device=spread.device)

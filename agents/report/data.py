@@ -1,4 +1,4 @@
-"""Run folders read back: one record per run, and its metrics as series against compute."""
+"""Read run folders: one record per run, and its metrics as series against compute."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agents.tracking.schema import Row, read_rows
 from avatarl_env.files import parse_json
 
-CONTROLS = frozenset({"ce"})  # estimators that are trained on the right characters
-MOST_POINTS = 1000  # of all runs' lines; a plot of this size cannot show more
-
-Row = dict[str, Any]
+CONTROLS = frozenset({"ce"})  # estimators that are supervised
+MOST_POINTS = 1000  # of the lines of all runs; a plot of this size cannot show more
 
 
 class Series(NamedTuple):
@@ -34,14 +33,14 @@ class Run:
     """The files of one run.
 
     Attributes:
-        name: What the page calls the run: its folder's name, unique on the page.
-        config: The content of `config.json`.
-        rows: The rows of `metrics.jsonl`, in the order of writing.
-        summary: The content of `summary.json`; empty for a run that has not finished.
-        references: The content of `references.json`; empty where there is none.
-        n_damaged: Lines of `metrics.jsonl` that could not be read and were skipped.
-        index: Place among the runs of the page, from 0; gives the run its colour.
-        link: Address of the run's own report, as seen from the page; empty where there is none.
+        name: name of the run on the page: that of its folder, unique on the page.
+        config: contents of `config.json`.
+        rows: rows of `metrics.jsonl`, in order.
+        summary: contents of `summary.json`; empty if the run has not finished.
+        references: contents of `references.json`; empty if there is none.
+        n_damaged: number of lines of `metrics.jsonl` that are not valid rows and were skipped.
+        index: position among the runs of the page, from 0; determines the run's colour.
+        link: relative address of the run's own report; empty if there is none.
     """
 
     name: str
@@ -65,12 +64,12 @@ class Run:
 
     @property
     def is_control(self) -> bool:
-        """Whether the model was trained on the right characters: supervised, not RL."""
+        """Whether the model was trained by supervised learning, not RL."""
         return str(self.grpo.get("estimator")) in CONTROLS
 
     @property
     def tags(self) -> list[str]:
-        """What a reader must know wherever the run is named."""
+        """Warnings to show beside the run's name."""
         tags = ["supervised control"] if self.is_control else []
         return tags if self.finished else [*tags, "unfinished"]
 
@@ -87,7 +86,7 @@ class Run:
 
     @property
     def scores(self) -> Row:
-        """Final scores on the whole held-out text, else the latest on a fixed slice, else none."""
+        """Final scores on the whole held-out text, or the latest on a fixed slice of it."""
         if self.finished:
             return self.summary.get("validation") or {}
         latest = (self.of_kind("evaluation") or [{}])[-1]
@@ -95,7 +94,7 @@ class Run:
         return {name.removeprefix(stem): x for name, x in latest.items() if name.startswith(stem)}
 
     def fact(self, name: str) -> Any:
-        """Look up a fact in summary, references and settings, in this order; None if unknown."""
+        """Look up a name in summary, references and settings, in this order; None if unknown."""
         return ChainMap(self.summary, self.references, self.config).get(name)
 
     def of_kind(self, kind: str) -> list[Row]:
@@ -103,7 +102,7 @@ class Run:
         return [row for row in self.rows if row["kind"] == kind]
 
     def series(self, kind: str, metric: str) -> Series:
-        """Return a metric against compute, without the rows where it is not a number."""
+        """Return a metric against compute, without rows in which it is not a number."""
         rows = [row for row in self.of_kind(kind) if is_number(row.get(metric))]
         return Series(
             [row["forward_tokens"] for row in rows],
@@ -118,7 +117,7 @@ class Run:
 
     @cached_property
     def phases(self) -> list[Row]:
-        """Stretches of the run: `name`, `start` and `end` in forward tokens, without gaps."""
+        """Spans of the phases: `name`, `start` and `end` in forward tokens, without gaps."""
         spans: list[Row] = []
         for name, rows in groupby(self.rows, key=lambda row: row["phase"]):
             *_, last = rows
@@ -131,12 +130,11 @@ def load_run(folder: Path, **page: Any) -> Run:
     """Read a run folder; the run may still be in progress.
 
     Args:
-        folder: A folder with at least `config.json` and `metrics.jsonl`.
-        page: The fields of `Run` that say how the page shows it; `name` defaults to the folder's.
+        folder: a folder with at least `config.json` and `metrics.jsonl`.
+        page: the fields `name` (default: that of the folder), `index` and `link` of `Run`.
 
     Raises:
-        ValueError: If one of these is missing, or a JSON file does not hold an object. Damaged
-            lines of the metrics are skipped and counted; an incomplete last line is just skipped.
+        ValueError: if one of these files is missing, or a JSON file does not hold an object.
     """
     missing = [name for name in ("config.json", "metrics.jsonl") if not (folder / name).is_file()]
     if missing:
@@ -153,10 +151,10 @@ def load_run(folder: Path, **page: Any) -> Run:
 
 
 def distinct(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return run folders by name, each once; names are paths below the common folder.
+    """Return run folders by name, without duplicates; names are paths below the common folder.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: if there are none.
     """
     kept: dict[Path, Path] = {}
     for folder in folders:
@@ -168,12 +166,12 @@ def distinct(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def same_text(runs: Sequence[Run]) -> bool:
-    """Whether all runs read the same text, so that their scores can be compared."""
+    """Whether all runs use the same text, so that their scores can be compared."""
     return len({run.fact("corpus_sha256") for run in runs}) == 1
 
 
 def references(runs: Sequence[Run]) -> list[Row]:
-    """Return the n-gram references that hold for all runs; none if they read different texts."""
+    """Return the n-gram references of all runs; none if the runs use different texts."""
     found = [run.fact("references") for run in runs] if same_text(runs) else []
     return next((rows for rows in found if rows), [])
 
@@ -181,11 +179,11 @@ def references(runs: Sequence[Run]) -> list[Row]:
 def running_mean(series: Series) -> list[Series]:
     """Average each value with those before it in its phase.
 
-    The window is a tenth of the values, at least 3 and at most 50, but never less than one round
-    of operations, which share one place in `x`.
+    The window is a tenth of the values, at least 3 and at most 50, and at least one round of
+    operations, which have the same `x`.
 
     Returns:
-        One series for each stretch of a phase, with one value for each place in `x`.
+        One series for each span of a phase, with one value for each distinct `x`.
     """
     window = max(3, min(50, len(series.y) // 10), *Counter(series.x).values())
     lines = []
@@ -200,7 +198,7 @@ def running_mean(series: Series) -> list[Series]:
 
 
 def plotted(series: Series, most: int) -> Row:
-    """Return `x` and `y` of at most so many points, the last among them, with six digits."""
+    """Return `x` and `y` of at most `most` points, including the last, with six digits."""
     stride = -(-len(series.x) // most) or 1
     kept = slice((len(series.x) - 1) % stride, None, stride)
     return {"x": series.x[kept], "y": [float(f"{value:.6g}") for value in series.y[kept]]}
@@ -213,19 +211,19 @@ def flatlines(rows: Iterable[Row]) -> Counter[str]:
 
 
 def mean(values: Sequence[float | None], digits: int | None = None) -> float | None:
-    """Average the values that are not None, rounded if asked; None if there are none."""
+    """Return the mean of the values that are not None, optionally rounded; None if all are."""
     known = [value for value in values if value is not None]
     average = sum(known) / len(known) if known else None
     return average if average is None or digits is None else round(average, digits)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a row can be drawn."""
+    """Whether a value of a row can be plotted."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read an object of JSON; empty if there is no such file."""
+    """Read a JSON object; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -241,25 +239,12 @@ def _read_rows(path: Path) -> tuple[list[Row], int]:
     """Return the rows and the number of damaged lines."""
     rows: list[Row] = []
     n_damaged = 0
-    # Bytes, because a row that is being written may end within a character. Such a row stands after
-    # the last newline and is not damage.
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        row = _read_row(line)
+    for _, row in read_rows(path):
         if row is None:
             n_damaged += 1
             continue
-        # Compute falls only where a run was resumed from an older state: drop what was redone.
+        # Compute falls if a run was resumed from an older state: drop the rows that it repeats.
         while rows and rows[-1]["forward_tokens"] > row["forward_tokens"]:
             rows.pop()
         rows.append(row)
     return rows, n_damaged
-
-
-def _read_row(line: bytes) -> Row | None:
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return None
-    if type(row) is not dict or not all(type(row.get(name)) is str for name in ("kind", "phase")):
-        return None
-    return row if is_number(row.get("forward_tokens")) else None

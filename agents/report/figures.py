@@ -22,14 +22,14 @@ from agents.report.html import MINUS, Html, figure, percent
 
 Figure = dict[str, Any]
 
-LIMIT = "limit"  # name of the level at the true entropy of the text
+LIMIT = "limit"  # name of the level at the text's true entropy
 NATS = "nats per character"
 
 _MOST_CELLS = 20_000  # of a heat map; beyond this only every n-th round is shown
 
 
 class Curve(NamedTuple):
-    """A metric that is drawn against compute; as a running mean if it is not an evaluation."""
+    """A metric plotted against compute; as a running mean unless it is an evaluation."""
 
     kind: str
     """Kind of the rows that carry the metric."""
@@ -37,10 +37,10 @@ class Curve(NamedTuple):
     """The metric's name in the rows, and the key of its figure."""
     title: str
     caption: str = ""
-    """What the figure shows, for a reader who knows nothing else."""
+    """Explanation for a reader without prior knowledge."""
     unit: str = ""
     reference: str = ""
-    """Field of the n-gram references to draw as levels; empty for none."""
+    """Field of the n-gram references to plot as levels; empty for none."""
 
     @property
     def is_share(self) -> bool:
@@ -111,7 +111,7 @@ CURVES = [
         "mean absolute action, 0 to 1",
     ),
 ]
-"""The metrics that every page draws, in order."""
+"""The metrics that every page plots, in order."""
 
 
 def other_curves(runs: Sequence[Run]) -> list[Curve]:
@@ -125,7 +125,7 @@ def other_curves(runs: Sequence[Run]) -> list[Curve]:
 def curve_frames(
     runs: Sequence[Run], curves: Iterable[Curve], figures: dict[str, Figure]
 ) -> list[Html]:
-    """Return a frame for each curve that some run has, and add its data to the figures."""
+    """Return a frame for each curve that at least one run has; add its data to `figures`."""
     frames = []
     for curve in curves:
         drawn = curve_figure(runs, curve)
@@ -160,10 +160,9 @@ def _notes(runs: Sequence[Run], drawn: Figure) -> Iterable[str]:
 
 
 def curve_figure(runs: Sequence[Run], curve: Curve) -> Figure | None:
-    """Return one metric of all runs as `series`, with `levels`; None where no run has it.
+    """Return one metric of all runs as `series`, with `levels`; None if no run has it.
 
-    The figure of one run also has its `phases`, `points`, `flatlines` and `commits`, which would
-    cover one another if there were several.
+    The figure of a single run also has its `phases`, `points`, `flatlines` and `commits`.
     """
     found = {run.index: run.series(curve.kind, curve.metric) for run in runs}
     found = {index: series for index, series in found.items() if series.y}
@@ -199,7 +198,7 @@ def curve_figure(runs: Sequence[Run], curve: Curve) -> Figure | None:
 
 
 def _points(run: Run, curve: Curve) -> Figure:
-    """Return single values, and flatlines apart: their penalty is far below all other returns."""
+    """Return single values, with flatlines apart: their penalty is far below other returns."""
     rows = [row for row in run.of_kind(curve.kind) if is_number(row.get(curve.metric))]
     if curve.metric != "surgeon/return":
         return {"points": plotted(run.series(curve.kind, curve.metric), MOST_POINTS)}
@@ -227,7 +226,7 @@ def coefficient_figure(run: Run) -> Figure | None:
     """Return the mean coefficients of each round of operations.
 
     Returns:
-        The figure, or None where there are no coefficients, or not equally many in all rows.
+        The figure, or None if there are no coefficients or their number varies.
     """
     rows = [row for row in run.of_kind("operation") if row.get("surgeon/coefficients")]
     if len({len(row["surgeon/coefficients"]) for row in rows}) != 1:

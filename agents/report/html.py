@@ -1,4 +1,4 @@
-"""Building blocks of the pages; every text is escaped here."""
+"""Building blocks of the pages; all text is escaped here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Html(str):
 
 
 def escape(value: object) -> Html:
-    """Make a value safe for the text and the attributes of a page; markup stays as it is."""
+    """Escape a value for the text and the attributes of a page; markup is not changed."""
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
@@ -40,17 +40,17 @@ def paragraph(text: object, css: str = "") -> Html:
 
 
 def grid(frames: Iterable[str]) -> Html:
-    """Lay figures or bars out side by side."""
+    """Arrange figures or bars side by side."""
     return Html(f'<div class="figures">{join(frames)}</div>')
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format a number with so many decimals; a dash if there is none."""
+    """Format a number with `digits` decimals, or None as a dash."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def percent(value: float | None) -> str:
-    """Format a share in percent; a dash if there is none."""
+    """Format a share in percent, or None as a dash."""
     return DASH if value is None else number(100 * value, 1) + "\u202f%"
 
 
@@ -60,7 +60,7 @@ def signed(value: float | None) -> str:
 
 
 def interval(gain: Mapping[str, float | None] | None) -> str:
-    """Format a mean with its 95 % interval; a dash if it was not measured."""
+    """Format a mean with its 95 % interval, or None as a dash."""
     if gain is None:
         return DASH
     return f"{signed(gain['mean'])} [{number(gain['low'], 4)}, {number(gain['high'], 4)}]"
@@ -85,7 +85,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, obj
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
-    """Return a table whose first column names the row; it scrolls where it is too large."""
+    """Return a table with row names in the first column; it scrolls if it is too large."""
     body = "\n".join(
         f'<tr><th scope="row">{escape(first)}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
@@ -106,7 +106,7 @@ def run_table(
     runs: Sequence[Run],
     rows_of: Callable[[Run], Iterable[Sequence[object]]],
 ) -> Html:
-    """Return a table of rows from every run, named in a first column if there are several."""
+    """Return a table of rows from every run; with several runs, the first column names them."""
     if len(runs) == 1:
         return table(caption, head, rows_of(runs[0]))
     rows = [(run_name(run), *row) for run in runs for row in rows_of(run)]
@@ -114,7 +114,7 @@ def run_table(
 
 
 def by_run(runs: Sequence[Run], text_of: Callable[[Run], str]) -> Html:
-    """Return the one run's text, or the texts of several beside their names and tags."""
+    """Return the text of a single run, or the texts of several with their names and tags."""
     if len(runs) == 1:
         return escape(text_of(runs[0]))
     items = []
@@ -138,13 +138,13 @@ def run_colour(run: Run) -> str:
 
 
 def fold(title: str, content: str) -> Html:
-    """Return content that unfolds below its title."""
+    """Return content that a click on its title shows."""
     body = escape(content)
     return Html(f"<details><summary>{escape(title)}</summary>\n{body}</details>")
 
 
 def bars(caption: str, rows: Sequence[tuple[str, float | None, str, bool]]) -> Html:
-    """Return horizontal bars; each row is name, length, the length in words, and emphasis."""
+    """Return horizontal bars; each row has a name, length, formatted length and emphasis."""
     longest = max(length or 0.0 for _, length, *_ in rows) or 1.0
     body = "\n".join(
         f'<tr{_css("own" if own else "")}><th scope="row">{escape(name)}</th>'
@@ -169,13 +169,13 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> Html:
 
 
 def figure(key: str, title: str, caption: str, spoken: str) -> Html:
-    """Return the frame that draw.js draws the figure of that key into.
+    """Return the frame into which draw.js draws a figure.
 
     Args:
-        key: Key of the figure's data among the page's figures.
-        title: Heading.
-        caption: What the figure shows.
-        spoken: What a screen reader says instead of the plot.
+        key: of the figure's data.
+        title: heading.
+        caption: explanation.
+        spoken: text for screen readers.
     """
     return Html(
         f"<figure>\n<h3>{escape(title)}</h3>\n"
@@ -186,11 +186,11 @@ def figure(key: str, title: str, caption: str, spoken: str) -> Html:
 
 
 def toggles(title: str, choices: Sequence[tuple[str, str, str]]) -> Html:
-    """Return boxes that show and hide layers in all figures.
+    """Return checkboxes that show and hide layers in all figures.
 
     Args:
-        title: Legend of the boxes.
-        choices: Key of the layer, its name, and its colour or an empty string, for each box.
+        title: legend.
+        choices: for each box, the layer's key, its name, and its colour or an empty string.
     """
     boxes = "".join(
         f'<label><input type="checkbox" checked data-layer="{escape(key)}">'
@@ -209,8 +209,8 @@ def mark_changes(before: str, after: str) -> tuple[Html, Html, float]:
     """Mark the words that differ between two texts.
 
     Returns:
-        The first text with its deletions marked, the second with its insertions marked, and the
-        share of the words of both that are marked, 0 to 1.
+        The first text with deletions marked, the second with insertions marked, and the share of
+        all words that are marked, in [0, 1].
     """
     left, right = _WORDS.findall(before), _WORDS.findall(after)
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
@@ -224,7 +224,7 @@ def mark_changes(before: str, after: str) -> tuple[Html, Html, float]:
 
 @functools.cache
 def part(name: str) -> str:
-    """Read one of the files that the pages are made of."""
+    """Read a file of this package that is part of the pages."""
     return importlib.resources.files("agents.report").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The section on operations: the surgeon's effect, returns, commits and coefficients."""
+"""The section on operations: effect, returns, commits and coefficients."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from agents.report.html import (
 
 POLICIES = ("surgeon", "random", "zero")
 
-_MOST_COEFFICIENTS = 16  # shown of a tested operation
+_MOST_COEFFICIENTS = 16  # of a tested operation in its table
 
 
 class Effect(NamedTuple):
-    """A quantity that the surgeon's effect is measured in; positive is better."""
+    """A measure of the surgeon's effect; positive is better."""
 
     key: str
-    """Its name in the measurements of `summary.json`; a run may lack it."""
+    """Name in the measurements of `summary.json`; a run may lack it."""
     title: str
     unit: str
     caption: str
@@ -61,7 +61,7 @@ EFFECTS = [
 
 
 def operations_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Show the surgeon's effect, and all operations by phase, test and round."""
+    """Show the surgeon's effect, and the operations by phase, test and round."""
     if not any(run.of_kind("operation") or run.measurements for run in runs):
         return paragraph("There were no operations.")
     head = ["Phase", "Operations", "Mean return", "Best return", "Above zero", "Flatlines"]
@@ -77,13 +77,13 @@ def operations_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
 
 
 def measured(runs: Sequence[Run]) -> list[Effect]:
-    """Return the quantities that some run has measured."""
+    """Return the measures that at least one run has."""
     rows = [row for run in runs for row in run.measurements]
     return [effect for effect in EFFECTS if any(row.get(effect.key) for row in rows)]
 
 
 def _effects(runs: Sequence[Run], figures: dict[str, Figure]) -> Iterable[Html]:
-    """Yield figures, with the last measurement of each of several runs, and a table of all."""
+    """Yield figures and a table; for several runs, the figures show the last measurements."""
     effects, frames = measured(runs), []
     if not effects:
         return
@@ -129,7 +129,7 @@ def _returns(run: Run) -> Iterable[tuple[object, ...]]:
 
 
 def _commits(run: Run) -> Html:
-    """Explain how operations could be kept, and how many were."""
+    """Describe the commit policy and its results."""
     parts = []
     if summary := run.summary.get("commits"):
         text = (

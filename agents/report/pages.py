@@ -1,4 +1,4 @@
-"""Pages: one offline HTML file about one run or several, written at any time of a run."""
+"""Pages: one self-contained HTML file about one or several runs, finished or not."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ REPORT = "report.html"  # of each run
 COMPARISON = "comparison.html"  # of several
 RELOAD_SECONDS = 30
 
-_LIVE_SHARE = 0.02  # of a run's time that its reports may take
-_LEAD_LENGTH = 300  # characters; a longer verdict is set smaller
+_LIVE_SHARE = 0.02  # largest share of a run's time for its reports
+_LEAD_LENGTH = 300  # characters; a longer verdict gets a smaller font
 
 
 def write_report(run_folder: Path, *, reload_seconds: int | None = None) -> Path:
@@ -32,33 +32,33 @@ def write_report(run_folder: Path, *, reload_seconds: int | None = None) -> Path
     The page needs no network and no other file. An unfinished run gets a report of its progress.
 
     Args:
-        run_folder: A folder with `config.json`, `metrics.jsonl` and, once finished, `summary.json`.
-        reload_seconds: How often a browser reloads the page while the run is unfinished; None for
+        run_folder: a folder with `config.json`, `metrics.jsonl` and, once finished, `summary.json`.
+        reload_seconds: interval at which a browser reloads the page of an unfinished run; None for
             never.
 
     Returns:
         Path of the page.
 
     Raises:
-        ValueError: If the folder is not that of a run.
+        ValueError: if the folder is not a run's.
     """
     return _write_page([load_run(run_folder)], run_folder / REPORT, reload_seconds)
 
 
 def write_reports(run_folders: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Write the report of each run and, of several runs, one page about all of them.
+    """Write the report of each run and, for several runs, one page that compares them.
 
     Args:
-        run_folders: Run folders, one or more, finished or not; duplicates count once.
-        out: Path of the page about all runs; default `comparison.html` in the working directory. If
-            it is given, the page is written for one run too.
+        run_folders: one or more run folders, finished or not; duplicates count once.
+        out: path of the comparison; default `comparison.html` in the working directory. If it is
+            given, the comparison is written for one run too.
 
     Returns:
-        Paths of the pages; that about all runs, if there is one, comes last.
+        Paths of the pages, the comparison last.
 
     Raises:
-        ValueError: If there is no folder, one of them is not that of a run, or `out` exists and is
-            not a page, or is one of a run's own files; then nothing has been written.
+        ValueError: if there is no folder, a folder is not a run's, or `out` exists and is not a
+            page, or is one of a run's own files. Nothing has been written then.
     """
     folders = distinct(run_folders)
     if len(folders) > 1 or out is not None:
@@ -80,13 +80,13 @@ def write_reports(run_folders: Sequence[Path], out: Path | None = None) -> list[
 class LiveReport:
     """Keeps the report of an unfinished run current, at little cost.
 
-    Call `refresh` as often as you like. It writes the report only if the last one is old enough,
-    and if reports have taken no more than 2 % of the run's time.
+    `refresh` may be called at any rate: it writes a report only if the last one is old enough and
+    reports have taken at most 2 % of the run's time.
 
     Args:
-        folder: The run's folder.
-        every_seconds: Least time between two reports, at least 0.
-        clock: Returns the time in seconds.
+        folder: of the run.
+        every_seconds: shortest time between two reports, at least 0.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LiveReport:
     def refresh(self) -> bool:
         """Write the report if it is due; return whether it was written.
 
-        A full disk does not end the run: the report is tried again later.
+        If the disk is full, the run continues and a later call tries again.
         """
         start = self._clock()
         if start < self._due:
@@ -121,12 +121,12 @@ class LiveReport:
 
 
 def _write_page(runs: Sequence[Run], path: Path, reload_seconds: int | None = None) -> Path:
-    """Fill the template; the file is replaced in one step, so that readers find a whole page."""
+    """Fill in the template and write the page atomically."""
     if runs[0].finished:
         reload_seconds = None
     reload = f'<meta http-equiv="refresh" content="{reload_seconds}">\n' if reload_seconds else ""
     names = escape(" \u00b7 ".join(run.name for run in runs))
-    heading = "What the surgeon was worth" if len(runs) == 1 else f"Comparison of {len(runs)} runs"
+    heading = "Effect of the surgeon" if len(runs) == 1 else f"Comparison of {len(runs)} runs"
     figures: dict[str, Figure] = {}
     sections = [(s, html) for s in SECTIONS if (html := s.build(runs, figures))]
     links = [f'<li><a href="#{escape(s.key)}">{escape(s.title)}</a></li>' for s, _ in sections]
@@ -154,7 +154,7 @@ def _write_page(runs: Sequence[Run], path: Path, reload_seconds: int | None = No
 
 
 def _lead(runs: Sequence[Run]) -> Html:
-    """Return the verdict of each run, and of a single run what was done."""
+    """Return the verdict of each run; for a single run, also its facts and a description."""
     if len(runs) > 1:
         return by_run(runs, _verdict)
     run, verdict = runs[0], _verdict(runs[0])
@@ -197,11 +197,11 @@ def _about(run: Run) -> str:
 
 
 def _notes(runs: Sequence[Run], reload_seconds: int | None) -> Iterable[str]:
-    """Yield what limits the page."""
+    """Yield notes on missing or incomparable data."""
     if not same_text(runs):
         names = ", ".join(dict.fromkeys(str(run.fact("corpus")) for run in runs))
         yield (
-            f"These runs read different texts ({names}). Do not compare their losses and "
+            f"These runs use different texts ({names}). Do not compare their losses and "
             "accuracies; the n-gram references are left out."
         )
     for run in runs:
@@ -220,7 +220,7 @@ def _notes(runs: Sequence[Run], reload_seconds: int | None) -> Iterable[str]:
 
 
 def _link(page: Path, out: Path) -> str:
-    """Return the address of a page as seen from another."""
+    """Return the address of a page relative to another."""
     try:
         path = os.path.relpath(page.resolve(), out.resolve().parent)
     except ValueError:  # on another drive of Windows
@@ -229,7 +229,7 @@ def _link(page: Path, out: Path) -> str:
 
 
 def _check_out(out: Path) -> None:
-    """Raise a ValueError if the page would replace another file or be taken for a run's own."""
+    """Raise a ValueError if the page would replace another kind of file or one of a run's own."""
     if os.path.lexists(out) and not _is_page(out):
         raise ValueError(f"out must be a new file or a page written before, got {str(out)!r}")
     # A page called summary.json would mark a run as finished.
@@ -237,13 +237,13 @@ def _check_out(out: Path) -> None:
     in_run = any(all(map(os.path.isfile, (f / x for x in files))) for f in out.absolute().parents)
     if in_run and (out.suffix != ".html" or out.name == REPORT):
         raise ValueError(
-            f"out must be a page of its own in a run's folder, such as {COMPARISON}, "
+            f"out must not be a run's own file, but another page like {COMPARISON}, "
             f"got {str(out)!r}"
         )
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a regular file is empty or begins as our pages do."""
+    """Whether a path is a regular file that is empty or starts like our pages."""
     if path.is_symlink() or not path.is_file():
         return False
     beginning = part("page.html").partition("$")[0].encode()
@@ -252,7 +252,7 @@ def _is_page(path: Path) -> bool:
 
 
 def _script_json(value: object) -> str:
-    """Return JSON that cannot end the script element: `<` occurs in strings only, so escape it."""
+    """Return JSON that cannot end the script element; `<` occurs in strings only."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

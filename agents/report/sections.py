@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.report.data import Row, Run, references, same_text
+from agents.report.data import Run, references, same_text
 from agents.report.figures import CURVES, NATS, Curve, Figure, curve_frames, other_curves
 from agents.report.html import (
     DASH,
@@ -34,6 +34,7 @@ from agents.report.html import (
     toggles,
 )
 from agents.report.operations import measured, operations_section
+from agents.tracking.schema import Row
 
 SCORES = (
     ("Accuracy", "accuracy", "", percent),
@@ -43,18 +44,18 @@ SCORES = (
     ("Calibration error", "calibration_error", "", percent),  # older runs lack it
 )
 _ENVIRONMENT = "environment."
-_NOT_SETTINGS = {"out", "corpus_sha256"}  # the folder, and what `corpus` says already
+_NOT_SETTINGS = {"out", "corpus_sha256"}  # the folder, and a checksum of `corpus`
 
 
 class Section(NamedTuple):
     """A section of the page."""
 
     key: str
-    """Its id, unique on the page."""
+    """Id, unique on the page."""
     title: str
     build: Callable[[Sequence[Run], dict[str, Figure]], Html]
-    """Takes the runs, one or more, and the page's figures by key, to which it adds its own. If it
-    returns nothing, the section is left out."""
+    """Takes the runs (at least one) and the page's figures by key, to which it adds its own. The
+    section is left out if the result is empty."""
 
 
 def result_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
@@ -117,7 +118,7 @@ def _bars(caption: str, key: str, show: Callable[[float | None], str], runs: Seq
 
 
 def contrasts_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Compare settings by the runs of equal seed that they have in common."""
+    """Compare settings by pairs of runs with the same seed."""
     scored = [run for run in runs if run.finished and run.scores]
     if not same_text(scored):
         return Html("")
@@ -154,7 +155,7 @@ def _paired(pairs: Sequence[tuple[Run, Run]], metric: str) -> str:
 
 
 def curves_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Draw the metrics against compute, under the boxes that switch layers off and on."""
+    """Plot the metrics against compute, with boxes that show and hide layers."""
     frames = curve_frames(runs, CURVES, figures)
     if not frames:
         return paragraph("Nothing has been measured yet.")
@@ -180,7 +181,7 @@ def _phase_key(run: Run) -> Html:
 
 
 def _layers(runs: Sequence[Run], figures: Mapping[str, Figure]) -> Iterable[tuple[str, str, str]]:
-    """Yield what can be switched off: key, name and colour; draw.js uses the same keys."""
+    """Yield key, name and colour of each layer; draw.js uses the same keys."""
     for run in runs if len(runs) > 1 else ():
         words = " ".join([run.name, *(f"({tag})" for tag in run.tags)])
         yield f"run-{run.index}", words, run_colour(run)
@@ -192,7 +193,7 @@ def _layers(runs: Sequence[Run], figures: Mapping[str, Figure]) -> Iterable[tupl
 
 
 def samples_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Show texts of every phase; of several runs, the last text of each."""
+    """Show texts of every phase; for several runs, the last text of each."""
     rows = [row for run in runs for row in run.of_kind("sample")]
     if not rows:
         return paragraph("No text has been sampled yet.")
@@ -200,9 +201,9 @@ def samples_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
     if any(row.get("operated_text") is not None for row in rows):
         parts.append(
             Html(
-                "<p>Texts side by side have the same prompt and the same sampling noise. Marked "
-                "are the words that only the text <del>without the operation</del> has, and those "
-                "that only the text <ins>with it</ins> has.</p>"
+                "<p>Texts side by side have the same prompt and the same sampling noise. Words are "
+                "marked that occur only in the text <del>without the operation</del> or only in "
+                "the text <ins>with it</ins>.</p>"
             )
         )
     for title, chosen in _chosen_samples(runs):
@@ -241,7 +242,7 @@ def _sample(row: Row) -> Html:
 
 
 def phases_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Show what each phase cost, and how the evaluations changed in it."""
+    """Show the cost of each phase, and the change of the evaluations in it."""
     curves = [curve for curve in CURVES if curve.kind == "evaluation"]  # others are too noisy
 
     def rows_of(run: Run) -> Iterable[tuple[object, ...]]:
@@ -304,7 +305,7 @@ def glossary_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
 
 
 def settings_section(runs: Sequence[Run], figures: dict[str, Figure]) -> Html:
-    """Show all settings, and the command that repeats each run."""
+    """Show all settings, and the command of each run."""
     parts = []
     for run in runs:
         if len(runs) > 1:

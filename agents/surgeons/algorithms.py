@@ -1,4 +1,4 @@
-"""The Stable-Baselines3 algorithms that are surgeons, and their settings."""
+"""Stable-Baselines3 algorithms as surgeons: the table and its settings."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ class Algorithm(NamedTuple):
     """Differences from the library's defaults."""
     policy: str = "MlpPolicy"
     rollout: tuple[str, ...] = ()
-    """Options whose default is the steps, transitions or episodes of one operation on every row."""
+    """Options whose default is the size of one operation on every row."""
 
 
-# An evaluation of the language model costs a hundred gradient steps of these networks.
+# Small: an evaluation of the language model costs as much as a hundred gradient steps of these.
 _NETS: dict[str, Any] = {"net_arch": [128, 128]}
 _OFF_POLICY = {
     "gamma": GAMMA,
     "policy_kwargs": _NETS,
     "learning_rate": 1e-3,
     "batch_size": 256,
-    # Old transitions are of a language model that has changed since.
+    # Small, since the language model changes and old transitions no longer hold.
     "buffer_size": 20_000,
     "learning_starts": 128,
     # After each step on every row.
     "train_freq": (1, "step"),
     "gradient_steps": 16,
 }
-# Rewards are scaled to a standard deviation of one, which SB3's initial coefficient of 1 drowns.
+# SB3's initial coefficient of 1 would dominate rewards, which have a standard deviation of 1.
 _ENTROPY = {"ent_coef": "auto_0.1"}
 # A deterministic policy explores by noise: the standard deviation of a normal distribution.
 _NOISE = {"action_noise": 0.5, "gradient_steps": 64, "learning_starts": 512}
-# Initial standard deviation exp(-1); with SB3's 1, most actions would be clipped to -1 or 1.
+# Initial standard deviation exp(-1); with SB3's 1, many actions would be clipped to -1 or 1.
 _GAUSSIAN = {**_NETS, "log_std_init": -1.0}
 _ON_POLICY = {
     "gamma": GAMMA,
     "policy_kwargs": _GAUSSIAN,
     "learning_rate": 1e-3,
-    # Operations are so short that whole returns are no noisier than a critic's estimates.
+    # In short operations, returns are no noisier than a critic's estimates.
     "gae_lambda": 1.0,
 }
 _WHOLE = ("n_steps", "batch_size")
 
 ALGORITHMS: dict[str, Algorithm] = {
     "sac": Algorithm("stable_baselines3", "SAC", {**_OFF_POLICY, **_ENTROPY}),
-    # The critics must be ahead: an actor that follows untrained ones saturates its tanh.
+    # The critics must learn first: an actor that follows untrained critics saturates its tanh.
     "td3": Algorithm("stable_baselines3", "TD3", {**_OFF_POLICY, **_NOISE, "policy_delay": 8}),
     "ddpg": Algorithm("stable_baselines3", "DDPG", {**_OFF_POLICY, **_NOISE}),
     "ppo": Algorithm("stable_baselines3", "PPO", _ON_POLICY, rollout=_WHOLE),
@@ -81,7 +81,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ars": Algorithm(
         "sb3_contrib",
         "ARS",
-        # One pair of policies per update, each tried on every row: rows are many, rounds few.
+        # One pair of policies per update, each evaluated on every row: rows are many, rounds few.
         {"n_delta": 1, "delta_std": 0.1, "learning_rate": 0.1},
         policy="LinearPolicy",
         rollout=("n_eval_episodes",),
@@ -94,14 +94,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         rollout=_WHOLE,
     ),
 }
-"""Algorithms by name; each is a surgeon. Add one with one row."""
+"""Algorithms by name; each row is a surgeon."""
 
 
 def class_of(algorithm: Algorithm) -> Callable[..., BaseAlgorithm]:
     """Import an algorithm's class.
 
     Raises:
-        ImportError: if its library is not installed; says which extra has it.
+        ImportError: if its library is not installed; names the extra.
     """
     module = import_extra(algorithm.module, "contrib", f"surgeon {algorithm.name}")
     found: Callable[..., BaseAlgorithm] = getattr(module, algorithm.name)
@@ -115,13 +115,13 @@ def settings_of(
 
     Args:
         name: a key of `ALGORITHMS`.
-        env: decides the settings that depend on its rows and steps.
+        env: determines the settings that depend on its rows and steps.
         options: by the algorithm's own names. `action_noise` may be a number, the standard
             deviation of a normal distribution, and `train_freq` a list, as JSON has no tuples.
 
     Raises:
         ImportError: if the library is not installed.
-        ValueError: if the algorithm has no such option, or one is of the wrong kind or too small.
+        ValueError: if an option is unknown, of the wrong type or too small.
     """
     algorithm = ALGORITHMS[name]
     found = signature(class_of(algorithm), eval_str=True).parameters
@@ -137,7 +137,7 @@ def settings_of(
         "n_eval_episodes": env.num_envs,
     }
     defaults = {**{size: sizes[size] for size in algorithm.rollout}, **algorithm.options}
-    # A copy, since the libraries add to what they are given.
+    # A copy, since the libraries modify their arguments.
     settings: dict[str, Any] = copy.deepcopy({**defaults, **options})
     if isinstance(settings.get("train_freq"), list):
         settings["train_freq"] = tuple(settings["train_freq"])

@@ -42,42 +42,42 @@ LEAST: dict[str, float] = {
     "n_top": 1,
     "sigma": 1e-6,
 }
-"""Smallest values of options; below them an algorithm never ends or divides by zero."""
+"""Smallest values of options; below them an algorithm would not end or would divide by zero."""
 
 
 class Surgeon(ABC):
     """An agent that operates on all rows of a vector environment at once.
 
-    A subclass needs only `act`. One that learns overrides `operate` too, and `save`, `load`,
-    `get_state` and `set_state` as far as it has anything to store. Keyword-only arguments of its
-    constructor are its options.
+    A subclass must define `act`. A learning one also overrides `operate` and, if it has anything to
+    store, `save`, `load`, `get_state` and `set_state`. Keyword-only arguments of the constructor
+    are its options.
     """
 
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int) -> None:
-        """Take the environment.
+        """Set environment and seed.
 
         Args:
-            env: where it operates; `operate` switches it to autoreset mode SAME_STEP.
-            seed: of everything random about the surgeon, and of the environment's prompts.
+            env: the environment; `operate` switches it to autoreset mode SAME_STEP.
+            seed: of the surgeon's own random numbers and of the environment's prompts.
         """
         self.env = env
         self.episode_length = env.config.episode_length
         self.n_coefficients = len(env.operator.labels)
         self.next_seed: int | None = prompt_seed(seed)
-        """Of the next reset; None continues the rows' generators."""
+        """Seed of the next reset; None continues the rows' generators."""
 
     def operate(self, n_operations: int) -> list[EpisodeRecord]:
         """Perform whole operations on every row, starting with a reset, and learn from them.
 
-        A row whose patient flatlines starts another operation at once, so there may be more records
-        than `n_operations` for each row, or fewer: unfinished operations leave none. This one
-        learns nothing.
+        After a flatline, a row starts another operation at once, and an operation that is not
+        finished at the end leaves no record. A row may thus have more or fewer records than
+        `n_operations`. The base class does not learn.
 
         Args:
-            n_operations: operations on each row; a learner may do more, if it needs more at a time.
+            n_operations: operations on each row; a learner may perform more.
 
         Returns:
-            Records of the operations that ended, in that order.
+            Records of the operations, in the order in which they ended.
         """
         return self._practise(self.act, n_operations)
 
@@ -90,8 +90,8 @@ class Surgeon(ABC):
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         """Return deterministic actions (N, A) in [-1, 1] for observations (N, O).
 
-        It is called for every step, since a surgeon may have a memory. `begins` (N,) marks the rows
-        whose operation begins with this step.
+        Called for every step, since a surgeon may have a memory. `begins` (N,) marks rows at the
+        start of an operation.
         """
 
     def stats(self) -> Mapping[str, float]:
@@ -99,15 +99,15 @@ class Surgeon(ABC):
         return {}
 
     def save(self, folder: Path) -> None:  # noqa: B027
-        """Write what the surgeon has learned into an existing folder."""
+        """Write the learned parameters into an existing folder."""
 
     def load(self, folder: Path) -> None:  # noqa: B027
-        """Read what a surgeon of the same name, seed and options wrote."""
+        """Read the files written by a surgeon of the same name, seed and options."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return what an exact resume needs beyond `save`, between two calls of `operate`.
+        """Return the state between two calls of `operate` that is not in the files of `save`.
 
-        A dict with nested dicts and lists of numbers, strings, arrays and tensors.
+        Nested dicts and lists of numbers, strings, arrays and tensors.
         """
         return {"seed": self.next_seed, "rng_state": self.env.get_rng_state()}
 
@@ -118,10 +118,9 @@ class Surgeon(ABC):
 
 
 def check_interface(surgeon: object, name: str) -> None:
-    """Raise a ValueError if a freshly built surgeon would fail later, in the middle of a run.
+    """Raise a ValueError unless a new surgeon has the methods of `Surgeon` and a storable state.
 
-    It must be a `Surgeon` whose methods take the right arguments, and whose state fits into a
-    checkpoint.
+    Without this check it would fail in the middle of a run.
     """
     if not isinstance(surgeon, Surgeon):
         kind = f"{Surgeon.__module__}.{Surgeon.__name__}"
@@ -144,15 +143,16 @@ def check_interface(surgeon: object, name: str) -> None:
 def check_options(
     name: str, options: Mapping[str, Any], parameters: Mapping[str, Parameter]
 ) -> None:
-    """Check options against the keyword parameters that they are passed to.
+    """Check options against the keyword parameters that will receive them.
 
     Args:
         name: of the surgeon, for the message.
         options: by name.
-        parameters: their annotations say which plain values fit: numbers, strings, bools and None.
+        parameters: by name; numbers, strings, bools and None must match their annotations.
 
     Raises:
-        ValueError: if an option is unknown, missing, of another kind, not finite or below `LEAST`.
+        ValueError: if an option is unknown, missing, of the wrong type, not finite or below
+            `LEAST`.
     """
     for option, value in options.items():
         check_choice(f"{name} option", option, parameters)
@@ -166,23 +166,23 @@ def options_of(maker: Callable[..., object]) -> dict[str, Parameter]:
     """Return the keyword-only parameters of a surgeon's class or factory."""
     try:
         signature = inspect.signature(maker, eval_str=True)
-    except NameError:  # an annotation that is imported for type checkers only
+    except NameError:  # an annotation is imported for type checkers only
         signature = inspect.signature(maker)
     return {n: p for n, p in signature.parameters.items() if p.kind == p.KEYWORD_ONLY}
 
 
 def prompt_seed(seed: int) -> int:
-    """Return the seed of row 0's prompts for a surgeon's seed; row i's is i larger.
+    """Return the seed of row 0's prompts for a surgeon's seed; that of row i is larger by i.
 
-    Spread out, so that surgeons of neighbouring seeds share no prompts, and prompts are independent
-    of actions that are drawn from the seed itself.
+    A hash, so that surgeons with neighbouring seeds share no prompts, and prompts are independent
+    of actions drawn with the surgeon's own seed.
     """
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
 
 
 @contextlib.contextmanager
 def reading(folder: str | Path) -> Iterator[None]:
-    """Raise a ValueError for any error that a surgeon's stored files cause in the body."""
+    """Turn errors that a surgeon's stored files cause in the body into a ValueError."""
     try:
         yield
     except ImportError:
@@ -198,7 +198,7 @@ def reading(folder: str | Path) -> Iterator[None]:
 def _check_value(what: str, value: Any, parameter: Parameter) -> None:
     annotation = parameter.annotation
     if not (value is None or isinstance(value, bool | int | float | str)):
-        return  # a dict or an object: left to the algorithm
+        return  # a dict or an object, which the algorithm checks
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     kinds = get_args(annotation) or (annotation,)
     is_untyped = isinstance(annotation, str) or annotation in (Parameter.empty, Any)

@@ -1,4 +1,4 @@
-"""Surgeons that do not learn: the controls that a learning one is compared with.
+"""Surgeons that do not learn: controls for the learning ones.
 
 Shapes: N rows, A coefficients.
 """
@@ -18,7 +18,7 @@ from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 
 
 class ZeroSurgeon(Surgeon):
-    """Never moves a coefficient, so every reward is exactly 0."""
+    """Leaves all coefficients at zero, so every reward is exactly 0."""
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
         """Return zeros."""
@@ -34,7 +34,7 @@ class RandomSurgeon(Surgeon):
         self._rng = np.random.default_rng(seed)
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return new random actions, whatever the observations."""
+        """Return new random actions."""
         shape = (len(observations), self.n_coefficients)
         return self._rng.uniform(-1.0, 1.0, shape).astype(np.float32)
 
@@ -51,13 +51,13 @@ class RandomSurgeon(Surgeon):
 class ReplaySurgeon(Surgeon):
     """Repeats a trained surgeon's actions, shuffled over rows and operations.
 
-    Step k of an operation takes the action of step k of some operation that the trained surgeon
-    performed on other prompts, and each step is taken from another operation. Actions and their
-    timing are thus distributed as the trained surgeon's, but do not depend on the observations: the
-    trained surgeon's advantage over this control is what it gains by looking at the patient. It is
-    0 if all its operations are the same.
+    At step k of an operation it takes an action that the trained surgeon took at step k of another
+    operation, on other prompts; the source operation is drawn anew for each step. Actions thus have
+    the trained surgeon's distribution at each step, but do not depend on the observations. The
+    trained surgeon's advantage over this control is the value of its observations, 0 if all its
+    operations are the same.
 
-    The trained surgeon is watched anew in each `operate`, on the language model as it is then.
+    Each `operate` first records the trained surgeon on the current language model.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class ReplaySurgeon(Surgeon):
         n_operations: int = 1,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take the trained surgeon.
+        """Set the trained surgeon.
 
         Args:
-            env: where both operate.
+            env: of both surgeons.
             seed: of prompts and shuffling.
-            source: the trained surgeon; asked for deterministic actions only.
-            n_operations: operations to watch on every row at a time, at least 1.
-            about: name, seed and options that `source` was made with, if this is to be saved.
+            source: the trained surgeon; only its deterministic actions are used.
+            n_operations: operations of `source` to record on every row, at least 1.
+            about: name, seed and options of `source`, needed to save this surgeon.
         """
         super().__init__(env, seed)
         self.about = about
@@ -84,19 +84,19 @@ class ReplaySurgeon(Surgeon):
         self._source = source
         self._n_watched = n_operations
         self._seen: list[FloatArray] = []
-        """Actions (n, A) at each step; n falls where patients flatline."""
+        """Recorded actions (n, A) at each step; n decreases after flatlines."""
         self._step: NDArray[np.int64] = np.zeros(0, np.int64)
         """(N,) index of the next step."""
 
     def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        """Watch the trained surgeon, then operate."""
+        """Record the trained surgeon, then operate."""
         self._seen = self._watch()
         return super().operate(n_operations)
 
     def act(self, observations: FloatArray, begins: BoolArray) -> FloatArray:
-        """Return actions of the same steps of other operations, whatever the observations.
+        """Return actions of the same steps of other operations.
 
-        Watches the trained surgeon first if it has not yet; operations in progress are restored.
+        The first call records the trained surgeon and then restores operations in progress.
         """
         if not self._seen:
             state, seed = self.env.get_state(), self.next_seed
@@ -124,12 +124,12 @@ class ReplaySurgeon(Surgeon):
         self._source.load(folder)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the states of all generators and the actions seen."""
+        """Return the states of all generators and the recorded actions."""
         own = {"seen": self._seen, "shuffling": dict(self._rng.bit_generator.state)}
         return {**super().get_state(), **own, "source": self._source.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
+        """Restore the state."""
         self._source.set_state(state["source"])
         super().set_state(state)
         self._seen = [np.asarray(actions) for actions in state["seen"]]

@@ -26,13 +26,13 @@ class EpisodeRecord(NamedTuple):
     """One finished operation."""
 
     total: float
-    """Return: the improvement of the score, or minus the flatline penalty."""
+    """Return: the improvement of the score; after a flatline at most `-flatline_penalty`."""
     length: int
     """Steps."""
     mean_abs_action: float
     """Mean of |action| over steps and coefficients, in [0, 1]."""
     coefficients: NDArray[np.float64]
-    """(A,) at the end."""
+    """(A,) final coefficients."""
     flatline: str | None
     """Cause of the flatline, or None."""
     terms: dict[str, float]
@@ -46,7 +46,7 @@ class EpisodeRecord(NamedTuple):
 
 
 class EpisodeRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Record each operation that ends."""
+    """Record each operation when it ends."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         """Wrap a vector environment."""
@@ -73,12 +73,12 @@ class EpisodeRecorder(VectorWrapper[Any, Any, Any, Any, Any]):
     ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step every row."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        played = ~self._is_resetting  # NEXT_STEP spends a step on each reset
+        played = ~self._is_resetting  # in mode NEXT_STEP, a reset takes a step
         self._totals += rewards
         self._lengths += played
         self._efforts += np.where(played, np.abs(actions).mean(axis=1), 0.0)
         ended = terminated | truncated
-        final_infos = infos.get("final_info", infos)  # SAME_STEP's, or that of the other modes
+        final_infos = infos.get("final_info", infos)  # in mode SAME_STEP, or in the others
         for row in np.flatnonzero(ended).tolist():
             self.records.append(self._record(row, row_info(final_infos, row)))
         self._restart(ended)
@@ -117,15 +117,15 @@ def play(
     """Reset all rows and play episodes on them.
 
     Args:
-        env: in mode SAME_STEP, or NEXT_STEP for one episode each: it does not evaluate the baseline
-            of another.
+        env: in mode SAME_STEP; or in mode NEXT_STEP for one episode on each row, which saves the
+            evaluation of another baseline.
         act: the policy; called once for each step.
         seed: as for `reset`; None continues the rows' generators.
-        n_steps: steps to make on every row; by default until each has finished one episode.
+        n_steps: number of steps; by default, until every row has finished one episode.
 
     Returns:
-        Records of the finished episodes, or of the first one of each row, in the order in which
-        they ended.
+        Records of all finished episodes (with `n_steps`) or of each row's first one, in the order
+        in which they ended.
     """
     recorder = EpisodeRecorder(env)
     observations, _ = recorder.reset(seed=seed)
@@ -143,16 +143,16 @@ def play(
 
 
 def check_records(records: Any) -> None:
-    """Raise a TypeError unless these are what `Surgeon.operate` has to return."""
+    """Raise a TypeError unless this is a valid result of `Surgeon.operate`."""
     if not isinstance(records, list) or not all(isinstance(r, EpisodeRecord) for r in records):
         raise TypeError(f"operate must return a list of EpisodeRecord, got {records!r:.100}")
 
 
 def require_same_step(env: VectorEnv[Any, Any, Any], purpose: str) -> None:
-    """Switch this package's own vector environment to autoreset mode SAME_STEP.
+    """Make sure that an environment is in autoreset mode SAME_STEP; switch it if it is ours.
 
     Raises:
-        ValueError: if another environment is in another mode.
+        ValueError: if an environment of another package is in another mode.
     """
     if isinstance(env, AttentionSurgeryVectorEnv):
         env.autoreset_mode = AutoresetMode.SAME_STEP
@@ -165,9 +165,9 @@ def require_same_step(env: VectorEnv[Any, Any, Any], purpose: str) -> None:
 
 
 def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """Return one row's part of a vector environment's infos, as plain values and copies.
+    """Return one row of a vector environment's infos, as plain values and copies.
 
-    A row lacks `name` where the mask `_name` is False.
+    An entry `name` is left out if its mask `_name` is False for the row.
     """
     info: dict[str, Any] = {}
     for name, values in infos.items():

@@ -1,8 +1,8 @@
-"""Keep libraries that use the global random generators away from everybody else's.
+"""Isolate libraries that use the global random generators.
 
-Stable-Baselines3 seeds Python's, numpy's and torch's global generators when an algorithm is built,
-and draws from them afterwards. Inside `PrivateRandomness.use` they hold the surgeon's own states;
-outside, what they held before.
+Stable-Baselines3 seeds the global generators of Python, numpy and torch when an algorithm is built,
+and draws from them afterwards. Inside `PrivateRandomness.use` they have the surgeon's own states;
+outside, their previous states.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class GlobalStates(NamedTuple):
     numpy: Any
     torch: torch.Tensor
     cuda: Sequence[torch.Tensor] = ()
-    """One for each device; surgeons draw on the CPU, but seeding torch seeds these too."""
+    """One for each device: surgeons draw on the CPU, but seeding torch changes these too."""
 
 
 class PrivateRandomness:
     """One consumer's own copy of the global generators."""
 
     def __init__(self, seed: int) -> None:
-        """Start from a seed, without touching the global generators."""
+        """Start from a seed, without changing the global generators."""
         self._states = GlobalStates(
             random.Random(seed).getstate(),
             np.random.RandomState(seed % 2**32).get_state(),
@@ -38,7 +38,7 @@ class PrivateRandomness:
         )
 
     def get_state(self) -> dict[str, Any]:
-        """Return the states of the generators, without CUDA's, which surgeons do not use."""
+        """Return the states but for CUDA's, which surgeons do not use."""
         _, keys, *rest = self._states.numpy
         return {
             "python": self._states.python,
@@ -60,7 +60,7 @@ class PrivateRandomness:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Swap the private states in for the body, and the global ones back in afterwards."""
+        """Set the private states for the body, and restore the global ones afterwards."""
         outside = _read()
         try:
             _write(self._states)

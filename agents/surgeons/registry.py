@@ -11,7 +11,7 @@ from typing import Any
 
 from agents.surgeons.base import Surgeon, check_interface, check_options, options_of, reading
 from agents.surgeons.baselines import RandomSurgeon, ReplaySurgeon, ZeroSurgeon
-from agents.surgeons.episodes import EpisodeRecord, EpisodeRecorder, check_records
+from agents.surgeons.episodes import EpisodeRecord
 from agents.surgeons.sb3 import ALGORITHMS, SB3Surgeon
 from agents.surgeons.search import CMAESSurgeon, EvolutionStrategySurgeon
 from avatarl_env.errors import check_choice, takes_any_keyword
@@ -22,14 +22,11 @@ __all__ = [
     "NONE",
     "SURGEONS",
     "EpisodeRecord",
-    "EpisodeRecorder",
     "Surgeon",
-    "check_records",
     "check_surgeon",
     "find_surgeon",
     "load_surgeon",
     "make_surgeon",
-    "reading",
     "save_surgeon",
 ]
 
@@ -39,7 +36,7 @@ NONE = "none"
 ABOUT = "surgeon.json"
 
 REFUSALS = (TypeError, AssertionError, RuntimeError, MemoryError, OverflowError)
-"""Errors by which libraries refuse an option; the last three for networks that are too large."""
+"""Errors that libraries raise for a bad option; the last three for networks that are too large."""
 
 
 def _replay(
@@ -51,8 +48,8 @@ def _replay(
 ) -> Surgeon:
     """Build the control of the surgeon that is saved in the folder `source`.
 
-    A saved replay has, instead of the folder, what its trained surgeon was made with: that is
-    loaded later. (A folder may be a number, as command lines parse digits.)
+    For a saved replay, `source` is the name, seed and options of its trained surgeon, whose files
+    are loaded later. (A folder may be a number, since command lines parse digits.)
     """
     if isinstance(source, Mapping):
         about = source
@@ -80,10 +77,10 @@ Add your own with `SURGEONS["mine"] = MySurgeon`, a subclass of `agents.surgeons
 
 
 def check_surgeon(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise a ValueError if there is no such surgeon, or if there are options for `NONE`."""
+    """Raise a ValueError if the surgeon is unknown, or `NONE` has options."""
     check_choice("surgeon", name, [*SURGEONS, NONE])
     if name == NONE and options:
-        raise ValueError(f"surgeon_options must be empty where surgeon is {NONE!r}, got {options}")
+        raise ValueError(f"surgeon_options must be empty if surgeon is {NONE!r}, got {options}")
 
 
 def make_surgeon(
@@ -96,20 +93,20 @@ def make_surgeon(
 
     Args:
         name: a key of `SURGEONS`.
-        env: where it operates, on all rows at once; its autoreset mode becomes SAME_STEP.
-        seed: of everything random about the surgeon, and of the environment's prompts.
+        env: its environment, whose autoreset mode becomes SAME_STEP.
+        seed: of the surgeon's own random numbers and of the environment's prompts.
         options: of the surgeon, by name.
 
     Raises:
-        ImportError: if it needs a library that is not installed; says which extra has it.
-        ValueError: if the name or an option is unknown (names the closest), a value does not fit,
-            or what is registered is not a `Surgeon`.
+        ImportError: if it needs a library that is not installed; names the extra.
+        ValueError: if the name or an option is unknown (offers the closest), a value does not fit,
+            or the result is not a `Surgeon`.
     """
     check_surgeon(name)
     if name == NONE:
         raise ValueError(f"surgeon must be one that operates, got {NONE!r}")
     options = dict(options or {})
-    if not takes_any_keyword(SURGEONS[name]):  # those check options themselves
+    if not takes_any_keyword(SURGEONS[name]):  # otherwise it checks its options itself
         check_options(name, options, options_of(SURGEONS[name]))
     try:
         surgeon = SURGEONS[name](env, seed, **options)
@@ -117,7 +114,7 @@ def make_surgeon(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"surgeon {name!r} cannot be built with options {options}: {reason}"
-        ) from (error)
+        ) from error
     check_interface(surgeon, name)
     return surgeon
 
@@ -129,18 +126,18 @@ def save_surgeon(
     seed: int,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what a surgeon has learned, and how to build it again, into an existing folder.
+    """Write a surgeon's parameters, name, seed and options into an existing folder.
 
     Args:
-        surgeon: as built by `make_surgeon`.
-        folder: where to write.
-        name: the surgeon was made with.
-        seed: it was made with.
-        options: it was made with; JSON must be able to hold them.
+        surgeon: built by `make_surgeon`.
+        folder: to write into.
+        name: argument of `make_surgeon`.
+        seed: argument of `make_surgeon`.
+        options: argument of `make_surgeon`, in JSON types.
     """
     folder, options = Path(folder), dict(options or {})
     if isinstance(surgeon, ReplaySurgeon) and surgeon.about is not None:
-        options["source"] = dict(surgeon.about)  # it is saved too, as its own folder may go
+        options["source"] = dict(surgeon.about)  # saved here too: its own folder may be deleted
     about = json.dumps({"surgeon": name, "seed": seed, "options": options})
     surgeon.save(folder)
     write_atomically(folder / ABOUT, about + "\n")
@@ -153,12 +150,11 @@ def find_surgeon(folder: Path) -> Path | None:
 
 
 def load_surgeon(folder: str | Path, env: AttentionSurgeryVectorEnv) -> Surgeon:
-    """Build a saved surgeon again; it continues to learn, in a new environment.
+    """Build a saved surgeon, which can continue to learn.
 
     Args:
-        folder: that `save_surgeon` wrote, such as a run's `checkpoints/final`. Nothing in
-            it is unpickled.
-        env: where it operates, with the same observations and actions.
+        folder: written by `save_surgeon`, like a run's `checkpoints/final`. Nothing is unpickled.
+        env: its new environment, with the same observation and action spaces.
 
     Raises:
         ValueError: if the folder has no surgeon, or one that is damaged or does not fit.

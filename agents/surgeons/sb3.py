@@ -1,4 +1,4 @@
-"""Stable-Baselines3 algorithms as surgeons: one adapter for all of them."""
+"""One adapter that makes any Stable-Baselines3 algorithm a surgeon."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = ["ALGORITHMS", "SB3Surgeon"]
 
 ZIP, NORMALISATION = "surgeon.zip", "surgeon_normalisation.json"
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
-LARGEST_WEIGHT = 1e6  # healthy networks are far below
-# Two runs of one seed are equal on the CPU; networks of this size are no faster elsewhere.
+LARGEST_WEIGHT = 1e6  # far above the weights of healthy networks
+# Deterministic, and not slower than a GPU for networks of this size.
 DEVICE = "cpu"
 
 
@@ -50,14 +50,13 @@ class SB3Surgeon(Surgeon):
 
         Args:
             name: a key of `ALGORITHMS`.
-            env: where it operates, on all rows at once.
+            env: its environment.
             seed: of the algorithm and of the environment's prompts.
-            **options: the algorithm's own keyword arguments, overriding the table's; `action_noise`
-                may be a number, the standard deviation of a normal distribution.
+            **options: override the table's settings; see `settings_of`.
 
         Raises:
             ImportError: if the library is not installed.
-            ValueError: if the algorithm has no such option, or a value does not fit.
+            ValueError: if an option is unknown, or a value does not fit.
         """
         from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
@@ -90,8 +89,8 @@ class SB3Surgeon(Surgeon):
         Raises:
             DivergedError: if the networks have diverged.
         """
-        # SB3 keeps the last observation between calls of learn(). It belongs to the language model
-        # as it was then: continuing from it would reward the surgeon for the model's own progress.
+        # SB3 keeps the last observation between calls of learn(). It is of an earlier language
+        # model: continuing from it would reward the surgeon for the model's own progress.
         self.model._last_obs = None
         try:
             with self._randomness.use():
@@ -100,7 +99,7 @@ class SB3Surgeon(Surgeon):
                     log_interval=None,  # type: ignore[arg-type]  # never
                     reset_num_timesteps=False,
                 )
-        except ValueError as error:  # torch's about distributions, ours about actions
+        except ValueError as error:  # from torch's distributions or our check of actions
             self._refuse_diverged(error)
             raise
         self._refuse_diverged()
@@ -118,9 +117,9 @@ class SB3Surgeon(Surgeon):
         return np.asarray(actions, dtype=np.float32)
 
     def stats(self) -> Mapping[str, float]:
-        """Return the algorithm's latest losses, `surgeon/actor_loss` and so on.
+        """Return the algorithm's latest losses (`surgeon/actor_loss`, ...).
 
-        For an off-policy algorithm also the number of transitions in its replay buffer.
+        An off-policy algorithm also has the number of transitions in its replay buffer.
         """
         stats = {
             key.replace("train/", "surgeon/"): float(value)
@@ -137,20 +136,20 @@ class SB3Surgeon(Surgeon):
 
         `BaseAlgorithm.load` reads the zip too, by unpickling; `load` here does not unpickle.
         """
-        archive = io.BytesIO()  # torch would hide that the disk is full
+        archive = io.BytesIO()  # torch would hide the error of a full disk
         self.model.save(archive)
         write_atomically(folder / ZIP, archive.getvalue())
         write_atomically(folder / NORMALISATION, json.dumps(self._normalisation()) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Read what another surgeon of this kind wrote; nothing is unpickled.
+        """Read the files of another surgeon of this kind; nothing is unpickled.
 
-        The replay buffer starts empty, so an off-policy algorithm first collects new operations.
-        Random numbers are new too: they do not repeat those of the saved surgeon.
+        The replay buffer starts empty, so an off-policy algorithm first collects new operations,
+        with new random numbers.
 
         Raises:
-            Exception: of any kind if a file is missing, damaged, or of a surgeon of another kind or
-                size (`load_surgeon` makes it a ValueError).
+            Exception: of any type if a file is missing, damaged, or of a surgeon of another kind or
+                size (`load_surgeon` turns it into a ValueError).
         """
         content, own = read_json(folder / NORMALISATION), self._normalisation()
         sizes = content.get("sizes")
@@ -171,7 +170,7 @@ class SB3Surgeon(Surgeon):
         if self._buffer is not None:
             self._buffer.reset()
             self.model.learning_starts = self._learning_starts + n_done  # type: ignore[attr-defined]
-        # Another seed at each point of the training: the same one would repeat the exploration.
+        # A seed that depends on the progress: the surgeon's own would repeat the exploration.
         seed = int(np.random.SeedSequence([self._seed, n_done]).generate_state(1)[0] >> 1)
         self._randomness = PrivateRandomness(seed)
         self.model.action_space.seed(seed)
@@ -185,7 +184,7 @@ class SB3Surgeon(Surgeon):
             "generators": self._randomness.get_state(),
             "actions": dict(self.model.action_space.np_random.bit_generator.state),
             "rows": self.env.get_rng_state(),
-            "seeds": list(self._env.unwrapped._seeds),  # of the next reset, usually None
+            "seeds": list(self._env.unwrapped._seeds),  # of the next reset; None after the first
             "learning_starts": getattr(self.model, "learning_starts", None),
             "buffer": None if buffer is None else filled(buffer),
         }
@@ -234,7 +233,7 @@ class SB3Surgeon(Surgeon):
                 ) from error
 
     def _silence(self) -> None:
-        """Let the algorithm keep its metrics without printing them."""
+        """Keep the algorithm from printing its metrics."""
         from stable_baselines3.common.logger import Logger
 
         self.model.set_logger(Logger(folder=None, output_formats=[]))

@@ -1,7 +1,6 @@
-"""Surgeons that search for one operation: the same steps whatever the model does.
+"""Open-loop surgeons, which search for one operation that is the same for every patient.
 
-They act open loop. What they find is the best constant operation, the bar for surgeons that look at
-the patient.
+The best constant operation is a baseline for surgeons that use their observations.
 
 Shapes: N rows, A coefficients, P candidates of a generation.
 """
@@ -40,10 +39,10 @@ FILE = "surgeon_search.json"
 
 
 class Approach:
-    """Open-loop policy: move every row to its goal in the fewest steps, then stay there."""
+    """Open-loop policy that moves every row to its goal in the fewest steps and stays there."""
 
     def __init__(self, goals: Array, step_size: float, reach: float) -> None:
-        """Take the goals (N, A), coefficients in [-reach, reach]."""
+        """Set the goals (N, A), coefficients in [-reach, reach]."""
         self.goals = goals
         self._step_size = step_size
         self._reach = reach
@@ -60,21 +59,21 @@ class Approach:
 
 
 class SearchSurgeon(Surgeon):
-    """Try candidates (A,), one on each row, and move towards the better ones.
+    """Evaluates candidates (A,), one on each row, and moves towards the better ones.
 
-    All candidates of a generation continue the same prompts with the same noise, so that only the
-    operations differ. A generation takes one operation on every row, or several where rows are few.
+    All candidates of a generation have the same prompts and noise, so that only the operations
+    differ. A generation takes one operation on every row, or several if there are few rows.
     """
 
     def __init__(
         self, env: AttentionSurgeryVectorEnv, seed: int, least: int, **options: float
     ) -> None:
-        """Start at no operation.
+        """Start at zero.
 
         Args:
-            env: where it operates.
+            env: its environment.
             seed: of prompts and candidates.
-            least: candidates that a generation needs.
+            least: smallest number of candidates in a generation.
             **options: of the search; a stored search must have the same.
         """
         super().__init__(env, seed)
@@ -95,7 +94,7 @@ class SearchSurgeon(Surgeon):
 
     @abstractmethod
     def _restart(self) -> None:
-        """Start the search anew."""
+        """Reset the search to its start."""
         self._prompt_rng = np.random.default_rng(prompt_seed(self._seed))
         self._generations: list[list[float]] = []
 
@@ -112,9 +111,9 @@ class SearchSurgeon(Surgeon):
         """Return the best operation so far, (A,) in [-1, 1]."""
 
     def operate(self, n_operations: int) -> list[EpisodeRecord]:
-        """Try whole generations, at least `n_operations` operations on every row.
+        """Evaluate whole generations, at least `n_operations` operations on every row.
 
-        The language model may learn between two calls: only returns of one generation are compared.
+        Only returns of one generation are compared: the language model may change between calls.
         """
         require_same_step(self.env, "to search")
         records = []
@@ -143,7 +142,7 @@ class SearchSurgeon(Surgeon):
         return {"surgeon/generations": float(len(self._generations))}
 
     def save(self, folder: Path) -> None:
-        """Write the returns of all candidates of each generation, and the best operation."""
+        """Write the returns of all candidates in each generation, and the best operation."""
         content = {
             "about": self._about,
             "generations": self._generations,
@@ -152,11 +151,11 @@ class SearchSurgeon(Surgeon):
         write_atomically(folder / FILE, json.dumps(content) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Repeat a stored search, with its returns.
+        """Repeat a stored search with its returns.
 
         Raises:
-            ValueError: if it was stored with other options, or its returns lead elsewhere now, as
-                another version of a library may make them.
+            ValueError: if it has other options, or its result is not reproduced, which can happen
+                with another version of a library.
         """
         content = read_json(folder / FILE)
         for name, value in self._about.items():
@@ -180,17 +179,17 @@ class SearchSurgeon(Surgeon):
 
 
 class CMAESSurgeon(SearchSurgeon):
-    """Covariance matrix adaptation, by the library `cmaes`.
+    """Covariance matrix adaptation by the library `cmaes`.
 
-    Its learning rate adapts to noise (LRA-CMA-ES, arXiv 2304.03473). The best operation is the mean
+    The learning rate adapts to noise (LRA-CMA-ES, arXiv 2304.03473). The best operation is the mean
     of the search distribution.
     """
 
     def __init__(self, env: AttentionSurgeryVectorEnv, seed: int, *, sigma: float = 0.3) -> None:
-        """Start at no operation.
+        """Start at zero.
 
         Args:
-            env: where it operates.
+            env: its environment.
             seed: of prompts and candidates.
             sigma: standard deviation of the first candidates, at least 1e-6.
 
@@ -229,8 +228,7 @@ class EvolutionStrategySurgeon(SearchSurgeon):
 
     `c <- c + learning_rate * mean_i(d_i * e_i) / rms(d)`, where d_i is the difference between the
     returns of pair i (Salimans et al., arXiv 1703.03864; with one pair SPSA, Spall 1992).
-    Candidates are clipped to the reach, and e_i is half the distance that is left between the two,
-    over sigma.
+    Candidates are clipped to the reach; e_i is half the difference of the clipped pair over sigma.
     """
 
     def __init__(
@@ -241,15 +239,15 @@ class EvolutionStrategySurgeon(SearchSurgeon):
         sigma: float = 0.2,
         learning_rate: float = 0.2,
     ) -> None:
-        """Start at no operation.
+        """Start at zero.
 
         Args:
-            env: where it operates.
+            env: its environment.
             seed: of prompts and candidates.
             sigma: standard deviation of the candidates in each coefficient, at least 1e-6.
-            learning_rate: at least 0. About the length of a step where the score is linear and
-                pairs are many, and of `learning_rate * sqrt(2 A / P)` where returns are noise:
-                steps do not become shorter where the score is flat.
+            learning_rate: at least 0. About the length of a step if the score is linear and there
+                are many pairs; pure noise gives steps of `learning_rate * sqrt(2 A / P)`, so steps
+                do not become shorter at an optimum.
         """
         self._sigma, self._learning_rate = sigma, learning_rate
         super().__init__(env, seed, 8, sigma=sigma, learning_rate=learning_rate)

@@ -1,7 +1,7 @@
-"""Read stored Stable-Baselines3 algorithms without running code that came with them.
+"""Read stored Stable-Baselines3 algorithms without running code from their files.
 
-`BaseAlgorithm.load` unpickles the zip's `data`. Here only the networks and optimizers are read, as
-tensors, and only if their layout is that of the algorithm itself.
+`BaseAlgorithm.load` unpickles the zip's `data`. This module reads only tensors, of networks and
+optimizers, and only if their layout is that of the algorithm itself.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ VARIABLES = "pytorch_variables"
 
 
 def read_into(model: BaseAlgorithm, path: Path) -> None:
-    """Load the networks and optimizers that another algorithm of the same kind saved.
-
-    The optimizers keep their own settings.
+    """Load the networks and optimizers of a saved algorithm; optimizer settings are not changed.
 
     Args:
-        model: as freshly built.
+        model: a new algorithm of the same kind.
         path: zip file of `BaseAlgorithm.save`.
 
     Raises:
-        Exception: of any kind if the file is damaged, compressed, or holds anything but tensors of
+        Exception: of any type if the file is damaged, compressed, or holds anything but tensors of
             the algorithm's layout; the algorithm is unchanged then.
     """
     names, variables = model._get_torch_save_params()
@@ -57,11 +55,11 @@ def read_into(model: BaseAlgorithm, path: Path) -> None:
 
 
 def check_like(found: Any, own: Any, where: str) -> None:
-    """Raise a ValueError unless two trees have the same layout, and `found` only finite numbers.
+    """Raise a ValueError unless `found` has the layout of `own` and finite numbers only.
 
     Args:
-        found: tree of mappings and lists with tensors and plain values as leaves.
-        own: what it must be like: the same keys, lengths, types and shapes.
+        found: nested mappings with tensors, arrays, lists and numbers as leaves.
+        own: has the expected keys, types and shapes.
         where: name of `found`, for the message.
     """
     if isinstance(own, Mapping):
@@ -84,10 +82,10 @@ def filled(buffer: ReplayBuffer) -> dict[str, Any]:
 
 
 def fill(buffer: ReplayBuffer, stored: Mapping[str, Any]) -> None:
-    """Restore the contents of another replay buffer of the same size.
+    """Restore the contents of a replay buffer.
 
     Raises:
-        ValueError: if it is of another size, or incomplete; the buffer is unchanged then.
+        ValueError: if they do not fit or are incomplete; the buffer is unchanged then.
     """
     full, pos, size = stored["full"], stored["pos"], buffer.buffer_size
     if type(full) is not bool or type(pos) is not int or not 0 <= pos < size:
@@ -122,7 +120,7 @@ def _read(path: Path, names: list[str]) -> dict[str, Any]:
 
 
 def _refuse_compressed(archive: zipfile.ZipFile) -> None:
-    """Refuse entries that could be larger than the file they are in."""
+    """Refuse compressed entries, which could be larger than the file itself."""
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"{info.filename} must not be compressed")
@@ -139,7 +137,8 @@ def _form(leaf: Any) -> str:
 def _checked_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> dict[str, Any]:
     """Return an optimizer's state: the stored moments with the optimizer's own settings."""
     moments, layout = found["state"], _layout(optimizer)
-    if unknown := moments.keys() - layout.keys():  # parameters without a gradient have no moments
+    # Fewer are allowed: parameters without a gradient have no moments.
+    if unknown := moments.keys() - layout.keys():
         raise ValueError(f"{where} must have {len(layout)} parameters, got {min(unknown)!r}")
     check_like(moments, {number: layout[number] for number in moments}, where)
     return {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
@@ -147,7 +146,7 @@ def _checked_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str)
 
 def _layout(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
     """Return the state that an optimizer has after a step, by parameter number."""
-    stepped = copy.deepcopy(optimizer)  # with its own copies of the parameters
+    stepped = copy.deepcopy(optimizer)  # copies the parameters too
     for group in stepped.param_groups:
         for p in group["params"]:
             p.grad = torch.zeros_like(p)

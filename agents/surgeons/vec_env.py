@@ -21,16 +21,16 @@ from agents.surgeons.episodes import require_same_step, row_info
 class SB3VecEnv(VecEnv):
     """Adapter from any Gymnasium vector environment, in mode SAME_STEP.
 
-    Stable-Baselines3 expects this mode. This package's own environment is switched to it, others
-    have to be made in it.
+    Stable-Baselines3 expects this mode. This package's own environment is switched to it; others
+    must be created in it.
 
     ::
 
         env = gymnasium.make_vec("avatarl_env:AttentionSurgery-v0", num_envs=32)
         model = SAC("MlpPolicy", VecMonitor(SB3VecEnv(env)), gamma=1.0)
 
-    Row i is seeded with `seed + i`. Gymnasium's `final_obs` becomes `terminal_observation`, and a
-    row's `final_info` its info.
+    Row i is seeded with `seed + i`. When an episode ends, `final_obs` becomes
+    `terminal_observation`, and `final_info` the info of the row.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What a run writes: its folder, its rows, and the trackers that receive them too."""
+"""The files of a run, and the trackers that receive a copy of its rows."""

@@ -1,4 +1,4 @@
-"""The versions and the machine that a run's results depend on."""
+"""Versions and machine, on which a run's results depend."""
 
 from __future__ import annotations
 

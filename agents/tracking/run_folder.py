@@ -1,4 +1,4 @@
-"""The folder of a run: its files, the rows in them, and the command that resumes it."""
+"""The folder of a run, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from agents.distributed import torchrun_words
+from agents.tracking.schema import Row, read_rows
 from agents.tracking.tensorboard import FOLDER as EVENTS
 from avatarl_env.errors import shown
-from avatarl_env.files import parse_json
 
 LOCK = ".lock"
 PARTIAL = ".*.partial"  # names of files and folders that are still being written
 CHECKPOINTS = "checkpoints"
 
-Row = dict[str, Any]
-"""A row of `metrics.jsonl`."""
-
 
 class NotWritten(OSError):
-    """A run could not be written to disk; the message says how to resume it."""
+    """A run could not be written to disk; the message has the command that resumes it."""
 
 
 class RunFolder:
     """The folder of a new run, created on construction; `reopen` opens that of an existing run.
 
-    A lock and partial files, which a run leaves that was killed before it wrote `config.json`,
-    count as nothing.
-
     Args:
-        path: the folder to create; it may exist if it is empty.
+        path: the folder to create. It may exist if it is empty but for a lock and partial files,
+            which a run leaves behind if it is killed before it writes `config.json`.
 
     Attributes:
         path: the folder.
         config: `config.json`, the settings of the run.
-        references: `references.json`, what its model is compared with.
+        references: `references.json`, scores of n-gram models.
         metrics: `metrics.jsonl`, the rows of the run.
         samples: `samples.txt`, the samples in readable form.
         summary: `summary.json`, the results; absent until the run has finished.
@@ -65,8 +60,8 @@ class RunFolder:
         """Open the folder of an existing run, without changing anything in it.
 
         Raises:
-            ValueError: if it has no `config.json`, or one of the run's own files is a symbolic
-                link, through which another file would be changed.
+            ValueError: if it has no `config.json`, or one of the run's files is a symbolic link,
+                since writing to it would change a file elsewhere.
         """
         folder = cls.__new__(cls)
         folder._name_files(path)
@@ -76,21 +71,21 @@ class RunFolder:
         return folder
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows of `metrics.jsonl`; lines that are not rows are skipped."""
+        """Yield the rows of `metrics.jsonl`; invalid lines are skipped."""
         return (row for _, row in read_rows(self.metrics) if row is not None)
 
     def check_holds(self, n_metrics: int, n_samples: int) -> None:
-        """Check that `metrics.jsonl` and `samples.txt` begin with so many bytes of whole lines.
+        """Check that both files have at least the given lengths, which end with a line.
 
-        The lines of `metrics.jsonl` must be rows: after a power failure a file may have its length
-        but not its content.
+        Lines of `metrics.jsonl` must be valid rows: after a power failure a file can have its
+        length but not its content.
 
         Args:
             n_metrics: bytes of `metrics.jsonl`, from `MetricWriter.positions`.
             n_samples: bytes of `samples.txt`.
 
         Raises:
-            ValueError: if one of them does not.
+            ValueError: if a check fails.
         """
         for file, length in ((self.metrics, n_metrics), (self.samples, n_samples)):
             size = file.stat().st_size if file.exists() else 0
@@ -123,14 +118,14 @@ class RunFolder:
 
     @contextmanager
     def written_to(self) -> Iterator[None]:
-        """Turn a failure to write the run, in the body, into a `NotWritten`.
+        """Turn an OSError in the body into a `NotWritten`.
 
         Raises:
-            NotWritten: if the disk is full or fails otherwise. Files written before are whole.
+            NotWritten: if the disk is full or fails otherwise. Files written before are complete.
         """
         try:
             yield
-        except BrokenPipeError:  # the reader of the program's output has left
+        except BrokenPipeError:  # of the program's output
             raise
         except OSError as error:
             path = str(self.path)
@@ -154,7 +149,7 @@ class RunFolder:
             if path.is_symlink():
                 raise ValueError(
                     f"resume must be a run whose files are in its own folder, got {str(path)!r}, a "
-                    "symbolic link; replace it by what it points to"
+                    "symbolic link; replace it by its target"
                 )
 
     def _name_files(self, path: str | os.PathLike[str]) -> None:
@@ -184,31 +179,10 @@ def refuse_used(path: str | os.PathLike[str]) -> None:
         )
 
 
-def read_rows(metrics: Path, n_bytes: int | None = None) -> Iterator[tuple[bytes, Row | None]]:
-    """Yield each line of a `metrics.jsonl` with its row, which is None if the line is not one.
-
-    A last line without a line break is left out: it may still be being written.
-
-    Args:
-        metrics: the file.
-        n_bytes: how much of it to read; None for all.
-    """
-    if n_bytes == 0:
-        return
-    n_read = 0
-    # Bytes: only a line break ends a line here, and a torn line may end within a character.
-    with metrics.open("rb") as lines:
-        for line in lines:
-            n_read += len(line)
-            if not line.endswith(b"\n") or (n_bytes is not None and n_read > n_bytes):
-                return
-            yield line, _as_row(line)
-
-
 def start_command() -> list[str]:
-    """Return the words that start this program again, without its arguments.
+    """Return the command, in words, that starts this program again, without its arguments.
 
-    A program that is neither `train.py` nor `avatarl` uses this package, which has `avatarl`.
+    For a program other than `train.py` and `avatarl`, it is `avatarl train`.
     """
     script, launcher = sys.argv[0], torchrun_words()
     if os.path.basename(script) == "train.py":
@@ -228,24 +202,9 @@ def resume_command(folder: os.PathLike[str]) -> str:
 
 
 def _ends_line(file: Path, length: int) -> bool:
-    """Whether a line ends after `length` bytes of a file; 0 bytes are no lines."""
+    """Whether a line ends after `length` bytes of a file; true for 0 bytes."""
     if length <= 0:
         return length == 0
     with file.open("rb") as content:
         content.seek(length - 1)
         return content.read(1) == b"\n"
-
-
-def _as_row(line: bytes) -> Row | None:
-    """Parse a row as `MetricWriter.write` makes it."""
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict):
-        return None
-    texts, numbers = ("kind", "phase"), ("forward_tokens", "seconds")
-    is_row = all(type(row.get(name)) is str for name in texts) and all(
-        type(row.get(name)) in (int, float) for name in numbers
-    )
-    return row if is_row else None

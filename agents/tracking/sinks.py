@@ -1,6 +1,6 @@
-"""Trackers that receive a run's rows besides its own files.
+"""Trackers that receive a copy of a run's rows.
 
-Whatever fails in a tracker costs one warning and the rest of that tracker, never a row or the run.
+A tracker that raises an error is dropped with one warning; the run and its files are not affected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """A tracker; it receives JSON types, and its methods may raise anything."""
+    """A tracker; it receives JSON types, and its methods may raise any exception."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Receive a row of `metrics.jsonl`."""
@@ -33,7 +33,7 @@ class Sinks:
         self._sinks: dict[str, Sink] = {}
 
     def start(self, name: str, make: Callable[[], Sink]) -> None:
-        """Make a tracker; `name` is its name in warnings."""
+        """Create a tracker; `name` is its name in warnings."""
         with self._warning(name, "did not start"):
             self._sinks[name] = make()
 
@@ -61,7 +61,7 @@ class Sinks:
         """Drop a tracker, with a warning, if the body raises an error."""
         try:
             yield
-        except Exception as error:  # no list of the errors of other people's services is complete
+        except Exception as error:  # trackers document no complete list
             self._sinks.pop(name, None)
             reason = first_line(error)
             _logger.warning("%s %s (%s): the run continues without it", name, what, reason)

@@ -16,14 +16,14 @@ from agents.tracking.schema import AXES, numbers, sample_text
 
 FOLDER = "tensorboard"
 
-_FLUSH_SECONDS = 10  # the longest time until a row can be seen
+_FLUSH_SECONDS = 10  # longest delay until a row is visible
 
 
 class TensorBoardSink:
-    """Writes the event file of one run; replaces those of an earlier part of it.
+    """Writes the event file of one run.
 
-    A resumed run logs all its rows again. The old files would also show rows that were cut off, and
-    TensorBoard's own way to cut them knows one clock only.
+    A resumed run logs all its rows again and replaces the old files, which may have rows that were
+    cut off since; TensorBoard itself can cut rows by one step counter only.
 
     Args:
         folder: the run's folder.
@@ -37,7 +37,7 @@ class TensorBoardSink:
         for old in (folder / FOLDER).glob("events.out.tfevents.*"):
             old.unlink()
         self._start = time.time() - seconds
-        self._n_samples = 0  # in a row: each of them is a text of its own
+        self._n_samples = 0  # consecutive: samples of one step need different names
         self._writer: Any = SummaryWriter(  # its methods have no types
             str(folder / FOLDER), flush_secs=_FLUSH_SECONDS
         )
@@ -50,7 +50,7 @@ class TensorBoardSink:
             self._add_text(f"sample/{self._n_samples}", sample_text(row), step, wall_time)
         self._n_samples = self._n_samples + 1 if row["kind"] == "sample" else 0
         for name, value in numbers(row):
-            if "/" in name:  # not the clock, which is on the axes
+            if "/" in name:  # the clock's fields have none
                 self._writer.add_scalar(name, float(value), step, walltime=wall_time)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
@@ -62,6 +62,6 @@ class TensorBoardSink:
         self._writer.close()
 
     def _add_text(self, name: str, text: str, step: int, wall_time: float) -> None:
-        # Markdown shows indented lines character for character.
+        # Markdown shows indented lines verbatim.
         block = "".join(f"    {line}\n" for line in text.split("\n"))
         self._writer.add_text(name, block, step, walltime=wall_time)

@@ -1,6 +1,6 @@
-"""Weights & Biases: a copy of a run's rows, made only on request.
+"""Weights & Biases: a copy of a run's rows, only on request.
 
-A missing account or network costs a warning and a bounded time.
+Without an account or a network the run continues, after a warning and a bounded delay.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ if TYPE_CHECKING:
 
 TRACK_CHOICES = ("off", "offline", "online")
 INIT_TIMEOUT = 20.0
-"""Longest wait for an answer at the start, seconds."""
+"""Longest wait for the server at the start, seconds."""
 FINISH_TIMEOUT = 30.0
 """Longest upload at the end, seconds."""
 
 _WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
-# Model updates and operations are counted apart, but every row has the compute so far: that is the
-# axis. wandb's own step would drop rows that arrive late.
+# Updates and operations have separate counters, but every row has the compute so far. wandb's own
+# step would drop rows that arrive late.
 _STEP_METRIC = "forward_tokens"
 
 _logger = logging.getLogger(__name__)
 
 
 def is_wanted(track: str | None) -> bool:
-    """Whether a run is to be tracked.
+    """Whether a run should be tracked.
 
     Args:
-        track: one of `TRACK_CHOICES`; None for what the variable WANDB_MODE says, and without it
-            no.
+        track: one of `TRACK_CHOICES`, or None for the value of WANDB_MODE (default off).
 
     Raises:
         ValueError: if `track` or WANDB_MODE is not one of its choices.
@@ -57,16 +56,16 @@ def start(folder: Path, config: Any, track: str | None) -> WandbSink:
     """Start tracking a run; if that fails, warn and start it offline.
 
     Args:
-        folder: where the `wandb` folder goes.
+        folder: of the run; gets a `wandb` folder.
         config: the settings of the run, in JSON types.
-        track: `offline`, `online`, or None for what WANDB_MODE says.
+        track: `offline`, `online`, or None for the value of WANDB_MODE.
 
     Raises:
-        Exception: of any kind, if it does not start offline either.
+        Exception: of any type, if it does not start offline either.
     """
-    # wandb mistakes our package `agents` for another, and would advertise a tool for that one.
+    # wandb mistakes our package `agents` for another one and would print an advertisement.
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-    # wandb would report its own errors to its makers, and delay the end of a run by seconds.
+    # wandb's error reports would delay the end of a run by seconds.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -96,10 +95,10 @@ class WandbSink:
         self._run.summary.update(dict(numbers(summary)))
 
     def finish(self, *, failed: bool) -> None:
-        """Upload what is left, for at most `FINISH_TIMEOUT` seconds.
+        """Upload the remaining rows, for at most `FINISH_TIMEOUT` seconds.
 
         Raises:
-            TimeoutError: if that is not enough; says how to upload the rest.
+            TimeoutError: if that is too short; has the command that uploads the rest.
         """
         try:
             self._run.finish(exit_code=int(failed))
@@ -111,7 +110,7 @@ class WandbSink:
 
 
 def _init(module: ModuleType, folder: Path, config: Any, mode: str | None) -> wandb.Run:
-    """Start a run that records only what it is given, and cannot hang."""
+    """Start a run that records only our rows, and cannot hang."""
     settings = module.Settings(
         silent=True,
         console="off",
@@ -129,7 +128,7 @@ def _init(module: ModuleType, folder: Path, config: Any, mode: str | None) -> wa
         dir=str(folder),
         config=config,
         mode=mode,  # None: WANDB_MODE decides; any other value overrides it
-        reinit="create_new",  # a run that the caller has open is left alone
+        reinit="create_new",  # does not touch a run that the caller has open
         settings=settings,
     )
     return cast("wandb.Run", run)

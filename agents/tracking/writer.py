@@ -1,9 +1,9 @@
 """The record of a run: one folder of plain files.
 
-`config.json` holds the settings, `references.json` what the model is compared with, `metrics.jsonl`
-one JSON object per line, `samples.txt` readable samples, `summary.json` the results. All of it is
-strict JSON: a number that is not finite is written as null. Weights & Biases and TensorBoard
-receive each row after it has been written.
+`config.json` has the settings, `references.json` the scores of n-gram models, `metrics.jsonl` one
+JSON object per line, `samples.txt` readable samples, `summary.json` the results. JSON is strict: a
+non-finite number is written as null. Weights & Biases and TensorBoard receive each row after it has
+been written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from agents.tracking import wandb as wandb_sink
-from agents.tracking.run_folder import RunFolder, refuse_used
+from agents.tracking.run_folder import RunFolder
 from agents.tracking.schema import AXES, sample_text
 from agents.tracking.sinks import Sinks
 from agents.tracking.tensorboard import TensorBoardSink
 from avatarl_env.errors import check_choice
 from avatarl_env.files import dump_json, write_atomically
 
-__all__ = ["Clock", "MetricWriter", "RunFolder", "check_tracking", "refuse_used", "to_json"]
+__all__ = ["Clock", "MetricWriter", "RunFolder", "check_tracking", "to_json"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Clock:
 
 
 def check_tracking(track: str | None, tensorboard: bool) -> None:
-    """Raise what `MetricWriter` would raise for these choices, before there is a run.
+    """Check the choice of trackers, before a run is started.
 
     Raises:
         ImportError: if TensorBoard is asked for but not installed; names the extra.
@@ -66,17 +66,17 @@ def check_tracking(track: str | None, tensorboard: bool) -> None:
 
 
 class MetricWriter:
-    """Writes the files of a run while it goes on; a context manager.
+    """Writes the files of a run; a context manager.
 
     Args:
-        folder: the run's folder.
-        config: the resolved settings, a dataclass or a mapping, nested at will.
-        track: `off`, `offline` or `online` for Weights & Biases; None for what the variable
-            WANDB_MODE says, and without it `off`.
+        folder: of the run.
+        config: the resolved settings, a dataclass or a mapping, possibly nested.
+        track: `off`, `offline` or `online` for Weights & Biases; None for the value of the
+            variable WANDB_MODE (default `off`).
         tensorboard: whether to write event files for TensorBoard.
         resume_from: for a resumed run in a reopened folder: the bytes of `metrics.jsonl` and
-            `samples.txt` to keep, from `positions`. The trackers receive all kept rows again, as a
-            new run, because they may have received more than these.
+            `samples.txt` to keep, from `positions`. The trackers receive the kept rows again, as a
+            new run, because they may have received later ones.
 
     Raises:
         ImportError: if TensorBoard is asked for but not installed; names the extra.
@@ -137,7 +137,7 @@ class MetricWriter:
         row = {**head, **{name: to_json(value, name) for name, value in metrics.items()}}
         line = dump_json(row) + "\n"
         sample = sample_text(row) if kind == "sample" else ""
-        # A run may be killed at any time: each row is on disk, whole, when this returns.
+        # A run may be killed at any time: a complete row has been written when this returns.
         self._metrics.write(line)
         self._metrics.flush()
         self._samples.write(sample)
@@ -145,9 +145,9 @@ class MetricWriter:
         self._sinks.log(row)
 
     def positions(self) -> tuple[int, int]:
-        """Return the lengths of `metrics.jsonl` and `samples.txt`, bytes, once they are synced.
+        """Sync `metrics.jsonl` and `samples.txt` to the disk; return their lengths in bytes.
 
-        Rows up to here survive a power failure; `resume_from` returns to here.
+        These rows survive a power failure; `resume_from` takes the lengths.
         """
         for file in (self._metrics, self._samples):
             file.flush()
@@ -155,11 +155,11 @@ class MetricWriter:
         return self.folder.metrics.stat().st_size, self.folder.samples.stat().st_size
 
     def write_references(self, references: Mapping[str, object]) -> None:
-        """Write `references.json`, what is known of the text before any training.
+        """Write `references.json`.
 
         Args:
-            references: `references`, the scores of n-gram tables, and `corpus_nats_per_char`, the
-                true entropy of the text or None. The summary repeats them.
+            references: `references`, the scores of n-gram models, and `corpus_nats_per_char`, the
+                true entropy of the text or None.
 
         Raises:
             TypeError: if JSON cannot hold a value.
@@ -167,7 +167,7 @@ class MetricWriter:
         _write_json(self.folder.references, to_json(references, "references"))
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
-        """Write `summary.json` atomically: a reader finds all of it or nothing.
+        """Write `summary.json` atomically.
 
         Raises:
             TypeError: if JSON cannot hold a value.
@@ -178,7 +178,7 @@ class MetricWriter:
 
     def close(self, *, failed: bool = False) -> None:
         """Close the files and finish the trackers; a second call does nothing."""
-        with ExitStack() as stack:  # all of them, even if a full disk refuses a last row
+        with ExitStack() as stack:  # all of them, even if one fails on a full disk
             stack.callback(self._sinks.finish, failed=failed)
             stack.callback(self._samples.close)
             stack.callback(self._metrics.close)
@@ -196,8 +196,8 @@ def to_json(value: object, name: str, *, exact: bool = False) -> Any:
     Args:
         value: None, numbers, strings, paths, scalars and arrays of numpy or torch, dataclasses, and
             lists, tuples and mappings with string keys of these.
-        name: the name of the value in an error.
-        exact: whether to keep which float a non-finite one was.
+        name: of the value, for errors.
+        exact: whether to distinguish non-finite floats.
 
     Returns:
         None, bool, int, float, str, list or dict; a float that is not finite becomes None, or, if
@@ -221,7 +221,7 @@ def to_json(value: object, name: str, *, exact: bool = False) -> Any:
 
 
 def _unwrap(value: object) -> object:
-    """Replace the outermost type if JSON does not have it."""
+    """Convert the outermost type to one that JSON has, if necessary."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().tolist()
     if isinstance(value, np.ndarray | np.generic):

@@ -20,7 +20,9 @@ from agents.errors import DivergedError
 from agents.evaluation.paired import PairedResult, compare_pairs
 from agents.evaluation.surgeon_effect import final_operations
 from agents.grpo.learner import GRPOLearner, GRPOStats
-from agents.surgeons.registry import NONE, EpisodeRecord, Surgeon, check_records
+from agents.surgeons.base import Surgeon
+from agents.surgeons.episodes import EpisodeRecord, check_records
+from agents.surgeons.registry import NONE
 from avatarl_env.errors import check_choice, check_integer
 from avatarl_env.vector_env import AttentionSurgeryVectorEnv
 

@@ -147,7 +147,7 @@ def check(about: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None
         path: the checkpoint's folder.
 
     Raises:
-        BadCheckpoint: (a ValueError) says what differs.
+        BadCheckpoint: (a ValueError) names the difference.
     """
     check_ranks(about["processes"], here["processes"], path)
     theirs, ours = (flat(x["settings"]) for x in (about, here))

@@ -22,7 +22,7 @@ from agents.distributed import Ranks
 from agents.errors import BadInput, DivergedError
 from agents.report import write_report
 from agents.state import State, flatten, unflatten
-from agents.surgeons.registry import reading
+from agents.surgeons.base import reading
 from agents.tracking.run_folder import CHECKPOINTS, RunFolder, refuse_used
 from agents.tracking.writer import MetricWriter, check_tracking
 from agents.training import checkpoint, resume

@@ -10,8 +10,8 @@ import torch
 
 from agents.evaluation.language_model import evaluate_text
 from agents.evaluation.surgeon_effect import verdict
+from agents.grpo.config import PRECISIONS
 from agents.grpo.estimators import ESTIMATORS, SAMPLED
-from agents.grpo.learner import PRECISIONS
 from agents.tracking.environment import environment
 from agents.training.build import Parts
 from agents.training.logger import RunLogger

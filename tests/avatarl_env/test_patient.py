@@ -279,8 +279,6 @@ def test_a_text_that_changed_since_training_is_refused_unless_given(tmp_path: Pa
     about = json.loads(about_path.read_text(encoding="utf-8"))
     about["corpus_sha256"] = "0" * 64
     about_path.write_text(json.dumps(about), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match="was trained on, with sha256 0000"
-    ):
+    with pytest.raises(ValueError, match="was trained on, with sha256 0000"):
         Patient.load(folder)
     assert Patient.load(folder, corpus=about["corpus"]).corpus.name == about["corpus"]

@@ -152,9 +152,9 @@ def test_options_of_a_surgeon_are_json_or_text(words: list[str], options: list[A
         (["--seed"], "Missing value for argument '--seed'", ""),
         (["--preset"], "Missing value for argument '--preset'", ""),
         (["--preset="], "preset must be one of", "got ''"),
-        (["--surgeon-options"], "--surgeon-options: must be names and values", "got none"),
-        (["--surgeon-options", "--seed", "1"], "--surgeon-options: must be names", "got none"),
-        (["--score", "kl_ref", "1", "entropy"], "--score: must be names and", "kl_ref 1 entropy"),
+        (["--surgeon-options"], "--surgeon-options: must be pairs of name and value", "got none"),
+        (["--surgeon-options", "--seed", "1"], "--surgeon-options: must be pairs", "got none"),
+        (["--score", "kl_ref", "1", "entropy"], "--score: must be pairs", "kl_ref 1 entropy"),
         (["--score", "kl_ref", "x"], "--score: ", "'x'"),
         (["--score", "kl_ref", "nan"], "score['kl_ref'] must be a finite number", "got nan"),
         # the corpus and the run to resume

@@ -22,7 +22,7 @@ from agents.report.data import (
 
 
 def row(kind: str, phase: str, tokens: int, **metrics: Any) -> dict[str, Any]:
-    return {"kind": kind, "phase": phase, "forward_tokens": tokens, **metrics}
+    return {"kind": kind, "phase": phase, "forward_tokens": tokens, "seconds": 0, **metrics}
 
 
 def run_of(*rows: dict[str, Any], **changes: Any) -> Run:
@@ -50,10 +50,10 @@ def test_a_run_is_read_back(tmp_path: Path) -> None:
     "damaged",
     [
         b"{oops",
-        b'{"kind": "grpo", "phase": "a"}',
-        b'{"kind": "grpo", "forward_tokens": 3}',
-        b'{"kind": 1, "phase": "a", "forward_tokens": 3}',
-        b'{"kind": "grpo", "phase": "a", "forward_tokens": null}',
+        b'{"kind": "grpo", "phase": "a", "seconds": 1}',
+        b'{"kind": "grpo", "forward_tokens": 3, "seconds": 1}',
+        b'{"kind": 1, "phase": "a", "forward_tokens": 3, "seconds": 1}',
+        b'{"kind": "grpo", "phase": "a", "forward_tokens": null, "seconds": 1}',
         b"[]",
         b"",
         b"\xff\xfe",

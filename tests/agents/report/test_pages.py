@@ -120,7 +120,7 @@ def test_a_section_of_ones_own_is_appended(tmp_path: Path) -> None:
 
 
 def test_the_page_of_one_run_opens_with_the_verdict(whole: Page) -> None:
-    opening = f'<h1>What the surgeon was worth</h1>\n<p class="verdict">{escape(VERDICT)}</p>'
+    opening = f'<h1>Effect of the surgeon</h1>\n<p class="verdict">{escape(VERDICT)}</p>'
     assert opening in whole.html
     assert "surgeon sac \u00b7 seed 0" in whole.text
 
@@ -237,7 +237,12 @@ def operations_of(*rounds: Sequence[Sequence[float | None]]) -> Run:
     rows: list[dict[str, Any]] = []
     for tokens, operations in enumerate(rounds, start=1):
         for values in operations:
-            clock = {"phase": "joint", "forward_tokens": tokens, "operation": len(rows) + 1}
+            clock = {
+                "phase": "joint",
+                "forward_tokens": tokens,
+                "seconds": 1,
+                "operation": len(rows) + 1,
+            }
             rows.append({"kind": "operation", **clock, "surgeon/coefficients": values})
     return Run(name="run", config={}, rows=rows, summary={})
 
@@ -296,7 +301,7 @@ def test_runs_on_different_texts_are_not_compared(tmp_path: Path) -> None:
         run.finish(corpus=corpus, corpus_sha256=corpus)
         folders.append(change_config(run.folder, corpus=corpus))
     page = Page(write_reports(folders, tmp_path / "page.html")[-1])
-    assert "These runs read different texts (tinyshakespeare, playwright)." in page.text
+    assert "These runs use different texts (tinyshakespeare, playwright)." in page.text
     assert page.figures["validation/loss"]["levels"] == {}
     assert "5-gram</th>" not in page.html
     assert not page.section("contrasts")
@@ -318,6 +323,33 @@ def test_an_unfinished_run_shows_its_progress_and_may_reload(tmp_path: Path) -> 
     assert "reloads every 30 seconds" in page.text
     assert "measured on a fixed slice of the held-out text" in page.text
     assert '<th scope="row">5-gram</th>' in page.html
+
+
+def test_a_run_of_an_older_version_has_a_page_of_what_it_recorded(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path)
+    (tmp_path / "references.json").unlink()
+    run.finish(
+        phases=[{"name": "joint"}],
+        validation={"loss": 1.5},
+        references=[{"name": "bigram"}],
+        surgeon_effect={"verdict": "It helped.", "measurements": [{"after": "joint"}]},
+        commits={"tried": 1},
+        environment=None,
+    )
+    run.rows += [
+        {"kind": kind, "phase": "joint", "forward_tokens": 9, "seconds": 1} for kind in KINDS
+    ]
+    run.save()
+    page = page_of(run)
+    assert '<p class="verdict">It helped.</p>' in page.html
+    assert '<span class="value">1.500</span>' in page.html
+    assert page.figures == {}
+
+
+def test_a_run_that_has_only_begun_has_a_page(folder: Path) -> None:
+    text = page_of(MadeUpRun(folder / "begun")).text
+    for words in ("has been measured yet", "text has been sampled yet", "There were no operations"):
+        assert words in text
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

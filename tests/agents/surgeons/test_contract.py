@@ -15,11 +15,11 @@ import torch
 
 from agents.surgeons.algorithms import ALGORITHMS, class_of
 from agents.surgeons.base import Surgeon
+from agents.surgeons.episodes import check_records
 from agents.surgeons.registry import (
     NONE,
     SURGEONS,
     EpisodeRecord,
-    check_records,
     check_surgeon,
     load_surgeon,
     make_surgeon,

@@ -167,6 +167,7 @@ def test_speed_is_that_of_updates_alone(
             log.update(parts.curriculum.update())
             now[0] += 50.0
             log.operations([RECORD])
+            log.operations([])  # a round may have no finished operation
             now[0] += 10.0
             log.behavior(RECORD._replace(total=0.5))
         assert log.end()["seconds"] == log.seconds == 310.0

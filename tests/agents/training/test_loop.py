@@ -249,7 +249,10 @@ def test_a_run_without_phases_stores_the_untrained_model(small_run: SmallRun, te
     ("recipe", "words"),
     [
         (CE, "ce, all_actions, a supervised control, not RL"),
-        ({"exploration": "all_actions"}, "all_actions, the exact expectation, a bound on RL"),
+        (
+            {"exploration": "all_actions"},
+            "all_actions, the exact expectation, an upper bound for RL",
+        ),
     ],
 )
 def test_what_is_not_reinforcement_learning_is_not_called_so(
