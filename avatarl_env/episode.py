@@ -58,7 +58,7 @@ class EpisodeConfig:
             self._set(name, check_number(name, getattr(self, name), 0))
         self._set("max_coefficient", check_number("max_coefficient", self.max_coefficient, 0, 1))
         if self.max_coefficient == 0:
-            raise ValueError("max_coefficient must be above 0, got 0")
+            raise ValueError("max_coefficient must be in (0, 1], got 0")
         if not self.episode_length * self.step_size >= self.max_coefficient:
             raise ValueError(
                 f"episode_length * step_size must be at least {self.max_coefficient:g} "

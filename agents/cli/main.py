@@ -69,14 +69,16 @@ def _as_rank() -> Iterator[None]:
         from contextlib import redirect_stderr, redirect_stdout
         from pathlib import Path
 
+        # Until it has joined the others, which then tell it to stop, a signal ends it at once.
         for number in STOPPING:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL)
         with (
             Path(os.devnull).open("w", encoding="utf-8") as nowhere,
             redirect_stdout(nowhere),
             redirect_stderr(nowhere),
         ):
             yield
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as above
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def write_reports(run_folders: Sequence[Path], out: Path | None = None) -> list[
 
     Raises:
         ValueError: if there is no folder, a folder is not a run's, or `out` exists and is not a
-            page, or is one of a run's own files. Nothing has been written then.
+            page, or is one of a run's own files, before anything is written; or if `out` cannot be
+            written.
     """
     folders = distinct(run_folders)
     if len(folders) > 1 or out is not None:
@@ -71,9 +72,13 @@ def write_reports(run_folders: Sequence[Path], out: Path | None = None) -> list[
     pages = [write_report(folder) for folder in folders.values()]
     if out is not None:
         links = [_link(page, out) for page in pages]
-        pages.append(
-            _write_page([replace(r, link=x) for r, x in zip(runs, links, strict=True)], out)
-        )
+        linked = [replace(r, link=x) for r, x in zip(runs, links, strict=True)]
+        try:
+            pages.append(_write_page(linked, out))
+        except OSError as error:
+            raise ValueError(
+                f"out must be a file that can be written, got {str(out)!r}: {error.strerror}"
+            ) from error
     return pages
 
 

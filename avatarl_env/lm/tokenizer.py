@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from avatarl_env.files import is_utf8
+
 UNKNOWN = "\ufffd"
 """The replacement character: stands for every character outside the vocabulary."""
 
@@ -86,9 +88,10 @@ class CharTokenizer:
         if state.get("type") != _FORMAT:
             raise ValueError(f"state['type'] must be {_FORMAT!r}, got {state.get('type')!r}")
         characters = state.get("characters")
-        if not isinstance(characters, str):
+        parts: list[Any] = characters if isinstance(characters, list) else [characters]
+        if not all(isinstance(part, str) for part in parts):
             raise TypeError(f"state['characters'] must be a string, got {characters!r:.80}")
-        return cls(characters)
+        return cls("".join(parts))
 
     @property
     def vocab_size(self) -> int:
@@ -132,8 +135,13 @@ class CharTokenizer:
         return int(np.count_nonzero(self.encode(text) == self.unknown_id)) - text.count(UNKNOWN)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description for JSON: `"type"` (`"char"`) and `"characters"`."""
-        return {"type": _FORMAT, "characters": self.characters}
+        """Return a description for JSON: `"type"` (`"char"`) and `"characters"`.
+
+        The characters are a string, or a list if there are lone surrogates: JSON would read two
+        adjacent ones as a single character.
+        """
+        characters = self.characters if is_utf8(self.characters) else list(self.characters)
+        return {"type": _FORMAT, "characters": characters}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CharTokenizer) and self.characters == other.characters

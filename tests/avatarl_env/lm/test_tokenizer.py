@@ -34,7 +34,8 @@ def test_known_characters_round_trip_and_others_become_the_unknown_symbol(
     assert tokenizer.decode(tokenizer.encode(seen)) == seen
 
 
-@given(st.text())
+@given(ANY_TEXT)
+@example("y\udc00x\ud800z")
 def test_json_holds_the_whole_tokenizer(text: str) -> None:
     tokenizer = CharTokenizer.from_text(text)
     assert CharTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
