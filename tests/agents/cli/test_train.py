@@ -133,7 +133,7 @@ def test_options_of_a_surgeon_are_json_or_text(words: list[str], options: list[A
         (["--operator", "spectral-bands"], "operator must", "did you mean 'spectral_bands'?"),
         (["--surgeon", "sacc"], "surgeon must", "got 'sacc', did you mean 'sac'?"),
         (["--grpo.estimator", "breir"], "grpo: estimator must", "did you mean 'brier'?"),
-        (["--corpus", "playwrite"], "corpus must be one of", "(did you mean 'playwright'?)"),
+        (["--corpus", "playwrite"], "corpus must be one of", "did you mean 'playwright'?"),
         (["--track", "onlin"], "track must", "got 'onlin', did you mean 'online'?"),
         (["--curriculum.commit", "if-better"], "curriculum: commit must", "mean 'if_better'?"),
         (["--score", "klref"], "score must be one of", "got 'klref', did you mean 'kl_ref'?"),

@@ -96,7 +96,7 @@ def test_decode_refuses_invalid_ids(ids: list[int], error: type[Exception], mess
         ({}, ValueError, "'type'.*None"),
         ({"type": "bpe"}, ValueError, "'type'.*'bpe'"),
         ({"type": "char"}, TypeError, "'characters'.*None"),
-        ({"type": "char", "characters": ["a"]}, TypeError, r"'characters'.*\['a'\]"),
+        ({"type": "char", "characters": ["a", 1]}, TypeError, r"'characters'.*\['a', 1\]"),
         ({"type": "char", "characters": "aba\ufffd"}, ValueError, "distinct, got 'a'"),
         ({"type": "char", "characters": "ab"}, ValueError, "unknown symbol.*'ab'"),
     ],
