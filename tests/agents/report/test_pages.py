@@ -433,7 +433,7 @@ def test_a_page_is_not_written_in_place_of_a_file_of_a_run(
     if is_there and not out.exists():
         out.write_text("mine", encoding="utf-8")
     before = out.read_bytes() if out.exists() else None
-    with pytest.raises(ValueError, match="^out must .* got '"):
+    with pytest.raises(ValueError, match=r"^out must .* got '"):
         write_reports([folder], out)
     assert (out.read_bytes() if out.exists() else None) == before
     assert name == "report.html" or not (folder / "report.html").exists()

@@ -199,3 +199,36 @@ def test_sizes_that_the_weights_do_not_have_are_refused(
 def test_a_model_that_does_not_fit_the_memory_is_not_built(folder: Path) -> None:
     edit(folder, CONFIG, intermediate_size=10**13)
     refused(folder, "its weights must fit the memory, .* GiB")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**9},
+        {"decoder_layers": 10**9},
+        {"num_local_experts": 10**9},
+        {"text_config": {"n_layer": 10**12}},
+        {"text_config": {"depth": 10**12}},
+    ],
+)
+def test_numbers_of_parts_are_bounded(changes: dict[str, Any], folder: Path) -> None:
+    edit(folder, CONFIG, **changes)
+    refused(folder, r"must be an integer from 1 to \d+, .* got 10000")
+
+
+def test_no_more_modules_are_built_than_tensors_are_stored(tmp_path: Path) -> None:
+    """A thousand layers are within the bound of the setting: the building itself is stopped."""
+    from transformers import BartConfig, BartForCausalLM
+
+    sizes = {"d_model": 8, "decoder_ffn_dim": 8, "decoder_attention_heads": 2, "vocab_size": 16}
+    with torch.random.fork_rng(devices=[]):
+        BartForCausalLM(BartConfig(decoder_layers=1, **sizes)).save_pretrained(tmp_path)
+    edit(tmp_path, "tokenizer.json")
+    edit(tmp_path, CONFIG, decoder_layers=1000)
+    refused(tmp_path, "config.json must describe a model of the tensors in its files")
+
+
+def test_a_context_beyond_all_numbers_is_refused(folder: Path) -> None:
+    edit(folder, CONFIG, max_position_embeddings=10**18)
+    with pytest.raises(ValueError, match=r"context must be at most \d+, got 1000"):
+        load_model(str(folder))

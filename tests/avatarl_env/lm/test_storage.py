@@ -168,3 +168,32 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
     refused(folder, "floating point weights, .* has torch.int8")
     path.write_bytes(path.read_bytes()[:-1])
     refused(folder, "is damaged")
+
+
+def test_half_precision_comes_back_as_the_same_numbers(tmp_path: Path, model: GPT) -> None:
+    model.to(torch.bfloat16)
+    save_model(tmp_path, model, TOKENIZER, {})
+    loaded = load_model(str(tmp_path)).model
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    assert fingerprint(loaded.to(torch.bfloat16)) == fingerprint(model)
+
+
+def test_metadata_cannot_replace_the_model(tmp_path: Path, model: GPT) -> None:
+    save_model(tmp_path, model, TOKENIZER, {"gpt": "mine", "tokenizer": None, "corpus": "x"})
+    loaded = load_model(str(tmp_path))
+    assert fingerprint(loaded.model) == fingerprint(model)
+    assert loaded.about == {"corpus": "x"}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_model(tmp_path / "other", model, TOKENIZER, {"made_by": object()})
+    assert not (tmp_path / "other").exists()
+
+
+def test_models_are_not_written_through_links(tmp_path: Path, model: GPT) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    for name in (DESCRIPTION, WEIGHTS):
+        (tmp_path / "model" / name).symlink_to(precious)
+    save_model(tmp_path / "model", model, TOKENIZER, {})
+    assert precious.read_text(encoding="utf-8") == "mine"
+    assert fingerprint(load_model(str(tmp_path / "model")).model) == fingerprint(model)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dis
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -427,3 +429,33 @@ def test_ctrl_c_in_the_body_raises_at_once() -> None:
         operate_()
     assert reached == []
     before.assert_same()
+
+
+# --- timeouts ------------------------------------------------------------------------------------
+
+
+def timeouts(n_programs: int, seed: int) -> int:
+    """Run hostile programs in another process; return how many timeouts broke one off.
+
+    A timeout that comes while torch leaves `no_grad()` leaves gradients off, in all that follows.
+    """
+    words = ["-W", "ignore", "-m", "tests.avatarl_env.surgery.timeouts", str(n_programs), str(seed)]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_timeout_at_any_moment_leaves_whole_weights() -> None:
+    assert timeouts(1_000, seed=0) > 100
+
+
+@pytest.mark.exhaustive
+def test_many_more_timeouts_leave_whole_weights() -> None:
+    assert timeouts(40_000, seed=1) > 4_000  # how many depends on the machine
