@@ -249,7 +249,9 @@ def _open_log(
     log.say(introduction(parts, folder.path))
     if state is not None:
         path = checkpoint.latest(folder.path)
-        log.set_state(state["logger"])
+        assert path is not None
+        with checkpoint.checking(path):
+            log.set_state(state["logger"])
         log.say(f"resuming from {path}, {log.seconds:.0f} s into the run")
     elif config.resume is not None:
         log.say("there is no checkpoint yet: the run starts from the beginning")

@@ -144,6 +144,14 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(
     assert snapshot(tmp_path) == before
 
 
+def test_a_forged_state_of_the_logger_is_refused(broken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(broken, folder)
+    forged("state.json", lambda x: x.replace(b'"n_operations"', b'"n_operation"'))(folder)
+    with pytest.raises(BadInput, match=r"state of this run.*n_operations"):
+        train(TrainConfig(resume=str(folder)), quiet=True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
